@@ -1,0 +1,73 @@
+# One verb per habit. Each target makes what it needs, on a machine with only make and Python 3.11 or newer:
+# environments live in .venv (everything that the tests use) and .venv-demo (the package and its three requirements).
+
+PYTHON ?= python3
+VENV := .venv
+VENV_DEMO := .venv-demo
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types contracts format docs pytest clean python-is-new-enough
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	  | while IFS='|' read -r verb what; do printf '  make %-10s %s\n' "$$verb" "$$what"; done
+	@echo
+	@echo '  PYTHON=...      the interpreter that environments are made with (python3; 3.11 or newer)'
+	@echo '  PYTEST_ARGS=... for pytest, such as PYTEST_ARGS="-k handshake -x"'
+
+demo: $(VENV_DEMO)/.made  ## a server in one process answers three clients in others
+	@$(VENV_DEMO)/bin/python examples/demo.py
+
+test: check docs pytest  ## everything that must hold: check, docs and the test suite
+
+check: lint types contracts  ## style, types and import contracts
+
+format: $(VENV)/.made  ## write the code in the project's style
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+docs: $(VENV)/.made  ## the documentation, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+lint: $(VENV)/.made
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+
+types: $(VENV)/.made
+	$(BIN)/mypy
+
+contracts: $(VENV)/.made
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.made
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:  ## remove the environments and all that was built
+	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made anew, not amended, when the declared requirements change: what was dropped from
+# setup.cfg must not linger. The file .made is written last, so that an interrupted attempt does not count.
+$(VENV)/.made: setup.cfg setup.py | python-is-new-enough
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python $(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV_DEMO)/.made: setup.cfg setup.py | python-is-new-enough
+	$(PYTHON) -m venv --clear $(VENV_DEMO)
+	$(VENV_DEMO)/bin/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+python-is-new-enough:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "No '$(PYTHON)' found. Name a Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), and 3.11 or newer is needed:" \
+	    "make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing" \
+	    "(on Debian: apt-get install python3-venv)." >&2; exit 1; }

@@ -1,0 +1,58 @@
+"""The protocol: any Python object to frames of bytes, and back.
+
+What code elsewhere needs of it is here.  It knows neither sockets nor event loops; it stands
+between :mod:`distributed.comm`, which moves the frames, and everything that sends messages.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from distributed.protocol import pickle
+from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.core import dumps, loads
+from distributed.protocol.generic import register_generic
+from distributed.protocol.serialize import (
+    Pickled,
+    Serialize,
+    Serialized,
+    ToPickle,
+    cuda_deserialize,
+    cuda_serialize,
+    dask_deserialize,
+    dask_serialize,
+    deserialize,
+    deserialize_bytes,
+    register_serialization,
+    register_serialization_family,
+    serialize,
+    serialize_bytelist,
+    serialize_bytes,
+    to_serialize,
+)
+
+__all__ = [
+    "Pickled",
+    "Serialize",
+    "Serialized",
+    "ToPickle",
+    "cuda_deserialize",
+    "cuda_serialize",
+    "dask_deserialize",
+    "dask_serialize",
+    "decompress",
+    "deserialize",
+    "deserialize_bytes",
+    "dumps",
+    "loads",
+    "maybe_compress",
+    "msgpack",
+    "pickle",
+    "register_generic",
+    "register_serialization",
+    "register_serialization_family",
+    "serialize",
+    "serialize_bytelist",
+    "serialize_bytes",
+    "to_serialize",
+]

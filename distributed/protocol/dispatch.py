@@ -1,0 +1,140 @@
+"""From a type to the functions that (de)serialize it.
+
+A `Dispatch` is a table of functions by type, of which the nearest along the method resolution
+order is used.  The entries for a library's types can be made only once one of its objects is seen
+(:meth:`Dispatch.register_lazy`), so that nothing is imported on the mere chance.  It knows nothing
+of messages; the families of :mod:`distributed.protocol.families` look types up in the four tables
+at the end of this module.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+__all__ = ["Dispatch", "cuda_deserialize", "cuda_serialize", "dask_deserialize", "dask_serialize"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Dispatch:
+    """Functions by the type of their first argument.
+
+    Parameters
+    ----------
+    name
+        What the table is for, used in error messages.
+
+    Examples
+    --------
+    >>> area = Dispatch("area")
+    >>> @area.register(int)
+    ... def square(x):
+    ...     return x * x
+    >>> area(3), area(True)
+    (9, 1)
+    """
+
+    # _functions: what was registered.  _resolved: type -> function found along its mro; only ever
+    # a cache of _functions, emptied whenever that changes.  _lazy: top-level module -> functions
+    # that register its types, removed once all of them have run; guarded by _lock, so that no
+    # thread overlooks types that another one is about to register.
+
+    def __init__(self, name: str = "dispatch"):
+        self.name = name
+        self._functions: dict[type, Callable[..., Any]] = {}
+        self._resolved: dict[type, Callable[..., Any]] = {}
+        self._lazy: dict[str, list[Callable[[], Any]]] = {}
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<Dispatch {self.name}: {len(self._functions)} types>"
+
+    @overload
+    def register(self, cls: type | tuple[type, ...], func: F) -> F: ...
+
+    @overload
+    def register(self, cls: type | tuple[type, ...]) -> Callable[[F], F]: ...
+
+    def register(self, cls: type | tuple[type, ...], func: F | None = None) -> F | Callable[[F], F]:
+        """Use *func* for *cls* (or each of several) and its subclasses; also as a decorator."""
+
+        def enter(func: F) -> F:
+            for one in cls if isinstance(cls, tuple) else (cls,):
+                if not isinstance(one, type):
+                    raise TypeError(
+                        f"types are registered for {self.name}, not {one!r}; "
+                        "use register_lazy for a library that is not imported yet"
+                    )
+                self._functions[one] = func
+            self._resolved.clear()
+            return func
+
+        return enter if func is None else enter(func)
+
+    @overload
+    def register_lazy(self, toplevel: str, func: F) -> F: ...
+
+    @overload
+    def register_lazy(self, toplevel: str) -> Callable[[F], F]: ...
+
+    def register_lazy(self, toplevel: str, func: F | None = None) -> F | Callable[[F], F]:
+        """Call *func*, which is to register types, once a type of that top-level module is seen.
+
+        Examples
+        --------
+        >>> table = Dispatch()
+        >>> @table.register_lazy("fractions")
+        ... def register_fractions():
+        ...     from fractions import Fraction
+        ...
+        ...     table.register(Fraction, str)
+        >>> from fractions import Fraction
+        >>> table(Fraction(1, 2))
+        '1/2'
+        """
+
+        def enter(func: F) -> F:
+            self._lazy.setdefault(toplevel, []).append(func)
+            self._resolved.clear()
+            return func
+
+        return enter if func is None else enter(func)
+
+    def dispatch(self, cls: type) -> Callable[..., Any]:
+        """Return the function for *cls*.
+
+        Raises
+        ------
+        TypeError
+            If nothing is registered for it or any of its bases.
+        """
+        try:
+            return self._resolved[cls]
+        except KeyError:
+            pass
+        for base in cls.__mro__:
+            toplevel = str(getattr(base, "__module__", "")).partition(".")[0]
+            if toplevel in self._lazy:
+                self._register_library(toplevel)
+            if base in self._functions:
+                func = self._resolved[cls] = self._functions[base]
+                return func
+        raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
+
+    def _register_library(self, toplevel: str) -> None:
+        with self._lock:
+            for register in self._lazy.get(toplevel, ()):
+                register()
+            self._lazy.pop(toplevel, None)
+
+    def __call__(self, arg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the function for the type of *arg* with all arguments."""
+        return self.dispatch(type(arg))(arg, *args, **kwargs)
+
+
+dask_serialize = Dispatch("dask_serialize")
+dask_deserialize = Dispatch("dask_deserialize")
+cuda_serialize = Dispatch("cuda_serialize")
+cuda_deserialize = Dispatch("cuda_deserialize")

@@ -1,0 +1,120 @@
+"""Sets and Enum members, which msgpack has no form for, as maps that it has.
+
+::
+
+    {"__Set__": true, "as-list": [...]}
+    {"__Enum__": true, "name": "running", "__module__": "distributed.core", "__name__": "Status"}
+
+A map is taken for one of these only if it has exactly these keys.  Reading an Enum member may
+import the module of its type, so a message could name any: it is bounded by
+``distributed.scheduler.allowed-imports``.  This module does not know what other maps of a message
+may stand for; :mod:`distributed.protocol.core` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from enum import Enum
+from types import ModuleType
+from typing import Any
+
+from distributed import config
+from distributed.protocol.exceptions import ImportNotAllowedError, MessageError
+
+__all__ = ["import_allowed_module", "msgpack_decode_default", "msgpack_encode_default"]
+
+_ALLOWED_IMPORTS = "distributed.scheduler.allowed-imports"
+
+# Types that an earlier message has named, by (module, name).  Only what import_allowed_module let
+# pass gets in, so that the configuration is asked once per type and a module that was refused may
+# be allowed later.
+_enum_types: dict[tuple[str, str], type[Enum]] = {}
+
+
+def import_allowed_module(name: str) -> ModuleType:
+    """Import a module that a message has named.
+
+    Raises
+    ------
+    ImportNotAllowedError
+        If its top-level package is not among ``distributed.scheduler.allowed-imports``.
+    ImportError
+        If there is no such module.
+    """
+    allowed = config.get(_ALLOWED_IMPORTS)
+    if isinstance(allowed, str):
+        allowed = [allowed]
+    if name.partition(".")[0] not in allowed:
+        raise ImportNotAllowedError(
+            f"Importing {name!r} is not allowed, please add it to the list of allowed modules the "
+            f"scheduler can import via the {_ALLOWED_IMPORTS} configuration setting "
+            f"(now {list(allowed)})."
+        )
+    return importlib.import_module(name)
+
+
+def msgpack_encode_default(obj: Any) -> Any:
+    """The map for a set or an Enum member; anything else is returned as it is.
+
+    Examples
+    --------
+    >>> msgpack_encode_default({"a"})
+    {'__Set__': True, 'as-list': ['a']}
+    """
+    if isinstance(obj, set):
+        return {"__Set__": True, "as-list": list(obj)}
+    if isinstance(obj, Enum):
+        cls = type(obj)
+        return {
+            "__Enum__": True,
+            "name": obj.name,
+            "__module__": cls.__module__,
+            "__name__": cls.__name__,
+        }
+    return obj
+
+
+def msgpack_decode_default(obj: dict[Any, Any]) -> Any:
+    """The set or Enum member that a map stands for; any other map is returned as it is.
+
+    Raises
+    ------
+    MessageError
+        If the set holds what cannot be hashed, or the Enum member does not exist here.
+    ImportNotAllowedError
+        If the Enum's module may not be imported.
+
+    Examples
+    --------
+    >>> msgpack_decode_default({"__Set__": True, "as-list": ("a",)})
+    {'a'}
+    """
+    if len(obj) == 2 and "__Set__" in obj and "as-list" in obj:
+        elements = obj["as-list"]
+        if not isinstance(elements, (list, tuple)):
+            raise MessageError(f"a set is given as {type(elements).__name__}, not as a list")
+        try:
+            return set(elements)
+        except TypeError as e:
+            raise MessageError(f"a set cannot be made: {e}") from e
+    if len(obj) == 4 and "__Enum__" in obj and {"name", "__module__", "__name__"} <= obj.keys():
+        member, module, name = obj["name"], obj["__module__"], obj["__name__"]
+        if not (isinstance(member, str) and isinstance(module, str) and isinstance(name, str)):
+            raise MessageError(f"an Enum member is named by {(module, name, member)!r:.200}")
+        cls = _enum_types.get((module, name)) or _find_enum_type(module, name)
+        try:
+            return cls[member]
+        except KeyError:
+            raise MessageError(f"{module}.{name} has no member {member!r:.100}") from None
+    return obj
+
+
+def _find_enum_type(module: str, name: str) -> type[Enum]:
+    try:
+        cls = getattr(import_allowed_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise MessageError(f"a message names the Enum {module}.{name}: {e}") from e
+    if not (isinstance(cls, type) and issubclass(cls, Enum)):
+        raise MessageError(f"a message names {module}.{name} as an Enum, which it is not")
+    _enum_types[module, name] = cls
+    return cls

@@ -1,0 +1,295 @@
+"""The serializer families: each turns a single object into a header and frames, and back.
+
+=========  =======================================================================
+dask       types that are registered by :func:`register_serialization` and others
+pickle     any object, with its large buffers out of band
+msgpack    what msgpack can encode, in one frame
+error      stands for a value that no other family could take; raises where it arrives
+cuda       types that are registered for transports between devices
+=========  =======================================================================
+
+A family knows neither collections nor messages: which family a value goes to, and that the
+elements of a list may go to several, is decided in :mod:`distributed.protocol.serialize`.
+"""
+
+from __future__ import annotations
+
+import pickle as _stdlib_pickle
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from distributed.protocol import pickle
+from distributed.protocol.dispatch import (
+    Dispatch,
+    cuda_deserialize,
+    cuda_serialize,
+    dask_deserialize,
+    dask_serialize,
+)
+from distributed.protocol.exceptions import SerializationError
+from distributed.protocol.utils import Buffer, join_frames, msgpack_opts
+from distributed.utils import ensure_memoryview, has_keyword
+
+__all__ = [
+    "Family",
+    "families",
+    "pickle_dumps",
+    "pickle_loads",
+    "register_serialization",
+    "register_serialization_family",
+    "typename",
+]
+
+Header = dict[str, Any]
+
+
+class Family(NamedTuple):
+    """A way to serialize objects.
+
+    Attributes
+    ----------
+    dumps
+        Takes an object, and the message's context as keyword ``context`` if *wants_context*; gives
+        a header and frames.  Raises `NotImplementedError` for an object that is none of its
+        business.  None for a family that nothing is sent in.
+    loads
+        Takes a header and frames, gives the object.
+    wants_context
+        Whether *dumps* takes ``context``.
+    """
+
+    dumps: Callable[..., tuple[Header, Sequence[Any]]] | None
+    loads: Callable[[Header, Sequence[Any]], Any]
+    wants_context: bool
+
+
+families: dict[str, Family] = {}
+"""Families by the name that stands in headers as ``"serializer"``."""
+
+
+def register_serialization_family(
+    name: str,
+    dumps: Callable[..., tuple[Header, Sequence[Any]]] | None,
+    loads: Callable[[Header, Sequence[Any]], Any],
+) -> None:
+    """Add a way to serialize objects, which ``serializers=`` and ``deserializers=`` can name.
+
+    Parameters
+    ----------
+    name
+        How headers and callers call it.
+    dumps
+        A function of an object that returns a header (a dict of what msgpack can encode) and a
+        list of bytes-like frames.  A parameter named ``context`` is given what is known of the
+        message's way.  It raises `NotImplementedError` to leave an object to the next family.
+    loads
+        A function of such a header and frames that returns the object.
+
+    Examples
+    --------
+    >>> from distributed.protocol import deserialize, serialize
+    >>> def text_dumps(x):
+    ...     if not isinstance(x, str):
+    ...         raise NotImplementedError
+    ...     return {}, [x.encode()]
+    >>> def text_loads(header, frames):
+    ...     return bytes(frames[0]).decode()
+    >>> register_serialization_family("text", text_dumps, text_loads)
+    >>> serialize("abc", serializers=["text", "pickle"])
+    ({'serializer': 'text'}, [b'abc'])
+    >>> del families["text"]
+    """
+    families[name] = Family(dumps, loads, dumps is not None and has_keyword(dumps, "context"))
+
+
+def register_serialization(
+    cls: type,
+    serialize: Callable[..., tuple[Header, Sequence[Any]]],
+    deserialize: Callable[[Header, Sequence[Any]], Any],
+) -> None:
+    """Serialize instances of *cls* and its subclasses with functions of their own.
+
+    Parameters
+    ----------
+    cls
+        The type.
+    serialize
+        A function of an instance that returns a header (a dict of what msgpack can encode) and a
+        list of bytes-like frames; it may have a ``context`` parameter.
+    deserialize
+        A function of such a header and frames that returns an instance.
+
+    Raises
+    ------
+    TypeError
+        If *cls* is no type.  ``dask_serialize.register_lazy`` is for libraries not yet imported.
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from distributed.protocol import deserialize, serialize
+    >>> register_serialization(
+    ...     Fraction,
+    ...     lambda x: ({}, [str(x).encode()]),
+    ...     lambda header, frames: Fraction(bytes(frames[0]).decode()),
+    ... )
+    >>> header, frames = serialize(Fraction(1, 3))
+    >>> frames, deserialize(header, frames)
+    ([b'1/3'], Fraction(1, 3))
+    """
+    if not isinstance(cls, type):
+        raise TypeError(
+            f"serialization is registered for types, not for {cls!r}; "
+            "use dask_serialize.register_lazy for a library that is not imported yet"
+        )
+    dask_serialize.register(cls, serialize)
+    dask_deserialize.register(cls, deserialize)
+
+
+def typename(cls: type) -> str:
+    """Where a type is from and what it is called, without the module for builtins.
+
+    Examples
+    --------
+    >>> typename(int)
+    'int'
+    """
+    module = cls.__module__
+    return cls.__name__ if not module or module == "builtins" else f"{module}.{cls.__name__}"
+
+
+# "dask" and "cuda"
+
+# Functions are few and live long; types may be made by the thousand, so they are not kept.
+_wants_context: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
+
+# The pickled forms of types that cannot change, in both directions.
+_PICKLED_BUILTINS = {cls: pickle.dumps(cls) for cls in (bytes, bytearray, memoryview)}
+_BUILTINS_BY_PICKLE = {pickled: cls for cls, pickled in _PICKLED_BUILTINS.items()}
+
+
+def _asks_for_context(func: Callable[..., Any]) -> bool:
+    try:
+        return _wants_context[func]
+    except KeyError:
+        wants = _wants_context[func] = has_keyword(func, "context")
+        return wants
+    except TypeError:  # callables that cannot be referenced weakly
+        return has_keyword(func, "context")
+
+
+def _dispatch_dumps(table: Dispatch, x: Any, context: Any = None) -> tuple[Header, Sequence[Any]]:
+    cls = type(x)
+    try:
+        func = table.dispatch(cls)
+    except TypeError:
+        raise NotImplementedError(typename(cls)) from None
+    if _asks_for_context(func):
+        sub_header, frames = func(x, context=context)
+    else:
+        sub_header, frames = func(x)
+    header = {
+        "sub-header": sub_header,
+        "type": typename(cls),
+        "type-serialized": _PICKLED_BUILTINS.get(cls) or pickle.dumps(cls),
+    }
+    return header, frames
+
+
+def _dispatch_loads(table: Dispatch, header: Header, frames: Sequence[Any]) -> Any:
+    pickled = header["type-serialized"]
+    cls = _BUILTINS_BY_PICKLE.get(pickled) or pickle.loads(pickled)
+    return table.dispatch(cls)(header["sub-header"], frames)
+
+
+def _dask_dumps(x: Any, context: Any = None) -> tuple[Header, Sequence[Any]]:
+    return _dispatch_dumps(dask_serialize, x, context)
+
+
+def _dask_loads(header: Header, frames: Sequence[Any]) -> Any:
+    return _dispatch_loads(dask_deserialize, header, frames)
+
+
+def _cuda_dumps(x: Any, context: Any = None) -> tuple[Header, Sequence[Any]]:
+    return _dispatch_dumps(cuda_serialize, x, context)
+
+
+def _cuda_loads(header: Header, frames: Sequence[Any]) -> Any:
+    return _dispatch_loads(cuda_deserialize, header, frames)
+
+
+# "pickle"
+
+
+def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
+    """Pickle *x*: the first frame is the pickle, the others are its out-of-band buffers.
+
+    ``context["pickle-protocol"]`` bounds the protocol, where the peers agreed on one.
+    """
+    frames: list[Any] = [None]
+    writeable: list[bool] = []
+
+    def keep(buffer: _stdlib_pickle.PickleBuffer) -> None:
+        view = ensure_memoryview(buffer)
+        writeable.append(not view.readonly)
+        frames.append(view)
+
+    protocol = pickle.HIGHEST_PROTOCOL
+    if context:
+        protocol = min(protocol, context.get("pickle-protocol", protocol))
+    frames[0] = pickle.dumps(x, buffer_callback=keep, protocol=protocol)
+    return {"serializer": "pickle", "writeable": tuple(writeable)}, frames
+
+
+def pickle_loads(header: Header, frames: Sequence[Any]) -> Any:
+    """Unpickle what `pickle_dumps` gave; buffers are as writable as they were there."""
+    pickled, *buffers = frames
+    writeable = header.get("writeable")
+    if writeable is None:
+        writeable = (None,) * len(buffers)
+    return pickle.loads(
+        pickled,
+        buffers=[
+            _with_writability(buffer, wanted)
+            for buffer, wanted in zip(buffers, writeable, strict=True)
+        ],
+    )
+
+
+def _with_writability(buffer: Any, writeable: bool | None) -> memoryview:
+    view = ensure_memoryview(buffer)
+    if writeable is None or writeable is not view.readonly:
+        return view
+    return memoryview(bytearray(view)) if writeable else view.toreadonly()
+
+
+# "msgpack"
+
+
+def _msgpack_dumps(x: Any) -> tuple[Header, list[bytes]]:
+    try:
+        return {"serializer": "msgpack"}, [msgpack.packb(x, use_bin_type=True)]
+    except Exception as e:
+        raise NotImplementedError(f"msgpack cannot encode this {typename(type(x))}") from e
+
+
+def _msgpack_loads(header: Header, frames: Sequence[Buffer]) -> Any:
+    return msgpack.unpackb(join_frames(frames), use_list=False, **msgpack_opts)
+
+
+# "error"
+
+
+def _error_loads(header: Header, frames: Sequence[Buffer]) -> Any:
+    text = "\n".join(bytes(frame).decode("utf-8", "replace") for frame in frames)
+    raise SerializationError(text)
+
+
+register_serialization_family("dask", _dask_dumps, _dask_loads)
+register_serialization_family("pickle", pickle_dumps, pickle_loads)
+register_serialization_family("msgpack", _msgpack_dumps, _msgpack_loads)
+register_serialization_family("error", None, _error_loads)
+register_serialization_family("cuda", _cuda_dumps, _cuda_loads)

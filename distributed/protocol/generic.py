@@ -1,0 +1,110 @@
+"""Serializing the instances of a class attribute by attribute.
+
+For classes whose instances are no more than their ``__dict__``, each attribute can go through the
+serializer that suits it: an array among them is neither pickled nor copied.  What msgpack can
+encode stands in the header, everything else in frames of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distributed.protocol import pickle
+from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
+from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.serialize import _is_msgpack_serializable, deserialize, serialize
+
+__all__ = ["ObjectDictSerializer", "register_generic"]
+
+
+class ObjectDictSerializer:
+    """Serializes objects through their ``__dict__``.
+
+    Parameters
+    ----------
+    serializer
+        The family that attributes go to which msgpack cannot encode; pickle where it cannot
+        either.
+
+    Examples
+    --------
+    >>> class Point:
+    ...     def __init__(self, x, y):
+    ...         self.x, self.y = x, y
+    >>> by_attribute = ObjectDictSerializer("dask")
+    >>> header, frames = by_attribute.serialize(Point(1, bytearray(b"2")))
+    >>> vars(by_attribute.deserialize(header, frames))
+    {'x': 1, 'y': bytearray(b'2')}
+    """
+
+    def __init__(self, serializer: str):
+        self.serializer = serializer
+
+    def serialize(self, est: Any) -> tuple[dict[str, Any], list[Any]]:
+        """Return a header and frames for *est*."""
+        simple: dict[str, Any] = {}
+        complex: dict[str, dict[str, Any]] = {}
+        frames: list[Any] = []
+        for name, value in est.__dict__.items():
+            if _is_msgpack_serializable(value):
+                simple[name] = value
+                continue
+            sub_header, sub_frames = serialize(
+                value, serializers=(self.serializer, "pickle"), on_error="raise"
+            )
+            complex[name] = {
+                "header": sub_header,
+                "start": len(frames),
+                "stop": len(frames) + len(sub_frames),
+            }
+            frames += sub_frames
+        return {
+            "serializer": self.serializer,
+            "type-serialized": pickle.dumps(type(est)),
+            "simple": simple,
+            "complex": complex,
+        }, frames
+
+    def deserialize(self, header: dict[str, Any], frames: Sequence[Any]) -> Any:
+        """Make an object from what `serialize` gave, without calling its ``__init__``."""
+        cls = pickle.loads(header["type-serialized"])
+        est = object.__new__(cls)
+        attributes = dict(header["simple"])
+        for name, part in header["complex"].items():
+            start, stop = part["start"], part["stop"]
+            if not 0 <= start <= stop <= len(frames):
+                raise HeaderError(
+                    f"attribute {name!r:.100} is said to be in frames {start} to {stop} "
+                    f"of {len(frames)}"
+                )
+            attributes[name] = deserialize(part["header"], frames[start:stop])
+        est.__dict__.update(attributes)
+        return est
+
+
+def register_generic(
+    cls: type,
+    serializer_name: str = "dask",
+    serialize_func: Dispatch = dask_serialize,
+    deserialize_func: Dispatch = dask_deserialize,
+) -> None:
+    """Serialize instances of *cls* and its subclasses attribute by attribute.
+
+    Parameters
+    ----------
+    cls
+        The type; its instances must be complete once their ``__dict__`` is.
+    serializer_name
+        The family that attributes go to which msgpack cannot encode.
+    serialize_func, deserialize_func
+        The tables that the type is entered in.
+
+    Examples
+    --------
+    >>> class Model: ...
+    >>> register_generic(Model)
+    """
+    by_attribute = ObjectDictSerializer(serializer_name)
+    serialize_func.register(cls, by_attribute.serialize)
+    deserialize_func.register(cls, by_attribute.deserialize)

@@ -1,0 +1,313 @@
+"""Buffers of a message: splitting them, laying them side by side, joining them without a copy.
+
+Everything here works on memory and lengths alone.  It does not know what the bytes mean, nor how
+a stream carries them (that is :mod:`distributed.protocol.framing`).  An outgoing message meets it
+when large frames are split before they are compressed, an incoming one when they are joined
+again; stored values (:func:`~distributed.protocol.serialize.serialize_bytes`) are packed with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+from distributed import config
+from distributed.protocol.exceptions import FramingError
+from distributed.protocol.framing import allocate
+from distributed.utils import ensure_memoryview, nbytes
+
+__all__ = [
+    "BIG_BYTES_SHARD_SIZE",
+    "Buffer",
+    "frame_split_size",
+    "host_array",
+    "host_array_from_buffers",
+    "join_frames",
+    "merge_memoryviews",
+    "msgpack_opts",
+    "pack_frames",
+    "pack_frames_prelude",
+    "unpack_frames",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+BIG_BYTES_SHARD_SIZE: int
+"""Size in bytes above which a frame is split unless the caller says otherwise.
+
+It is ``distributed.comm.shard`` as it was when the size was first needed."""
+
+msgpack_opts: Final[dict[str, Any]] = {"strict_map_key": False, "raw": False}
+"""How every msgpack of this protocol is read: any key, and strings as str."""
+
+_U64: Final = struct.Struct("<Q")
+
+
+@functools.cache
+def _default_shard_size() -> int:
+    size = config.get_bytes("distributed.comm.shard")
+    if size is None or size < 1:
+        raise ValueError(f"distributed.comm.shard must be a positive size, not {size!r}")
+    return size
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BIG_BYTES_SHARD_SIZE":
+        return _default_shard_size()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def frame_split_size(frame: Any, n: int | None = None) -> list[memoryview]:
+    """Split a frame into views of at most *n* bytes each; nothing is copied.
+
+    An element of the buffer's own format is never torn apart: pieces hold a whole number of
+    elements, and one element where even that is larger than *n*.
+
+    Parameters
+    ----------
+    frame
+        Any contiguous buffer.
+    n
+        Bytes.  None stands for ``distributed.comm.shard``.
+
+    Returns
+    -------
+    list of memoryview
+        Views of unsigned bytes; one (empty) view for an empty frame.
+
+    Raises
+    ------
+    ValueError
+        If *n* is not positive.
+
+    Examples
+    --------
+    >>> [bytes(piece) for piece in frame_split_size(b"12345", 2)]
+    [b'12', b'34', b'5']
+    """
+    if n is None:
+        n = _default_shard_size()
+    if n < 1:
+        raise ValueError(f"frames cannot be split into pieces of {n} bytes")
+    source = frame if type(frame) is memoryview else memoryview(frame)
+    view = ensure_memoryview(source)
+    size = len(view)
+    if size <= n:
+        return [view]
+    step = max(n // source.itemsize, 1) * source.itemsize
+    return [view[start : start + step] for start in range(0, size, step)]
+
+
+def host_array(n: int) -> memoryview:
+    """Writable memory of *n* bytes, whose content is undefined.
+
+    Examples
+    --------
+    >>> host_array(5).nbytes
+    5
+    """
+    return memoryview(allocate(n))
+
+
+def host_array_from_buffers(buffers: Iterable[Buffer]) -> memoryview:
+    """Copy *buffers* one after the other into new writable memory.
+
+    Examples
+    --------
+    >>> bytes(host_array_from_buffers([b"a", b"bc"]))
+    b'abc'
+    """
+    views = [ensure_memoryview(buffer) for buffer in buffers]
+    joined = host_array(sum(map(len, views)))
+    start = 0
+    for view in views:
+        stop = start + len(view)
+        joined[start:stop] = view
+        start = stop
+    return joined
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer`` of the stable ABI (PEP 688, Python 3.11)."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = [ctypes.c_void_p]
+_release_buffer.restype = None
+
+
+def _address(view: memoryview) -> int:
+    """Where the memory of *view* begins; only equality and distance mean anything."""
+    info = _PyBuffer()
+    _get_buffer(view, ctypes.byref(info), 0)
+    address: int | None = info.buf
+    _release_buffer(ctypes.byref(info))
+    return address or 0
+
+
+def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
+    """View neighbouring views of one buffer as one, without a copy.
+
+    Parameters
+    ----------
+    mvs
+        Contiguous views of one format onto the same object, each beginning where the one before
+        it ends.  Empty views are passed over.
+
+    Returns
+    -------
+    memoryview
+        A view of unsigned bytes, read-only where the buffer or any of *mvs* is.
+
+    Raises
+    ------
+    TypeError
+        If any of them is not a memoryview.
+    ValueError
+        If they are not neighbours, or not of one buffer.
+
+    Examples
+    --------
+    >>> whole = memoryview(bytearray(b"0123456789"))
+    >>> bytes(merge_memoryviews([whole[:3], whole[3:6]]))
+    b'012345'
+    """
+    for i, view in enumerate(mvs):
+        if type(view) is not memoryview:
+            raise TypeError(f"buffer {i} to merge is a {type(view).__name__}, not a memoryview")
+        if not view.contiguous:
+            raise ValueError(f"memoryview {i} is not contiguous")
+    views = [view for view in mvs if view.nbytes]
+    if not views:
+        return memoryview(bytearray())
+    if len(views) == 1:
+        return views[0]
+    first = views[0]
+    owner = first.obj
+    expected = begin = _address(first)
+    for i, view in enumerate(views):
+        if view.obj is not owner:
+            raise ValueError(f"memoryview {i} is of another buffer than those before it")
+        if view.format != first.format:
+            raise ValueError(f"memoryview {i} has format {view.format}, not {first.format}")
+        address = _address(view)
+        if address != expected:
+            raise ValueError(
+                f"memoryview {i} begins {address - expected} bytes from the end of the one before"
+            )
+        expected += view.nbytes
+    whole = memoryview(owner)
+    if not whole.contiguous:
+        raise ValueError("the buffer that the memoryviews are of is not contiguous")
+    whole = ensure_memoryview(whole)
+    offset = begin - _address(whole)
+    merged = whole[offset : offset + expected - begin]
+    return merged.toreadonly() if any(view.readonly for view in views) else merged
+
+
+def join_frames(frames: Sequence[Buffer]) -> Buffer:
+    """Join frames into one, without a copy where they already lie side by side.
+
+    Examples
+    --------
+    >>> bytes(join_frames([b"a", b"bc"]))
+    b'abc'
+    """
+    if len(frames) == 1:
+        return frames[0]
+    try:
+        return merge_memoryviews(frames)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return host_array_from_buffers(frames)
+
+
+def pack_frames_prelude(frames: Collection[Buffer]) -> bytes:
+    """The number of *frames* and the length of each, as unsigned 64-bit little-endian integers.
+
+    Examples
+    --------
+    >>> pack_frames_prelude([b"ab"]).hex(" ", 8)
+    '0100000000000000 0200000000000000'
+    """
+    return struct.pack(f"<{1 + len(frames)}Q", len(frames), *map(nbytes, frames))
+
+
+def pack_frames(frames: Collection[Buffer]) -> bytes:
+    """Join *frames* into bytes from which `unpack_frames` takes them apart again.
+
+    Examples
+    --------
+    >>> [bytes(frame) for frame in unpack_frames(pack_frames([b"ab", b"c"]))]
+    [b'ab', b'c']
+    """
+    return b"".join([pack_frames_prelude(frames), *map(ensure_memoryview, frames)])
+
+
+def unpack_frames(b: Buffer, *, remainder: bool = False, partial: bool = False) -> Any:
+    """Take apart what `pack_frames` has joined; nothing is copied.
+
+    Parameters
+    ----------
+    b
+        The packed bytes.
+    remainder
+        Append what follows the last frame as one more view, if anything follows.
+    partial
+        Accept that the last frames are missing.  The complete ones and the lengths (bytes) of
+        those that are missing are returned; the last of them must be missing as a whole or begin
+        nowhere in *b*.
+
+    Returns
+    -------
+    list of memoryview, or with *partial* a tuple of that and a list of int
+
+    Raises
+    ------
+    FramingError
+        If *b* is too short for what its prelude says.
+    """
+    view = ensure_memoryview(b)
+    if len(view) < _U64.size:
+        raise FramingError(f"{len(view)} packed bytes are too few for the number of frames")
+    (count,) = _U64.unpack_from(view)
+    start = _U64.size * (1 + count)
+    if start > len(view):
+        raise FramingError(
+            f"{len(view)} packed bytes are too few for the lengths of {count} frames"
+        )
+    lengths = struct.unpack_from(f"<{count}Q", view, _U64.size)
+    frames: list[memoryview] = []
+    for length in lengths:
+        stop = start + length
+        if stop > len(view):
+            break
+        frames.append(view[start:stop])
+        start = stop
+    missing = list(lengths[len(frames) :])
+    if missing and not partial:
+        raise FramingError(
+            f"frame {len(frames)} of {count} should have {missing[0]} bytes, "
+            f"but only {len(view) - start} are left"
+        )
+    if remainder and start < len(view):
+        frames.append(view[start:])
+    return (frames, missing) if partial else frames

@@ -1,0 +1,416 @@
+"""How a message's frames are laid out on a byte stream, without any I/O.
+
+Everything that the length prelude means is in this module: how a sender lays
+frames out, how a receiver takes them apart again, which lies a receiver catches
+and where it puts the bytes.  It knows neither sockets nor event loops nor what
+the frames hold; :mod:`distributed.comm.stream` moves bytes between it and a
+stream, :mod:`distributed.protocol.core` makes the frames and understands them.
+
+On the wire a message is, all integers being unsigned 64-bit little-endian::
+
+    N | number of frames | length of each frame | frames...
+        |<------------- N bytes ------------->| the other frames, unprefixed
+
+``N`` counts the prelude (without ``N`` itself) and as many leading frames as
+the sender chose; whatever it says, the frames follow one another without a gap.
+
+Theory of operation of :class:`MessageDecoder`
+----------------------------------------------
+A reader asks :meth:`~MessageDecoder.wanted` which memory it should fill next,
+fills some of it, reports that with :meth:`~MessageDecoder.received`, and asks
+:meth:`~MessageDecoder.next_message` whether a message is complete::
+
+               enough for          enough for         every frame
+               N and count         all lengths        is filled
+    HEAD ------------------> TABLE ------------> BODY ------------> message
+
+The beginning of a message always lands in a small buffer of the decoder's own,
+so that a small message (or several) costs one read.  What does not fit there
+is read straight into the memory that its frames will keep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from distributed.protocol.exceptions import FramingError
+
+#: Anything that exposes its bytes.
+Buffer = bytes | bytearray | memoryview
+
+_HEAD = struct.Struct("<QQ")
+
+#: Bytes that the decoder's own buffer holds.  A connection keeps one for life.
+READ_SIZE = 16 * 1024
+#: Up to this many bytes a whole message is copied into one buffer to be sent.
+JOIN_SIZE = 128 * 1024
+#: Frames up to this size are copied together with their neighbours on sending,
+#: and share memory with them on receiving.
+SMALL_FRAME = 32 * 1024
+#: Small neighbours share receive buffers of up to about this size.
+SHARED_BUFFER = 256 * 1024
+#: A sender puts the first writable frame inside ``N`` only where the bytes
+#: before it are few, since the original's receiver keeps both in one block.
+_HEAD_MAX, _HEAD_SHARE = 2048, 20
+
+
+class Limits(NamedTuple):
+    """What a receiver accepts; ``None`` stands for no limit.
+
+    Parameters
+    ----------
+    max_message_size
+        Largest sum of the lengths of a message's frames, in bytes.
+    max_frames
+        Largest number of frames of one message.
+    """
+
+    max_message_size: int | None = None
+    max_frames: int | None = 10_000_000
+
+
+def allocate(nbytes: int) -> bytearray:
+    """Return a bytearray of *nbytes* whose memory was not touched yet.
+
+    ``bytearray(n)`` would write zeros to every page; memory from here becomes
+    resident only as it is filled, so a length that lies costs address space
+    alone.
+
+    Raises
+    ------
+    FramingError
+        If so much memory cannot be had.
+    """
+    if nbytes <= sys.maxsize:
+        try:
+            return _new_bytearray(None, nbytes)
+        except MemoryError:
+            pass
+    raise FramingError(f"cannot allocate {nbytes:,} bytes for an incoming message")
+
+
+_new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_new_bytearray.restype = ctypes.py_object
+_new_bytearray.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
+
+
+def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[list[Buffer], int]:
+    """Lay out *frames* for a byte stream.
+
+    Parameters
+    ----------
+    frames
+        The frames of one message, each of them one-dimensional bytes.
+    shard
+        The size in bytes at which large frames were split.  A frame of just
+        that size and the next one are taken for parts of one buffer.
+
+    Returns
+    -------
+    (buffers, nbytes)
+        What is to be written, in order, and how many bytes that is.  Small
+        frames are copied together, large ones are passed on as they are.
+
+    Examples
+    --------
+    >>> buffers, nbytes = pack_message([b"ab", b"c"])
+    >>> struct.unpack("<QQQQ3s", b"".join(buffers))
+    (27, 2, 2, 1, b'abc')
+    >>> nbytes
+    35
+    """
+    count = len(frames)
+    if count == 1:
+        frame = frames[0]
+        size = len(frame)
+        head = struct.pack("<QQQ", 16 + size, 1, size)
+        if size <= JOIN_SIZE:
+            return [head + frame], 24 + size
+        return [head, frame], 24 + size
+
+    lengths = [len(frame) for frame in frames]
+    body = sum(lengths)
+    first = 8 + 8 * count + _leading_bytes(frames, lengths, shard)
+    head = struct.pack(f"<{count + 2}Q", first, count, *lengths)
+    if body <= JOIN_SIZE:
+        return [b"".join([head, *frames])], len(head) + body
+
+    buffers: list[Buffer] = []
+    small: list[Buffer] = [head]
+    for frame, length in zip(frames, lengths, strict=True):
+        if length <= SMALL_FRAME:
+            small.append(frame)
+        else:
+            if small:
+                buffers.append(b"".join(small))
+                small = []
+            buffers.append(frame)
+    if small:
+        buffers.append(b"".join(small))
+    return buffers, len(head) + body
+
+
+def _leading_bytes(frames: Sequence[Buffer], lengths: list[int], shard: int | None) -> int:
+    """Return the size of the leading frames that ``N`` counts.
+
+    The original gives every writable buffer (an array, say) but the first one
+    memory of its own at the receiver by leaving it and all after it out of ``N``.
+    """
+    total = 0
+    buffers = 0
+    continues = False
+    for frame, length in zip(frames, lengths, strict=True):
+        if not continues and type(frame) is not bytes and not memoryview(frame).readonly:
+            buffers += 1
+            if buffers > 1 or total > max(_HEAD_MAX, length // _HEAD_SHARE):
+                return total
+        continues = length == shard
+        total += length
+    return total
+
+
+class MessageDecoder:
+    """Takes a byte stream apart into messages, each a list of frames.
+
+    Parameters
+    ----------
+    limits
+        What to accept.
+    shard
+        The size in bytes at which the peer splits large frames.  A frame of
+        just that size gets memory contiguous with the next one's, so that both
+        can be merged again without a copy.
+
+    Notes
+    -----
+    After a :class:`~distributed.protocol.exceptions.FramingError` the stream
+    cannot be made sense of any more and must be closed.
+
+    Examples
+    --------
+    >>> decoder = MessageDecoder()
+    >>> data = b"".join(pack_message([b"ab", b"c"])[0])
+    >>> memory, _ = decoder.wanted()
+    >>> memory[: len(data)] = data
+    >>> decoder.received(len(data))
+    >>> [bytes(frame) for frame in decoder.next_message()]
+    [b'ab', b'c']
+    >>> decoder.next_message() is None
+    True
+    """
+
+    # State.  `_scratch[_start:_end]` arrived and was not understood yet; while
+    # `_table` or `_block` is set, that is empty.  `_table` is memory for a list
+    # of lengths that does not fit the scratch buffer.  Once the lengths are known
+    # `_frames` are the frames that are filled, `_groups` the lengths of those
+    # whose memory is not even allocated, last one first, and `_block` the memory
+    # for those in between, whose lengths are `_group`.  `_filled` counts the
+    # bytes of `_table` or of `_block` that have arrived.
+    __slots__ = (
+        "_block",
+        "_end",
+        "_filled",
+        "_first",
+        "_frames",
+        "_group",
+        "_groups",
+        "_scratch",
+        "_start",
+        "_table",
+        "_view",
+        "limits",
+        "shard",
+    )
+
+    def __init__(self, limits: Limits | None = None, shard: int | None = None):
+        self.limits = Limits() if limits is None else limits
+        self.shard = shard
+        self._scratch = allocate(READ_SIZE)
+        self._view = memoryview(self._scratch)
+        self._start = self._end = 0
+        self._first = 0
+        self._table: memoryview | None = None
+        self._frames: list[memoryview] | None = None
+        self._groups: list[list[int]] = []
+        self._group: list[int] = []
+        self._block: memoryview | None = None
+        self._filled = 0
+
+    @property
+    def in_message(self) -> bool:
+        """Whether the stream stands in the middle of a message."""
+        return self._start < self._end or self._table is not None or self._frames is not None
+
+    def wanted(self) -> tuple[memoryview, bool]:
+        """Return the memory to fill next, and whether any part of it will do.
+
+        Where the second value is False, the message cannot go on before all of
+        the memory is filled, and a reader does well not to return earlier.
+        """
+        if self._block is not None:
+            return self._block[self._filled :], False
+        if self._table is not None:
+            return self._table[self._filled :], False
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start:
+            rest = self._end - self._start
+            self._view[:rest] = bytes(self._view[self._start : self._end])
+            self._start, self._end = 0, rest
+        return self._view[self._end :], True
+
+    def received(self, nbytes: int) -> None:
+        """Take note that the first *nbytes* of the wanted memory were filled."""
+        if self._block is not None or self._table is not None:
+            self._filled += nbytes
+        else:
+            self._end += nbytes
+
+    def next_message(self) -> list[memoryview] | None:
+        """Return the frames of the next message, or None if it is not complete.
+
+        The frames are writable and belong to the caller.
+
+        Raises
+        ------
+        FramingError
+            If the prelude contradicts itself or exceeds a limit.
+        """
+        if self._frames is None and not self._begin_message():
+            return None
+        while self._block is not None or self._groups:
+            if self._block is None:
+                self._group = self._groups.pop()
+                self._block = memoryview(allocate(sum(self._group)))
+                self._filled = 0
+                self._take_from_scratch(self._block)
+            if self._filled < len(self._block):
+                return None
+            self._frames += _cut(self._block, self._group)  # type: ignore[operator]
+            self._block = None
+        frames, self._frames = self._frames, None
+        return frames
+
+    def _take_from_scratch(self, memory: memoryview) -> None:
+        step = min(self._end - self._start, len(memory))
+        memory[:step] = self._view[self._start : self._start + step]
+        self._start += step
+        self._filled = step
+
+    def _begin_message(self) -> bool:
+        """Read the prelude and lay out memory, if enough of it has arrived."""
+        if self._table is None:
+            available = self._end - self._start
+            if available < 16:
+                return False
+            first, count = _HEAD.unpack_from(self._scratch, self._start)
+            self._check_head(first, count)
+            table_size = 8 * count
+            if available < 16 + table_size:
+                if 16 + table_size <= READ_SIZE:
+                    return False
+                self._first = first
+                self._table = memoryview(allocate(table_size))
+                self._filled = available - 16
+                self._table[: self._filled] = self._view[self._start + 16 : self._end]
+                self._start = self._end = 0
+                return False
+            lengths = struct.unpack_from(f"<{count}Q", self._scratch, self._start + 16)
+            self._start += 16 + table_size
+        else:
+            if self._filled < len(self._table):
+                return False
+            first = self._first
+            lengths = struct.unpack(f"<{len(self._table) // 8}Q", self._table)
+            self._table = None
+            self._filled = 0
+        self._lay_out(first, lengths)
+        return True
+
+    def _check_head(self, first: int, count: int) -> None:
+        if not count:
+            raise FramingError("a message of no frames")
+        if self.limits.max_frames is not None and count > self.limits.max_frames:
+            raise FramingError(
+                f"a message of {count:,} frames, where 'distributed.comm.max-frames' allows "
+                f"{self.limits.max_frames:,}"
+            )
+        if first < 8 + 8 * count:
+            raise FramingError(
+                f"a message whose first {first:,} bytes cannot hold the lengths of its "
+                f"{count:,} frames"
+            )
+
+    def _lay_out(self, first: int, lengths: tuple[int, ...]) -> None:
+        total = sum(lengths)
+        if self.limits.max_message_size is not None and total > self.limits.max_message_size:
+            raise FramingError(
+                f"a message of {total:,} bytes, where 'distributed.comm.max-message-size' allows "
+                f"{self.limits.max_message_size:,}"
+            )
+        leading = first - 8 - 8 * len(lengths)
+        if leading != total:
+            for length in lengths:
+                if leading <= 0:
+                    break
+                leading -= length
+            if leading:
+                raise FramingError(
+                    f"a message whose first {first:,} bytes do not end where a frame ends"
+                )
+
+        start = self._start
+        if total <= self._end - start:
+            whole = memoryview(self._scratch[start : start + total])
+            self._frames = _cut(whole, lengths)
+            self._start = start + total
+            return
+
+        self._frames = []
+        self._groups = _share_memory(lengths, self.shard)
+        self._groups.reverse()
+
+
+def _cut(memory: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    if len(lengths) == 1:
+        return [memory]
+    frames = []
+    start = 0
+    for length in lengths:
+        end = start + length
+        frames.append(memory[start:end])
+        start = end
+    return frames
+
+
+def _share_memory(lengths: Sequence[int], shard: int | None) -> list[list[int]]:
+    """Group the *lengths* of frames that are received into one block of memory.
+
+    Large frames get blocks of their own, so that an array can be freed without
+    its neighbours; parts of one split buffer stay together, so that they merge
+    without a copy; small frames share, so that a thousand of them do not cost a
+    thousand reads.
+    """
+    groups: list[list[int]] = []
+    small: list[int] | None = None
+    small_size = 0
+    joins = False
+    for length in lengths:
+        if joins:
+            groups[-1].append(length)
+        elif length > SMALL_FRAME:
+            groups.append([length])
+            small = None
+        elif small is None or small_size + length > SHARED_BUFFER:
+            small = [length]
+            small_size = length
+            groups.append(small)
+        else:
+            small.append(length)
+            small_size += length
+        joins = length == shard
+    return groups

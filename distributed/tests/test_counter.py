@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import distributed
 from distributed import counter
 from distributed.counter import Counter
+
+ROOT = str(Path(distributed.__file__).parent.parent)
 
 
 def test_the_first_component_counts_what_is_added():
@@ -63,7 +67,7 @@ def test_without_its_library_there_is_no_digest():
         "from distributed import counter\n"
         "assert counter.Digest is None"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
 
 
 def test_the_digest_library_is_not_imported_before_a_digest_is_made():
@@ -72,7 +76,7 @@ def test_the_digest_library_is_not_imported_before_a_digest_is_made():
         "from distributed import counter\n"
         "assert not {'crick', 'numpy'} & set(sys.modules), sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from distributed import config_store
 from distributed.config_store import canonical_name, merge, no_default, update
 from distributed.utils import parse_bytes, parse_timedelta
 
@@ -131,7 +132,10 @@ def _bind() -> None:
     global _bound_store
     with _bind_lock:
         if _bound_store is None:
-            store = _dask_config() or importlib.import_module("distributed.config_store")
+            store = _dask_config()
+            if store is None:
+                config_store.refresh()
+                store = config_store
             store.update_defaults(copy.deepcopy(DEFAULTS))
             _bound_store = store
 

@@ -1,7 +1,8 @@
 """Nested configuration from files, environment variables and code, as ``dask.config`` offers it.
 
 :mod:`distributed.config` uses ``dask.config`` where dask is installed and this module, of the same
-shape, where it is not.  It knows no key by name: defaults come from those who use it.
+shape, where it is not.  It knows no key by name: defaults come from those who use it.  Importing it
+reads nothing: the first `refresh` does.
 
 Later sources win over earlier ones, key by key:
 
@@ -204,7 +205,13 @@ def collect_env(env: Mapping[str, str] | None = None) -> dict[str, Any]:
     env = os.environ if env is None else env
     result: dict[str, Any] = {}
     if "DASK_INTERNAL_INHERIT_CONFIG" in env:
-        result = deserialize(env["DASK_INTERNAL_INHERIT_CONFIG"])
+        try:
+            result = dict(deserialize(env["DASK_INTERNAL_INHERIT_CONFIG"]))
+        except (ValueError, TypeError) as exc:
+            raise ValueError(
+                "Environment variable DASK_INTERNAL_INHERIT_CONFIG must be base64 of a JSON "
+                f"object, as distributed.config.serialize makes it: {exc}"
+            ) from None
     for name, text in sorted(env.items()):
         if name.startswith("DASK_") and name not in _LOCATORS:
             key = name.removeprefix("DASK_").lower().replace("__", ".")
@@ -287,12 +294,9 @@ def _parse(
     return content
 
 
-def collect(
-    paths: Sequence[str] | None = None, env: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def collect(paths: Sequence[str] = paths, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Configuration of all files in *paths* and of the environment variables in *env*."""
-    files = collect_files(_search_paths() if paths is None else paths)
-    return merge(*files, collect_env(env))
+    return merge(*collect_files(paths), collect_env(env))
 
 
 # The configuration of this process
@@ -446,8 +450,8 @@ def update_defaults(new: Mapping[str, Any]) -> None:
         update(config, new, priority="new-defaults", defaults=so_far)
 
 
-def refresh(paths: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> None:
-    """Forget what was `set` and read all sources again.
+def refresh(paths: Sequence[str] = paths, env: Mapping[str, str] | None = None) -> None:
+    """Forget what was `set` and read all sources (again).
 
     Raises
     ------
@@ -458,6 +462,3 @@ def refresh(paths: Sequence[str] | None = None, env: Mapping[str, str] | None = 
     with config_lock:
         config.clear()
         config.update(fresh)
-
-
-refresh()

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 VENV_DEMO := .venv-demo
 BIN := $(VENV)/bin
-PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ types: $(VENV)/.made
 	$(BIN)/mypy
 
 contracts: $(VENV)/.made
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.made
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

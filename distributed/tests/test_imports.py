@@ -1,0 +1,61 @@
+"""What importing the package costs, and the size of its parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1]
+REQUIRED = {"tornado", "msgpack", "cloudpickle"}
+LONGEST = 700  # lines; what is longer is more than one idea
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC_MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in MODULES
+    if "tests" not in path.parts
+)
+
+LIST_THIRD_PARTY = """
+import json, sys
+before = set(sys.modules)
+import {module}
+new = set(sys.modules) - before
+# what compiled code makes up as it runs (``_cython_3_0``) has no file
+loaded = {{name.partition(".")[0] for name in new if getattr(sys.modules[name], "__file__", None)}}
+print(json.dumps(sorted(loaded - sys.stdlib_module_names - {{"distributed"}})))
+"""
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_importing_a_module_loads_nothing_but_the_requirements(module):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LIST_THIRD_PARTY.format(module=module)],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.stderr == ""
+    assert set(json.loads(run.stdout)) <= REQUIRED
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_can_be_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) < LONGEST
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_says_what_it_is_for(path):
+    text = path.read_text().lstrip()
+    is_test = path.name.startswith("test_")
+    assert not text or is_test or text.startswith('"""')
+
+
+@pytest.mark.parametrize("package", ["", "comm", "protocol"])
+def test_tests_lie_beside_what_they_test(package):
+    assert (PACKAGE / package / "tests" / "__init__.py").exists()

@@ -1,0 +1,156 @@
+"""The programs under ``examples/``: they are the document's, and do what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from distributed.core import rpc
+from distributed.utils_test import async_poll_for, gen_test, poll_for, popen
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+DOCUMENT = Path(__file__).parent / "data" / "foundations.rst"
+PROMPT = ">>> "
+#: what runs is this checkout, installed or not
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def blocks(document: str) -> list[str]:
+    """The Python programs of a page: its code blocks without prompts and printed lines."""
+    indented = re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", document)
+    return [without_session(textwrap.dedent(block)) for block in indented]
+
+
+def without_session(block: str) -> str:
+    lines, printed = [], False
+    for line in block.strip("\n").split("\n"):
+        if line.startswith(PROMPT):
+            lines.append(line.removeprefix(PROMPT))
+            printed = True
+        elif not line or not printed:
+            lines.append(line)
+            printed = False
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("index", "name"), list(enumerate(["server.py", "client.py", "client_rpc.py"]))
+)
+def test_an_example_is_the_code_block_of_the_document(index, name):
+    programs = blocks(DOCUMENT.read_text())
+    assert len(programs) == 3
+    assert (EXAMPLES / "foundations" / name).read_text() == programs[index]
+
+
+def port_is_free():
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", 8888)) == errno.ECONNREFUSED
+
+
+def run_demo():
+    return subprocess.run(
+        [sys.executable, EXAMPLES / "demo.py"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=ENVIRONMENT,
+    )
+
+
+def test_the_demo_shows_what_the_document_says():
+    poll_for(port_is_free, timeout=30)  # another run of these tests may be using it
+    demo = run_demo()
+    assert demo.stderr == ""
+    assert demo.stdout.split("\n") == [
+        "$ python examples/foundations/server.py &",
+        "$ python examples/foundations/client.py",
+        "3",
+        "1",
+        "2",
+        "3",
+        "$ python examples/foundations/client_rpc.py",
+        "3",
+        "",
+    ]
+    assert demo.returncode == 0
+
+
+def test_the_demo_says_that_its_port_is_taken():
+    poll_for(port_is_free, timeout=30)
+    with socket.create_server(("", 8888)):
+        demo = run_demo()
+    assert demo.returncode == 1
+    assert "port 8888, which the examples name, is taken by another process" in demo.stderr
+    assert demo.stdout == ""
+
+
+@contextlib.contextmanager
+def role(name, *args, logs=""):
+    """Run a role, give the address that it prints, and have it end when interrupted, quietly."""
+    command = ["python", str(EXAMPLES / "roles" / name), *args]
+    with popen(command, capture_output=True, env=ENVIRONMENT) as process:
+        yield process.stdout.readline().decode().strip()
+        process.send_signal(signal.SIGINT)
+        logged = process.stdout.read().decode()
+        assert logs in logged if logs else logged == ""
+        assert process.wait() == 0
+
+
+async def working(scheduler, *, other_than=None):
+    """Wait for a worker that sends heartbeats."""
+    found = []
+
+    async def one_lives():
+        workers = await scheduler.list_workers()
+        found[:] = [
+            (address, info["pid"])
+            for address, info in workers.items()
+            if info["heartbeats"] >= 2 and address != other_than
+        ]
+        return found
+
+    await async_poll_for(one_lives, timeout=20)
+    return found[0]
+
+
+@gen_test(timeout=60)
+async def test_the_roles_work_together_and_the_nanny_replaces_a_killed_worker():
+    with role("scheduler.py", "tcp://127.0.0.1:0") as scheduler_address:
+        with role("nanny.py", scheduler_address) as nanny_address:
+            async with rpc(scheduler_address) as scheduler, rpc(nanny_address) as nanny:
+                first, pid = await working(scheduler)
+                assert await nanny.worker() == {"pid": pid, "restarts": 0}
+                assert await scheduler.compute(x=1) == 2
+
+                os.kill(pid, signal.SIGKILL)
+
+                second, new_pid = await working(scheduler, other_than=first)
+                assert await nanny.worker() == {"pid": new_pid, "restarts": 1}
+                assert (await scheduler.list_workers()).keys() == {second}
+                assert await scheduler.compute(x=2) == 3
+        async with rpc(scheduler_address) as scheduler:
+
+            async def nobody_is_left():
+                return not await scheduler.list_workers()
+
+            await async_poll_for(nobody_is_left)
+
+
+@gen_test(timeout=60)
+async def test_a_scheduler_without_workers_says_so():
+    error = "no worker is registered"
+    with role("scheduler.py", "tcp://127.0.0.1:0", logs=error) as address:
+        async with rpc(address) as scheduler:
+            with pytest.raises(RuntimeError, match=error):
+                await scheduler.compute(x=1)

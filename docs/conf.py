@@ -1,0 +1,31 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, installed or not
+
+from distributed import __version__
+
+project = "distributed-core"
+author = "the distributed-core developers"
+copyright = "the distributed-core developers"
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+default_role = "py:obj"  # `name` is a link where there is something to link to
+
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "The networking core of dask.distributed, built anew",
+    "fixed_sidebar": True,
+}
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True

@@ -1,0 +1,60 @@
+"""A scheduler: it knows its workers by their registration and their heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import Any
+
+from distributed.core import Comm, Server
+
+
+class Scheduler(Server):
+    def __init__(self) -> None:
+        self.workers: dict[str, dict[str, Any]] = {}  # address -> what is known of the worker
+        super().__init__(
+            handlers={
+                "register": self.register,
+                "worker_stream": self.worker_stream,
+                "list_workers": self.list_workers,
+                "compute": self.compute,
+            },
+            stream_handlers={"heartbeat": self.heartbeat},
+        )
+
+    def register(self, address: str, pid: int) -> None:
+        self.workers[address] = {"pid": pid, "heartbeats": 0}
+
+    async def worker_stream(self, comm: Comm, address: str) -> None:
+        """Take what a worker streams until it is gone, and then forget it."""
+        try:
+            await self.handle_stream(comm, extra={"address": address})
+        finally:
+            self.workers.pop(address, None)
+
+    def heartbeat(self, address: str) -> None:
+        self.workers[address]["heartbeats"] += 1
+
+    def list_workers(self) -> dict[str, dict[str, Any]]:
+        return self.workers
+
+    async def compute(self, x: Any) -> Any:
+        """Have a worker compute; the workers take turns."""
+        if not self.workers:
+            raise RuntimeError("no worker is registered")
+        address = next(iter(self.workers))
+        self.workers[address] = self.workers.pop(address)
+        return await self.rpc(address).compute(x=x)
+
+
+async def main(address: str) -> None:
+    async with Scheduler() as scheduler:
+        await scheduler.listen(address)
+        print(scheduler.address, flush=True)
+        await scheduler.finished()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main(sys.argv[1]))

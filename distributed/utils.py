@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pickle import PickleBuffer
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from tornado import gen
 
@@ -101,9 +101,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+@overload
+def parse_timedelta(s: None, default: str | Literal[False] = "seconds") -> None: ...
+@overload
+def parse_timedelta(
+    s: float | str | timedelta, default: str | Literal[False] = "seconds"
+) -> float: ...
+@overload
 def parse_timedelta(
     s: float | str | timedelta | None, default: str | Literal[False] = "seconds"
-) -> Any:
+) -> float | None: ...
+def parse_timedelta(
+    s: float | str | timedelta | None, default: str | Literal[False] = "seconds"
+) -> float | None:
     """Seconds of a duration as people write it.
 
     Parameters

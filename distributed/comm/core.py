@@ -1,0 +1,496 @@
+"""What a comm, a connector and a listener are, and how a connection begins.
+
+A *comm* moves one message at a time between two endpoints.  This module holds
+what every transport shares: the abstract classes, the two errors, the handshake
+that both sides of a new connection go through, and :func:`connect` with its
+retries.  It knows neither sockets nor operations: transports live beside it,
+requests and replies one floor up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, ClassVar, TypeAlias, TypeVar
+from weakref import WeakSet
+
+from distributed import config
+from distributed.comm.addressing import parse_address
+from distributed.comm.registry import get_backend
+from distributed.protocol.compression import get_compression_settings
+from distributed.protocol.exceptions import ProtocolError
+from distributed.protocol.pickle import HIGHEST_PROTOCOL
+from distributed.utils import parse_timedelta
+
+logger = logging.getLogger(__name__)
+
+#: What a listener calls with each new comm.
+CommHandler: TypeAlias = Callable[["Comm"], Any]
+
+_L = TypeVar("_L", bound="Listener")
+
+#: Ceiling of the first pause between two attempts to connect, in seconds, and of any.
+_BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
+#: Share of the time for connecting which the first attempt may take; later ones may take more.
+_FIRST_ATTEMPT_SHARE, _ATTEMPT_GROWTH = 0.2, 1.5
+
+
+class CommClosedError(OSError):
+    """The comm was closed, by either side, before the operation was done."""
+
+
+class FatalCommClosedError(CommClosedError):
+    """The connection failed in a way that trying again will not mend."""
+
+
+class Comm(ABC):
+    """A connection that carries messages, each of them any Python object.
+
+    One message at a time can be read, and one written, at the same time.  A
+    read or write that is cancelled while under way closes the comm, so that a
+    message is never taken for another.
+
+    Parameters
+    ----------
+    deserialize
+        Whether values wrapped by :func:`~distributed.protocol.to_serialize`
+        are unwrapped on arrival.  If false they arrive as
+        :class:`~distributed.protocol.Serialized`, ready to be passed on.
+
+    Attributes
+    ----------
+    name
+        What the connection is used for, for people who debug.
+    allow_offload
+        Whether expensive (de)serialization may run in a thread.
+    local_info, remote_info
+        What each side said of itself in the handshake, and its address.
+    handshake_options
+        What both sides agreed upon.
+    """
+
+    _instances: ClassVar[WeakSet[Comm]] = WeakSet()
+
+    name: str | None
+    deserialize: bool
+    allow_offload: bool
+    local_info: dict[str, Any]
+    remote_info: dict[str, Any]
+    handshake_options: dict[str, Any]
+
+    def __init__(self, deserialize: bool = True):
+        self._instances.add(self)
+        self.name = None
+        self.deserialize = deserialize
+        self.allow_offload = True
+        self.local_info = {}
+        self.remote_info = {}
+        self.handshake_options = {}
+
+    @abstractmethod
+    async def read(self, deserializers: Any = None) -> Any:
+        """Read one message.
+
+        Parameters
+        ----------
+        deserializers
+            Names of the serialization families that are accepted; by default
+            all that are registered.
+
+        Raises
+        ------
+        CommClosedError
+            If the connection ends before a whole message has arrived, or what
+            arrives is not a message.
+        """
+
+    @abstractmethod
+    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+        """Write one message and return its size in bytes.
+
+        The message is out of this process when the call returns: arrays in it
+        may be changed.
+
+        Parameters
+        ----------
+        msg
+            The message.
+        serializers
+            Names of the serialization families to use, in order of preference.
+        on_error
+            ``"message"`` sends a value that cannot be serialized as an error
+            that is raised where it is deserialized, ``"raise"`` raises here.
+
+        Raises
+        ------
+        CommClosedError
+            If the connection is closed.
+        TypeError
+            If the message cannot be serialized; nothing was sent then.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the comm once what was written has left.  Idempotent."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close the comm at once, whatever is under way.  Idempotent."""
+
+    @abstractmethod
+    def closed(self) -> bool:
+        """Return whether the comm is closed, by either side."""
+
+    @property
+    @abstractmethod
+    def local_address(self) -> str:
+        """The address of this end, for people who debug."""
+
+    @property
+    @abstractmethod
+    def peer_address(self) -> str:
+        """The address of the other end, for people who debug."""
+
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        """What the transport knows of the connection besides the addresses."""
+        return {}
+
+    @property
+    def same_host(self) -> bool:
+        """Whether both ends are on one host."""
+        return _host_of(self.local_address) == _host_of(self.peer_address)
+
+    def handshake_info(self) -> dict[str, Any]:
+        """Return what this side says of itself in the handshake."""
+        compression = None
+        if not self.same_host:
+            compression = get_compression_settings("distributed.comm.compression")
+        return {
+            "compression": compression,
+            "python": tuple(sys.version_info)[:3],
+            "pickle-protocol": HIGHEST_PROTOCOL,
+        }
+
+    @staticmethod
+    def handshake_configuration(
+        local: Mapping[str, Any], remote: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what two sides that sent *local* and *remote* agree upon.
+
+        Raises
+        ------
+        ValueError
+            If *remote* does not say what every peer says.
+        """
+        try:
+            protocol = min(local["pickle-protocol"], remote["pickle-protocol"])
+            compression = local["compression"]
+            if compression != remote["compression"]:
+                compression = None
+        except (KeyError, TypeError):
+            raise ValueError(
+                "the peer's handshake lacks 'pickle-protocol' or 'compression': "
+                f"{str(remote)[:200]}; does it run a compatible version of distributed?"
+            ) from None
+        return {"pickle-protocol": protocol, "compression": compression}
+
+    def _agree(self, local: dict[str, Any], remote: Any) -> None:
+        """Keep what both sides said in the handshake and what follows from it."""
+        if not isinstance(remote, dict):
+            raise ValueError(f"the peer's handshake is no map but {str(remote)[:200]!r}")
+        self.handshake_options = self.handshake_configuration(local, remote)
+        self.local_info = {**local, "address": self.local_address}
+        self.remote_info = {**remote, "address": self.peer_address}
+
+    def __repr__(self) -> str:
+        closed = " (closed)" if self.closed() else ""
+        return (
+            f"<{type(self).__name__}{closed} {self.name or ''} "
+            f"local={self.local_address} remote={self.peer_address}>"
+        )
+
+
+class Connector(ABC):
+    """Opens connections of one transport."""
+
+    @abstractmethod
+    async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Comm:
+        """Open one connection, without a handshake, and return its comm.
+
+        Parameters
+        ----------
+        address
+            The address without its scheme.
+        deserialize
+            See :class:`Comm`.
+        connection_args
+            What the transport needs besides.
+
+        Raises
+        ------
+        OSError
+            If the connection cannot be made now; :func:`connect` tries again.
+        FatalCommClosedError
+            If it can never be made; :func:`connect` gives up.
+        """
+
+
+class Listener(ABC):
+    """Waits for connections of one transport and hands their comms on."""
+
+    def __await__(self: _L) -> Generator[Any, None, _L]:
+        async def start() -> _L:
+            await self.start()
+            return self
+
+        return start().__await__()
+
+    async def __aenter__(self: _L) -> _L:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stopped = self.stop()
+        if inspect.isawaitable(stopped):
+            await stopped
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start to accept connections."""
+
+    @abstractmethod
+    def stop(self) -> Any:
+        """Stop accepting connections.  Those already accepted go on."""
+
+    @property
+    @abstractmethod
+    def listen_address(self) -> str:
+        """The address that this listener is bound to, as URI."""
+
+    @property
+    @abstractmethod
+    def contact_address(self) -> str:
+        """An address at which other hosts can reach this listener, as URI."""
+
+    @abstractmethod
+    async def on_connection(
+        self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
+    ) -> None:
+        """Go through the handshake on a connection that came in."""
+
+
+class BaseListener(Listener):
+    """A listener that does the handshake."""
+
+    # Comms whose handshake is under way.
+    _handshaking: set[Comm]
+
+    def __init__(self) -> None:
+        self._handshaking = set()
+
+    def abort_handshaking_comms(self) -> None:
+        """Abort the comms whose handshake is not done."""
+        for comm in list(self._handshaking):
+            comm.abort()
+
+    async def on_connection(
+        self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
+    ) -> None:
+        """Go through the handshake on a connection that came in.
+
+        Parameters
+        ----------
+        comm
+            The new comm.
+        handshake_overrides
+            Replaces parts of what this side says of itself.
+
+        Raises
+        ------
+        CommClosedError
+            If the peer did not answer in time or is no peer; the comm is closed.
+        """
+        timeout = _handshake_timeout()
+        self._handshaking.add(comm)
+        try:
+            async with asyncio.timeout(timeout):
+                await _handshake(comm, handshake_overrides)
+        except TimeoutError:
+            comm.abort()
+            raise CommClosedError(
+                f"{comm.peer_address} connected to {comm.local_address}, but did not complete the "
+                f"handshake within {timeout} s ('distributed.comm.timeouts.handshake')"
+            ) from None
+        except BaseException:
+            comm.abort()
+            raise
+        finally:
+            self._handshaking.discard(comm)
+
+
+def _handshake_timeout() -> float:
+    timeout = config.get_timedelta("distributed.comm.timeouts.handshake")
+    if timeout is None:
+        timeout = config.get_timedelta("distributed.comm.timeouts.connect")
+    assert timeout is not None
+    return timeout
+
+
+async def _handshake(comm: Comm, overrides: Mapping[str, Any] | None) -> None:
+    """Say who we are, hear who the peer is, and keep what follows from that."""
+    local = {**comm.handshake_info(), **(overrides or {})}
+    await comm.write(local)
+    try:
+        remote = await comm.read()
+        comm._agree(local, remote)
+    except OSError as exc:
+        if isinstance(exc.__cause__, ProtocolError):
+            raise FatalCommClosedError(str(exc)) from exc.__cause__
+        raise
+    except Exception as exc:
+        raise FatalCommClosedError(
+            f"{comm.peer_address} is no peer that {comm.local_address} understands: {exc}"
+        ) from exc
+
+
+async def connect(
+    addr: str,
+    timeout: float | str | None = None,
+    deserialize: bool = True,
+    handshake_overrides: dict[str, Any] | None = None,
+    **connection_args: Any,
+) -> Comm:
+    """Connect to *addr* and go through the handshake.
+
+    Attempts that fail are repeated after random pauses of growing length, until
+    *timeout* is over.
+
+    Parameters
+    ----------
+    addr
+        The address to connect to, such as ``"tcp://127.0.0.1:8786"``.
+    timeout
+        Time for everything together, in seconds or like ``"500ms"``; by default
+        ``distributed.comm.timeouts.connect``.
+    deserialize
+        See :class:`Comm`.
+    handshake_overrides
+        Replaces parts of what this side says of itself.
+    connection_args
+        What the transport needs besides.
+
+    Returns
+    -------
+    Comm
+        The open comm.
+
+    Raises
+    ------
+    OSError
+        If no attempt succeeded in time.  Its cause is what the last one met.
+    FatalCommClosedError
+        If an attempt met what will not change by trying again.
+    ValueError
+        If the address cannot be understood.
+    """
+    if timeout is None:
+        seconds = config.get_timedelta("distributed.comm.timeouts.connect")
+        assert seconds is not None
+    else:
+        seconds = parse_timedelta(timeout, default="seconds")
+    scheme, loc = parse_address(addr)
+    connector = get_backend(scheme).get_connector()
+
+    deadline = asyncio.get_running_loop().time() + seconds
+    attempt_limit = seconds * _FIRST_ATTEMPT_SHARE
+    pause_limit = _BACKOFF_BASE
+    failure: OSError | None = None
+    overall = asyncio.timeout_at(deadline)
+    try:
+        async with overall:
+            while True:
+                try:
+                    async with asyncio.timeout(attempt_limit):
+                        comm = await connector.connect(
+                            loc, deserialize=deserialize, **connection_args
+                        )
+                        try:
+                            await _handshake(comm, handshake_overrides)
+                        except BaseException:
+                            comm.abort()
+                            raise
+                        return comm
+                except FatalCommClosedError:
+                    raise
+                except OSError as exc:
+                    failure = exc
+                    logger.debug("Could not connect to %s, trying again: %s", addr, exc)
+                await asyncio.sleep(random.uniform(0, pause_limit))
+                pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
+                attempt_limit *= _ATTEMPT_GROWTH
+    except TimeoutError:
+        if not overall.expired():
+            raise
+    reason = f": {failure}" if failure is not None and str(failure) else ""
+    raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s{reason}") from failure
+
+
+async def listen(
+    addr: str,
+    handle_comm: CommHandler,
+    deserialize: bool = True,
+    **kwargs: Any,
+) -> Listener:
+    """Listen at *addr* and return the listener, already started.
+
+    Parameters
+    ----------
+    addr
+        The address to listen at, such as ``"tcp://127.0.0.1:0"``.
+    handle_comm
+        Called with each new comm after its handshake; if it returns an
+        awaitable, that is awaited.
+    deserialize
+        See :class:`Comm`.
+    kwargs
+        What the transport needs besides.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be bound.
+    ValueError
+        If the address cannot be understood.
+    """
+    scheme, loc = parse_address(addr)
+    listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)
+    await listener.start()
+    return listener
+
+
+async def call_comm_handler(handler: CommHandler, comm: Comm) -> None:
+    """Hand a new *comm* to the *handler* of its listener; what that raises is logged."""
+    try:
+        result = handler(comm)
+        if isinstance(result, Awaitable):
+            await result
+    except Exception:
+        logger.exception("Failed to handle %r", comm)
+        comm.abort()
+
+
+def _host_of(address: str) -> str:
+    scheme, loc = parse_address(address)
+    return get_backend(scheme).get_address_host(loc)

@@ -1,0 +1,394 @@
+"""From a message that arrived to the handler that it is for, and back.
+
+:class:`Dispatcher` is the part of a server that answers: it reads requests from
+a comm one after the other, calls the handler that each names, and writes what
+that returns or raises.  It also feeds one-way streams of messages to stream
+handlers.  It knows neither how connections come to be nor how to make any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from distributed import config
+from distributed.background import AsyncTaskGroup
+from distributed.comm.core import Comm, CommClosedError
+from distributed.counter import Counter
+from distributed.lifecycle import LifeCycle
+from distributed.remote_errors import error_message
+from distributed.status import Status
+from distributed.utils import has_keyword
+
+logger = logging.getLogger(__name__)
+
+#: Turned into messages, also where they come from what a peer sent.
+_SHOWN = 500
+
+
+class NoOpAwaitable:
+    """May be awaited, and need not be."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+def _expects_comm(func: Callable[..., Any]) -> bool:
+    """Return whether the first parameter of *func* is named ``comm``.
+
+    Examples
+    --------
+    >>> _expects_comm(lambda comm, x: x), _expects_comm(lambda x: x)
+    (True, False)
+    """
+    try:
+        parameters = inspect.signature(func).parameters
+    except ValueError:
+        # Some functions written in C do not tell.
+        return False
+    return next(iter(parameters), None) == "comm"
+
+
+class _Call(NamedTuple):
+    """How a handler is called."""
+
+    handler: Callable[..., Any]
+    with_comm: bool
+    with_serializers: bool
+
+
+class Dispatcher(LifeCycle):
+    """The answering part of a server.
+
+    Parameters
+    ----------
+    handlers
+        Operations: name → function or coroutine function.
+    blocked_handlers
+        Names of operations that are refused.
+    stream_handlers
+        What messages of a one-way stream may name.
+    """
+
+    # State.  `_comms` are the comms that requests are read from, each with the
+    # operation in progress or None; `_serving` the tasks that do so.  `_calls`
+    # remembers how the handlers in `handlers` are called.
+    counters: Mapping[str, Counter]
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        blocked_handlers: Iterable[str] | None = None,
+        stream_handlers: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.handlers: dict[str, Callable[..., Any]] = {
+            "identity": self.identity,
+            "echo": self.echo,
+            "connection_stream": self.handle_stream,
+            "dump_state": self._to_dict,
+            **handlers,
+        }
+        if blocked_handlers is None:
+            key = f"distributed.{type(self).__name__.lower()}.blocked-handlers"
+            blocked_handlers = config.get(key, default=None) or ()
+        self.blocked_handlers = list(blocked_handlers)
+        self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
+        self._comms: dict[Comm, str | None] = {}
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._calls: dict[str, _Call] = {}
+        self._ongoing_background_tasks = AsyncTaskGroup()
+
+    # Built-in operations
+
+    def identity(self) -> dict[str, str]:
+        """Tell who this server is."""
+        return {"type": type(self).__name__, "id": self.id}
+
+    def echo(self, data: Any = None) -> Any:
+        """Return *data*."""
+        return data
+
+    def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
+        """Return the state of this server for a dump.
+
+        Parameters
+        ----------
+        exclude
+            Keys to leave out.
+        """
+        state = {**self.identity(), "status": self.status.name, "thread_id": self.thread_id}
+        return {key: value for key, value in state.items() if key not in exclude}
+
+    # Requests
+
+    #: Whether the interpreter is about to end.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
+    @property
+    def _accepts_requests(self) -> bool:
+        return not self._close_begun and self._status not in (Status.closed, Status.failed)
+
+    def handle_comm(self, comm: Comm) -> NoOpAwaitable:
+        """Answer the requests that arrive on *comm* until it is closed.
+
+        Returns at once.  A server that was not started starts itself.
+        """
+        if not self._accepts_requests:
+            comm.abort()
+        else:
+            task = asyncio.create_task(self._serve(comm), name=f"serve {comm.peer_address}")
+            self._serving.add(task)
+            task.add_done_callback(self._served)
+        return NoOpAwaitable()
+
+    def _served(self, task: asyncio.Task[Any]) -> None:
+        self._serving.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            logger.error("%s stopped serving a comm", self.id, exc_info=exc)
+
+    async def _serve(self, comm: Comm) -> None:
+        self._comms[comm] = None
+        try:
+            await self.start()
+            while not self._close_begun:
+                try:
+                    msg = await comm.read()
+                except CommClosedError as exc:
+                    logger.debug("%s left %s: %s", comm.peer_address, self.id, exc)
+                    break
+                except Exception as exc:
+                    if comm.closed():
+                        raise
+                    logger.warning("Received an unreadable request in %r", comm, exc_info=True)
+                    await self._answer(comm, None, error_message(exc, "uncaught-error"))
+                    continue
+                if not await self._handle_request(comm, msg):
+                    await comm.close()
+                    break
+                self._comms[comm] = None
+        finally:
+            del self._comms[comm]
+            comm.abort()
+
+    async def _handle_request(self, comm: Comm, msg: Any) -> bool:
+        """Answer one request and return whether the comm is to be kept."""
+        close = False
+        reply = True
+        serializers = None
+        op: Any = None
+        try:
+            if not isinstance(msg, dict):
+                raise TypeError(
+                    f"Bad message type.  Expected dict, got\n  {_shorten(msg)} "
+                    f"(sent to {self._name} by {comm.peer_address})"
+                )
+            # Not ours to change: over inproc it is the very object that the peer wrote.
+            msg = dict(msg)
+            close = msg.pop("close", False)
+            reply = msg.pop("reply", True)
+            serializers = msg.pop("serializers", None)
+            if "op" not in msg:
+                raise ValueError(
+                    f"Received unexpected message without 'op' key: {_shorten(msg)} "
+                    f"(sent to {self._name} by {comm.peer_address})"
+                )
+            op = msg.pop("op")
+            if op == "close":
+                if reply:
+                    await self._answer(comm, op, "OK")
+                return False
+            call = self._find_handler(op)
+            self.counters["op"].add(op)
+            self._comms[comm] = op
+            if call.with_serializers and serializers is not None:
+                msg["serializers"] = serializers
+            result = call.handler(comm, **msg) if call.with_comm else call.handler(**msg)
+            if asyncio.iscoroutine(result):
+                result = await result
+            elif isinstance(result, Awaitable):
+                raise RuntimeError(
+                    f"Comm handler returned unknown awaitable. Expected coroutine, "
+                    f"instead got {type(result)}"
+                )
+        except CommClosedError as exc:
+            if comm.closed():
+                logger.debug("%s left during %r on %s: %s", comm.peer_address, op, self._name, exc)
+                return False
+            logger.info("Exception while handling op %s", op, exc_info=True)
+            result = error_message(exc, "uncaught-error")
+        except asyncio.CancelledError as exc:
+            if self._is_cancelled():
+                raise
+            # Something that the handler awaited was cancelled.  At the caller
+            # it must not look as if he had been cancelled himself.
+            logger.warning("Handler of op %s was cancelled", op, exc_info=True)
+            error = RuntimeError(f"the handler of {op!r} in {self._name} was cancelled")
+            error.__cause__ = exc
+            result = error_message(error, "uncaught-error")
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            # Meant for the process, or for this coroutine, rather than the caller.
+            raise
+        except BaseException as exc:
+            logger.error("Exception while handling op %s", op, exc_info=True)
+            result = error_message(exc, "uncaught-error")
+
+        if comm.closed():
+            return False
+        if (
+            reply
+            and result is not Status.dont_reply
+            and not await self._answer(comm, op, result, serializers)
+        ):
+            return False
+        return not close
+
+    def _is_cancelled(self) -> bool:
+        """Whether the current task is to end, rather than something that it awaited."""
+        task = asyncio.current_task()
+        return self._close_begun or (task is not None and task.cancelling() > 0)
+
+    async def _answer(self, comm: Comm, op: Any, result: Any, serializers: Any = None) -> bool:
+        """Write the *result* of a request; return whether the comm still works."""
+        try:
+            await comm.write(result, serializers=serializers, on_error="raise")
+        except CommClosedError as exc:
+            logger.debug("%s left before %r was answered: %s", comm.peer_address, op, exc)
+            return False
+        except Exception as exc:
+            if comm.closed():
+                raise
+            logger.error("Cannot serialize the result of op %s", op, exc_info=True)
+            await comm.write(error_message(exc, "uncaught-error"))
+        return True
+
+    def _find_handler(self, op: Any) -> _Call:
+        """Return how to call the handler of *op*.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is blocked.
+        """
+        if op in self.blocked_handlers:
+            raise ValueError(
+                f"The {op!r} handler has been explicitly disallowed in {type(self).__name__}, "
+                "possibly due to security concerns."
+            )
+        handler = self.handlers.get(op) if isinstance(op, str) else None
+        if handler is None:
+            raise ValueError(f"No handler for op {_shorten(op)} in {self._name}")
+        call = self._calls.get(op)
+        if call is None or call.handler is not handler:
+            call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
+            self._calls[op] = call
+        return call
+
+    @property
+    def _name(self) -> str:
+        """This server as messages to others name it."""
+        return f"{type(self).__name__} {self.address_safe}"
+
+    @property
+    def address_safe(self) -> str:
+        """The address of this server, or ``"not-running"``."""
+        return "not-running"
+
+    # One-way streams
+
+    async def handle_stream(self, comm: Comm, extra: Mapping[str, Any] | None = None) -> None:
+        """Feed the messages that arrive on *comm* to the stream handlers.
+
+        Each message, or list of messages, is handled before the next one is
+        read, whether its handler is a function or a coroutine function.  One
+        whose handler fails is logged and the next one handled.  The stream ends
+        with ``{"op": "close-stream"}`` or when the peer closes it.
+
+        Parameters
+        ----------
+        comm
+            Where messages arrive.
+        extra
+            Further keyword arguments for every handler.
+        """
+        extra = dict(extra or {})
+        comm.name = comm.name or "stream"
+        logger.debug("Starting stream from %s to %s", comm.peer_address, self._name)
+        try:
+            while not comm.closed():
+                msgs = await comm.read()
+                for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
+                    if not await self._handle_stream_message(comm, msg, extra):
+                        return
+        except CommClosedError as exc:
+            logger.debug("Stream from %s to %s ended: %s", comm.peer_address, self._name, exc)
+        finally:
+            await comm.close()
+
+    async def _handle_stream_message(self, comm: Comm, msg: Any, extra: Mapping[str, Any]) -> bool:
+        """Handle one message of a stream and return whether the stream goes on."""
+        if isinstance(msg, str) and msg == "OK":
+            # The answer to a request that made this comm a stream.
+            return True
+        op = msg.pop("op", None) if isinstance(msg, dict) else None
+        if op == "close-stream":
+            logger.debug("Stream from %s to %s was closed", comm.peer_address, self._name)
+            return False
+        handler = self.stream_handlers.get(op) if isinstance(op, str) else None
+        if handler is None:
+            logger.error(
+                "%s has no stream handler for op %s in the stream from %s, and ignores: %s",
+                self._name,
+                _shorten(op),
+                comm.peer_address,
+                _shorten(msg),
+            )
+            return True
+        try:
+            result = handler(**extra, **msg)
+            if asyncio.iscoroutine(result):
+                await result
+        except (Exception, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and self._is_cancelled():
+                raise
+            logger.exception(
+                "Stream handler of op %s in %s failed on a message from %s",
+                op,
+                self._name,
+                comm.peer_address,
+            )
+        return True
+
+    # End
+
+    async def _finish_handlers(self, grace: float) -> None:
+        """Let running handlers finish within *grace* seconds, then cancel them.
+
+        Comms on which nothing is in progress are aborted at once.
+        """
+        me = asyncio.current_task()
+        for comm, op in list(self._comms.items()):
+            if op is None:
+                comm.abort()
+        waiting = [task for task in self._serving if task is not me]
+        if waiting:
+            try:
+                _, running = await asyncio.wait(waiting, timeout=grace)
+            finally:
+                for task in waiting:
+                    task.cancel()
+            if running:
+                _, running = await asyncio.wait(running, timeout=max(grace, 1))
+            for task in running:
+                logger.error("A handler does not end although it was cancelled: %s", task)
+
+
+def _shorten(value: Any) -> str:
+    """Return the repr of what a peer sent, fit for a log."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -121,14 +121,28 @@ class _Resolver(netutil.Resolver):
         return await _getaddrinfo(host, port, family=family)
 
 
+class _Client(TCPClient):
+    """Remembers the streams it made: one that is cancelled just as it has connected forgets it."""
+
+    def __init__(self) -> None:
+        super().__init__(resolver=_Resolver())
+        self.streams: list[IOStream] = []
+
+    def _create_stream(self, *args: Any, **kwargs: Any) -> tuple[IOStream, Any]:
+        stream, connected = super()._create_stream(*args, **kwargs)
+        self.streams.append(stream)
+        return stream, connected
+
+    def close_streams(self) -> None:
+        for stream in self.streams:
+            stream.close()
+
+
 class BaseTCPConnector(Connector):
     """What connectors over TCP share."""
 
     comm_class: ClassVar[type[StreamComm]]
     prefix: ClassVar[str]
-
-    def __init__(self) -> None:
-        self._client = TCPClient(resolver=_Resolver())
 
     def _get_connect_args(self, **connection_args: Any) -> dict[str, Any]:
         """Return what ``TCPClient.connect`` needs besides the address."""
@@ -145,25 +159,25 @@ class BaseTCPConnector(Connector):
             If the connection cannot be made.
         """
         host, port = parse_host_port(address)
+        client = _Client()
         try:
-            stream = await self._client.connect(
+            stream = await client.connect(
                 host,
                 port,
                 max_buffer_size=MAX_BUFFER_SIZE,
                 **self._get_connect_args(**connection_args),
             )
-        except StreamClosedError as exc:
+            set_tcp_timeout(stream)
+            local = self.prefix + get_stream_address(stream)
+            return self.comm_class(stream, local, self.prefix + address, deserialize)
+        except BaseException as exc:
+            client.close_streams()
+            if not isinstance(exc, StreamClosedError):
+                raise
             reason = exc if exc.real_error is None else exc.real_error
             raise CommClosedError(
                 f"cannot connect to {self.prefix}{address}: {type(reason).__name__}: {reason}"
             ) from reason
-        try:
-            set_tcp_timeout(stream)
-            local = self.prefix + get_stream_address(stream)
-            return self.comm_class(stream, local, self.prefix + address, deserialize)
-        except BaseException:
-            stream.close()
-            raise
 
 
 class TCPConnector(BaseTCPConnector):

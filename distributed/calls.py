@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
 from distributed.remote_errors import exception_from
@@ -117,6 +117,8 @@ class RemoteCalls(ABC):
 
     serializers: Any
     deserializers: Any
+    # What a comm is named during a call, before a dot and the operation.
+    _comm_name: ClassVar[str]
 
     @abstractmethod
     async def _acquire(self) -> Comm:
@@ -142,7 +144,7 @@ class RemoteCalls(ABC):
             except (RPCClosed, CommClosedError) as exc:
                 raise type(exc)(f"{what} before comm was established.") from exc
             try:
-                comm.name = f"{type(self).__name__}.{name}"
+                comm.name = f"{self._comm_name}.{name}"
                 return await send_recv(comm, op=name, **kwargs)
             except (RPCClosed, CommClosedError) as exc:
                 if not comm.closed():

@@ -139,9 +139,10 @@ class rpc(RemoteCalls):
     """
 
     active: ClassVar[weakref.WeakSet[rpc]] = weakref.WeakSet()
+    _comm_name = "rpc"
 
-    # State.  `comms` are all comms that were not found closed; `_idle` are those
-    # of them that are marked idle, the last used one last.
+    # State.  `comms` are all comms that were not found closed.  Who takes one with
+    # live_comm() may mark it idle here, so that no other list tells which are.
     def __init__(
         self,
         arg: str | tuple[str, int],
@@ -154,7 +155,6 @@ class rpc(RemoteCalls):
     ) -> None:
         self.status: Status = Status.running
         self.comms: dict[Comm, bool] = {}
-        self._idle: list[Comm] = []
         self.address = coerce_to_address(arg)
         self.timeout = timeout
         self.deserialize = deserialize
@@ -164,12 +164,11 @@ class rpc(RemoteCalls):
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
         if comm is not None:
             self.comms[comm] = True
-            self._idle.append(comm)
             self._created.add(comm)
         rpc.active.add(self)
 
     async def live_comm(self) -> Comm:
-        """Return an open comm, which is not idle until the call on it is done.
+        """Return an open comm; it is in use until ``comms[comm] = True``.
 
         Raises
         ------
@@ -179,12 +178,11 @@ class rpc(RemoteCalls):
             If no connection can be made.
         """
         self._check_open()
-        while self._idle:
-            comm = self._idle.pop()
+        while (comm := next((comm for comm, idle in self.comms.items() if idle), None)) is not None:
             if not comm.closed():
                 self.comms[comm] = False
                 return comm
-            self.comms.pop(comm, None)
+            del self.comms[comm]
         comm = await connect(
             self.address,
             self.timeout,
@@ -214,13 +212,11 @@ class rpc(RemoteCalls):
             del self.comms[comm]
         else:
             self.comms[comm] = True
-            self._idle.append(comm)
 
     def close_comms(self) -> None:
         """Close all connections; calls in progress fail."""
         comms = list(self.comms)
         self.comms.clear()
-        self._idle.clear()
         for comm in comms:
             comm.abort()
 
@@ -280,6 +276,8 @@ class PooledRPCCall(RemoteCalls):
 
     Made by calling a :class:`ConnectionPool`; otherwise used like :class:`rpc`.
     """
+
+    _comm_name = "ConnectionPool"
 
     def __init__(
         self,
@@ -457,14 +455,16 @@ class ConnectionPool(PoolState):
         comm = self._take_idle(addr)
         if comm is not None:
             return comm
+        me = asyncio.current_task()
+        cancelled_before = me.cancelling() if me is not None else 0
         task = asyncio.create_task(self._connect(addr, timeout), name=f"connect to {addr}")
         self._connecting[addr][task] = None
         try:
             return await task
         except asyncio.CancelledError:
             reason = self._connecting[addr][task]
-            me = asyncio.current_task()
-            if reason is not None and me is not None and not me.cancelling():
+            cancelled = me is not None and me.cancelling() > cancelled_before
+            if reason is not None and not cancelled:
                 raise CommClosedError(f"{reason} (connecting to {addr})") from None
             if task.done() and not task.cancelled() and task.exception() is None:
                 # Cancelled after the connection was made, but before it was taken.
@@ -487,6 +487,13 @@ class ConnectionPool(PoolState):
                 deserialize=self.deserialize,
                 **self.connection_args,
             )
+            task = asyncio.current_task()
+            assert task is not None
+            reason = self._connecting.get(addr, {}).get(task, "Nobody waits any more.")
+            if reason is not None:
+                # It was called off, but did not heed that.
+                comm.abort()
+                raise CommClosedError(f"{reason} (connecting to {addr})")
             comm.name = "ConnectionPool"
             comm.allow_offload = self.allow_offload
             self._created.add(comm)

@@ -131,13 +131,15 @@ class PoolState:
 
     def _evict(self) -> bool:
         """Close one idle connection to make room; return whether there was one."""
-        for addr, idle in self.available.items():
-            comm = idle.pop()
-            if not idle:
-                del self.available[addr]
-            comm.abort()
-            return True
-        return False
+        # An onlooker who asks `available` for an address leaves an empty set there.
+        addr = next((addr for addr, idle in self.available.items() if idle), None)
+        if addr is None:
+            return False
+        comm = self.available[addr].pop()
+        if not self.available[addr]:
+            del self.available[addr]
+        comm.abort()
+        return True
 
     def reuse(self, addr: str, comm: Comm) -> None:
         """Take back a connection that :meth:`connect` gave, open or closed."""

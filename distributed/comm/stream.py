@@ -153,7 +153,7 @@ class StreamComm(Comm):
         try:
             for buffer in buffers:
                 sent = stream.write(buffer)  # type: ignore[arg-type]
-            if not sent.done():
+            if not sent.done() or sent.exception() is not None:
                 # Tornado does not expect anyone to cancel its futures.
                 await asyncio.shield(sent)
         except StreamClosedError as exc:

@@ -255,7 +255,7 @@ class BaseTCPListener(BaseListener):
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
         server.add_sockets(sockets)
         self.tcp_server = server
-        self.bound_address = get_tcp_server_address(server)
+        self.bound_address = get_tcp_server_address(server)[:2]
 
     def stop(self) -> None:
         """Stop accepting connections; those in their handshake are aborted."""

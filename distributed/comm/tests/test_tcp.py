@@ -1,0 +1,700 @@
+"""What is TCP's own: hostile peers on raw sockets, socket options, messages above 2 GiB."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from distributed import config
+from distributed.comm import connect, listen, tcp
+from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
+from distributed.comm.registry import backends
+from distributed.comm.tests.transports import echo, unused_port
+from distributed.protocol import dumps, to_serialize
+from distributed.protocol.framing import pack_message
+from distributed.utils_test import async_poll_for, captured_logger, gen_test, has_ipv6
+
+LOCALHOST = "tcp://127.0.0.1:0"
+HANDSHAKE = {"compression": None, "python": (3, 11, 0), "pickle-protocol": 5}
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
+
+
+def message(msg: Any) -> bytes:
+    """Return a message as it is on the wire."""
+    return b"".join(bytes(buffer) for buffer in pack_message(list(dumps(msg)))[0])
+
+
+def u64(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+class RawPeer:
+    """Somebody at the other end of a connection who writes bytes, not messages."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def read_message(self) -> bytes:
+        """Read the bytes of a message of one frame."""
+        head = await self.reader.readexactly(24)
+        return head + await self.reader.readexactly(struct.unpack("<Q", head[16:])[0])
+
+    async def is_closed(self) -> bool:
+        """Wait until the connection is closed by the comm's side."""
+        try:
+            while await self.reader.read(2**16):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+    def reset(self) -> None:
+        """Close with a RST."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+class Target:
+    """A listener, and the comms that got past the handshake."""
+
+    def __init__(self) -> None:
+        self.accepted: asyncio.Queue[Comm] = asyncio.Queue()
+        self.listener: Any = None
+
+    @asynccontextmanager
+    async def raw_connection(self) -> AsyncIterator[RawPeer]:
+        _, port = self.listener.get_host_port()
+        peer = RawPeer(*await asyncio.open_connection("127.0.0.1", port))
+        try:
+            yield peer
+        finally:
+            await peer.close()
+
+    @asynccontextmanager
+    async def past_the_handshake(self) -> AsyncIterator[tuple[RawPeer, Comm]]:
+        async with self.raw_connection() as peer:
+            await peer.send(message(HANDSHAKE))
+            await peer.read_message()
+            comm = await self.accepted.get()
+            try:
+                yield peer, comm
+            finally:
+                comm.abort()
+
+
+@asynccontextmanager
+async def target(**kwargs: Any) -> AsyncIterator[Target]:
+    """Listen, and see afterwards that honest peers are still served."""
+    it = Target()
+    it.listener = await listen(LOCALHOST, it.accepted.put, **kwargs)
+    try:
+        yield it
+        honest = await connect(it.listener.contact_address)
+        comm = await it.accepted.get()
+        await honest.write("hello")
+        assert await comm.read() == "hello"
+        await honest.close()
+        await comm.close()
+    finally:
+        it.listener.stop()
+
+
+@asynccontextmanager
+async def raw_server(serve: Callable[[RawPeer], Any]) -> AsyncIterator[str]:
+    """Listen with a server that knows no messages; give its address."""
+    peers: list[RawPeer] = []
+
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = RawPeer(reader, writer)
+        peers.append(peer)
+        await serve(peer)
+
+    server = await asyncio.start_server(on_connection, "127.0.0.1", 0)
+    try:
+        yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for peer in peers:
+            await peer.close()
+        await server.wait_closed()
+
+
+def resident() -> int:
+    """Return the resident memory of this process, in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# Hostile peers, before the handshake
+
+GARBAGE = {
+    "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(100)),
+    "ssh": b"SSH-2.0-OpenSSH_9.6\r\n" * 4,
+    "zeros": bytes(64),
+    "ones": b"\xff" * 64,
+    "no frames": u64(8, 0),
+    "first bytes too few": u64(0, 1, 0),
+    "not on a frame boundary": u64(16 + 3, 1, 5) + b"abcde",
+    "no msgpack": u64(16 + 3, 1, 3) + b"\xc1\xc1\xc1",
+    "truncated msgpack": u64(16 + 1, 1, 1) + b"\xdf",
+    "frames missing": message({"x": to_serialize(1)})[:8]
+    + u64(1)
+    + message({"x": to_serialize(1)})[16:24],
+    "no map": message([1, 2, 3]),
+    "map without the keys": message({"hello": "world"}),
+    "strange values": message({**HANDSHAKE, "pickle-protocol": "five"}),
+}
+
+
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
+@gen_test()
+async def test_what_is_no_handshake_closes_the_connection_and_nothing_else(data):
+    with (
+        config.set({"distributed.comm.timeouts.handshake": "300ms"}),
+        captured_logger("distributed", level=logging.INFO) as log,
+    ):
+        async with target() as it, it.raw_connection() as peer:
+            await peer.send(data)
+            assert await peer.is_closed()
+            assert it.accepted.empty()
+    lines = [line for line in log.getvalue().splitlines() if "failed before it began" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in log.getvalue()
+
+
+@pytest.mark.parametrize("part", [0, 1, 8, 23, 24, 40])
+@gen_test()
+async def test_half_a_handshake_is_waited_for_no_longer_than_the_deadline(part):
+    with config.set({"distributed.comm.timeouts.handshake": "100ms"}):
+        async with target() as it, it.raw_connection() as peer:
+            await peer.send(message(HANDSHAKE)[:part])
+            assert await peer.is_closed()
+            assert it.accepted.empty()
+
+
+@gen_test()
+async def test_the_log_tells_who_did_not_complete_the_handshake_and_the_key_of_the_deadline():
+    with (
+        config.set({"distributed.comm.timeouts.handshake": "50ms"}),
+        captured_logger("distributed.comm", level=logging.INFO) as log,
+    ):
+        async with target() as it, it.raw_connection() as peer:
+            host, port = peer.writer.get_extra_info("sockname")
+            assert await peer.is_closed()
+    assert f"tcp://{host}:{port}" in log.getvalue()
+    assert "distributed.comm.timeouts.handshake" in log.getvalue()
+
+
+@gen_test()
+async def test_a_slow_handshake_delays_nobody_else():
+    async with target() as it, it.raw_connection():
+        comms = await asyncio.gather(*(connect(it.listener.contact_address) for _ in range(10)))
+        for comm in comms:
+            await comm.close()
+            await (await it.accepted.get()).close()
+
+
+@gen_test()
+async def test_a_peer_that_is_gone_before_the_handshake_is_no_error():
+    with captured_logger("distributed", level=logging.WARNING) as log:
+        async with target() as it:
+            for _ in range(20):
+                async with it.raw_connection() as peer:
+                    peer.reset()
+    assert log.getvalue() == ""
+
+
+@gen_test()
+async def test_a_listener_that_stops_closes_the_connections_in_their_handshake():
+    listener = await listen(LOCALHOST, echo)
+    _, port = listener.get_host_port()
+    peer = RawPeer(*await asyncio.open_connection("127.0.0.1", port))
+    await peer.read_message()  # it has begun the handshake
+    listener.stop()
+    assert await peer.is_closed()
+    await peer.close()
+
+
+# Hostile peers, after the handshake
+
+LIES = {
+    "no frames": (u64(8, 0), "no frames"),
+    "first bytes too few": (u64(10, 1, 5), "cannot hold the lengths"),
+    "not on a frame boundary": (u64(16 + 3, 1, 5), "do not end where a frame ends"),
+    "beyond the last frame": (u64(16 + 9, 1, 5), "do not end where a frame ends"),
+    "more frames than allowed": (u64(2**40, 2**33), "distributed.comm.max-frames"),
+    "a length that nobody has memory for": (u64(16, 1, 2**63), "cannot allocate"),
+    "lengths whose sum overflows": (u64(8 + 8 * 4, 4, *[2**62] * 4), "cannot allocate"),
+}
+
+
+@pytest.mark.parametrize(("data", "why"), LIES.values(), ids=LIES.keys())
+@gen_test()
+async def test_a_prelude_that_lies_closes_the_comm_with_the_reason(data, why):
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        await peer.send(data)
+        with pytest.raises(CommClosedError, match=re.escape(why)):
+            await comm.read()
+        assert comm.closed()
+        assert await peer.is_closed()
+
+
+@gen_test()
+async def test_a_message_above_the_limit_is_refused_before_it_arrives():
+    with config.set({"distributed.comm.max-message-size": "1MiB"}):
+        async with target() as it, it.past_the_handshake() as (peer, comm):
+            await peer.send(u64(16, 1, 2**20 + 1))
+            with pytest.raises(CommClosedError, match=r"distributed\.comm\.max-message-size"):
+                await comm.read()
+
+
+@gen_test()
+async def test_a_message_at_the_limit_is_read():
+    with config.set({"distributed.comm.max-message-size": "1MiB"}):
+        async with target() as it, it.past_the_handshake() as (peer, comm):
+            frame = dumps(bytes(2**20 - 5))[0]
+            assert len(frame) == 2**20
+            await peer.send(u64(16 + len(frame), 1, len(frame)) + frame)
+            assert len(await comm.read()) == 2**20 - 5
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "claim",
+    [
+        u64(16, 1, 2**34),
+        u64(16 + 2**34, 1, 2**34),
+        u64(8 + 8 * 9_000_000, 9_000_000),
+        u64(8 + 8 * 16, 16, *[2**30] * 16),
+    ],
+    ids=["one frame", "one frame in the first bytes", "many frames", "large frames"],
+)
+@gen_test()
+async def test_a_length_without_data_costs_no_memory(claim):
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        before = resident()
+        reading = asyncio.create_task(comm.read())
+        await peer.send(claim)
+        await peer.send(bytes(100_000))
+        done, _ = await asyncio.wait({reading}, timeout=0.2)
+        if done:
+            with pytest.raises(CommClosedError, match="cannot allocate"):
+                reading.result()
+        else:
+            assert resident() - before < 32 * 2**20
+            reading.cancel()
+            await asyncio.wait({reading})
+
+
+@gen_test()
+async def test_a_frame_that_is_no_message_raises_without_a_crash():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        await peer.send(u64(16 + 3, 1, 3) + b"\xc1\xc1\xc1")
+        with pytest.raises(Exception, match=r"\S"):
+            await comm.read()
+
+
+@gen_test()
+async def test_a_peer_that_closes_in_the_middle_of_a_message_is_told_as_that():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        await peer.send(message("x" * 1000)[:500])
+        await peer.close()
+        with pytest.raises(CommClosedError, match="in the middle of a message"):
+            await comm.read()
+
+
+@pytest.mark.parametrize("sent", [0, 500])
+@gen_test()
+async def test_a_reset_connection_is_told_as_that(sent):
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        reading = asyncio.create_task(comm.read())
+        await peer.send(message("x" * 1000)[:sent])
+        await asyncio.sleep(0.01)
+        peer.reset()
+        with pytest.raises(CommClosedError, match=r"reset by peer|Stream is closed|middle"):
+            await reading
+        assert comm.closed()
+
+
+@gen_test()
+async def test_a_write_that_cannot_be_delivered_is_not_told_as_a_success():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        peer.reset()
+        # The first write after the reset may still find room in the kernel's buffer, but none
+        # after the kernel knows.
+        await async_poll_for(comm.closed, timeout=5)
+        with pytest.raises(CommClosedError):
+            await comm.write("x")
+
+
+@gen_test()
+async def test_a_write_in_which_the_connection_breaks_raises(monkeypatch):
+    async with target() as it, it.past_the_handshake() as (_, comm):
+        stream = comm.stream
+
+        def write_to_fd(data: memoryview) -> int:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+        monkeypatch.setattr(stream, "write_to_fd", write_to_fd)
+        with pytest.raises(CommClosedError, match="reset by peer"):
+            await comm.write("x")
+        assert comm.closed()
+
+
+@gen_test()
+async def test_messages_may_arrive_byte_by_byte():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        data = message({"x": to_serialize(b"abc"), "y": 1})
+        reading = asyncio.create_task(comm.read())
+        for i in range(len(data)):
+            await peer.send(data[i : i + 1])
+            await asyncio.sleep(0)
+        assert await reading == {"x": b"abc", "y": 1}
+
+
+@gen_test()
+async def test_messages_may_arrive_many_at_once():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        await peer.send(b"".join(message(i) for i in range(5000)))
+        assert [await comm.read() for _ in range(5000)] == list(range(5000))
+
+
+@gen_test()
+async def test_a_peer_that_sends_without_end_delays_nobody_else():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+
+        async def read_forever() -> None:
+            while True:
+                await comm.read()
+
+        reading = asyncio.create_task(read_forever())
+        await peer.send(b"".join(message(i) for i in range(20_000)))
+        turns = 0
+        while reading.done() is False and turns < 100:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns == 100
+        reading.cancel()
+        await asyncio.wait({reading})
+
+
+@pytest.mark.parametrize("leading", range(4))
+@gen_test()
+async def test_the_sender_chooses_how_many_frames_stand_in_the_first_bytes(leading):
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        frames = [bytes(frame) for frame in dumps({"x": to_serialize(b"abc")})]
+        assert len(frames) == 3
+        lengths = [len(frame) for frame in frames]
+        first = 8 + 8 * 3 + sum(lengths[:leading])
+        await peer.send(u64(first, 3, *lengths) + b"".join(frames))
+        assert await comm.read() == {"x": b"abc"}
+
+
+@on_linux
+@gen_test()
+async def test_a_peer_that_nobody_reads_from_does_not_fill_the_memory():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        before = resident()
+        block = message(bytes(10_000))
+        peer.writer.transport.set_write_buffer_limits(high=0)
+        sent = 0
+        try:
+            while True:
+                async with asyncio.timeout(0.5):
+                    await peer.send(block * 100)
+                    sent += 100
+        except TimeoutError:
+            pass
+        assert resident() - before < 64 * 2**20
+        for _ in range(sent):
+            assert len(await comm.read()) == 10_000
+
+
+@gen_test()
+async def test_two_readers_at_once_are_refused_and_the_first_goes_on():
+    async with target() as it, it.past_the_handshake() as (peer, comm):
+        reading = asyncio.create_task(comm.read())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="already reading"):
+            await comm.read()
+        await peer.send(message("for the first"))
+        assert await reading == "for the first"
+
+
+# Hostile servers
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        u64(8, 0),
+        message([1, 2]),
+        message({"hello": "world"}),
+        u64(16 + 3, 1, 3) + b"\xc1\xc1\xc1",
+    ],
+    ids=["http", "no frames", "no map", "map without the keys", "no msgpack"],
+)
+@gen_test()
+async def test_connecting_to_what_is_no_peer_fails_at_once(data):
+    async def serve(peer: RawPeer) -> None:
+        await peer.send(data)
+        await peer.is_closed()
+
+    async with raw_server(serve) as address:
+        with pytest.raises(FatalCommClosedError, match=re.escape(address)):
+            await connect(address, timeout=20)
+
+
+@gen_test()
+async def test_connecting_to_a_server_that_says_nothing_times_out():
+    async def serve(peer: RawPeer) -> None:
+        await peer.is_closed()
+
+    async with raw_server(serve) as address:
+        with pytest.raises(OSError, match=f"Timed out trying to connect to {address}"):
+            await connect(address, timeout=0.2)
+
+
+@gen_test()
+async def test_connecting_to_a_server_that_hangs_up_is_tried_again():
+    connections = 0
+
+    async def serve(peer: RawPeer) -> None:
+        nonlocal connections
+        connections += 1
+        if connections < 3:
+            peer.reset()
+        else:
+            await peer.send(message(HANDSHAKE))
+            await peer.is_closed()
+
+    async with raw_server(serve) as address:
+        comm = await connect(address, timeout=20)
+        assert connections == 3
+        await comm.close()
+
+
+# Sockets
+
+
+def socket_of(comm: Comm) -> socket.socket:
+    return comm.stream.socket  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def tcp_pair(**settings: Any) -> AsyncIterator[tuple[Comm, Comm]]:
+    accepted: asyncio.Queue[Comm] = asyncio.Queue()
+    with config.set(settings):
+        listener = await listen(LOCALHOST, accepted.put)
+        client = await connect(listener.contact_address)
+        server = await accepted.get()
+    try:
+        yield client, server
+    finally:
+        client.abort()
+        server.abort()
+        listener.stop()
+
+
+@gen_test()
+async def test_small_messages_are_not_held_back():
+    async with tcp_pair() as pair:
+        for comm in pair:
+            assert socket_of(comm).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@on_linux
+@pytest.mark.parametrize(("timeout", "seconds"), [("30s", 30), ("10s", 10), ("2 minutes", 120)])
+@gen_test()
+async def test_a_silent_peer_is_given_up_after_the_configured_time(timeout, seconds):
+    async with tcp_pair(**{"distributed.comm.timeouts.tcp": timeout}) as pair:
+        for comm in pair:
+            sock = socket_of(comm)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT) == seconds * 1000
+            idle = sock.getsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE)
+            interval = sock.getsockopt(socket.SOL_TCP, socket.TCP_KEEPINTVL)
+            count = sock.getsockopt(socket.SOL_TCP, socket.TCP_KEEPCNT)
+            assert idle + interval * count == pytest.approx(seconds, abs=max(5, seconds / 10))
+
+
+@on_linux
+@gen_test()
+async def test_without_a_timeout_the_kernel_keeps_its_own():
+    async with tcp_pair(**{"distributed.comm.timeouts.tcp": None}) as pair:
+        for comm in pair:
+            assert not socket_of(comm).getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+@gen_test()
+async def test_the_address_of_a_stream_is_its_host_and_port_while_it_is_open():
+    async with tcp_pair() as (client, _):
+        stream = client.stream
+        assert "tcp://" + tcp.get_stream_address(stream) == client.local_address
+        client.abort()
+        assert tcp.get_stream_address(stream) == "<closed>"
+
+
+@on_linux
+@gen_test()
+async def test_the_backlog_is_configured():
+    with config.set({"distributed.comm.socket-backlog": 77}):
+        listener = await listen(LOCALHOST, echo)
+    (sock,) = listener.tcp_server._sockets.values()
+    # For a listening socket, tcpi_sacked of struct tcp_info is its backlog.
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    assert struct.unpack_from("=I", info, 28)[0] == 77
+    listener.stop()
+
+
+# Addresses
+
+
+@gen_test()
+async def test_port_0_is_a_free_port():
+    listener = await listen(LOCALHOST, echo)
+    assert re.fullmatch(r"tcp://127\.0\.0\.1:[1-9]\d*", listener.listen_address)
+    assert listener.contact_address == listener.listen_address
+    listener.stop()
+
+
+@pytest.mark.parametrize("address", ["tcp://", "tcp://:0", "tcp://0.0.0.0", "tcp://0.0.0.0:0"])
+@gen_test()
+async def test_a_listener_on_all_interfaces_is_contacted_at_one(address):
+    listener = await listen(address, echo)
+    contact = re.fullmatch(r"tcp://(.+):(\d+)", listener.contact_address)
+    assert contact is not None
+    assert contact[1] not in ("", "0.0.0.0", "[::]")
+    comm = await connect(listener.contact_address)
+    await comm.close()
+    comm = await connect(f"tcp://127.0.0.1:{contact[2]}")
+    await comm.close()
+    listener.stop()
+
+
+@gen_test()
+async def test_the_default_host_is_where_a_listener_on_all_interfaces_is_contacted():
+    listener = await listen("tcp://0.0.0.0:0", echo, default_host="127.0.0.2")
+    assert listener.contact_address.startswith("tcp://127.0.0.2:")
+    listener.stop()
+
+
+@gen_test()
+async def test_the_default_port_is_for_addresses_without_one():
+    port = unused_port()
+    listener = await listen("tcp://127.0.0.1", echo, default_port=port)
+    assert listener.listen_address == f"tcp://127.0.0.1:{port}"
+    listener.stop()
+
+
+def test_a_listener_that_was_not_started_has_no_address():
+    listener: Any = tcp.TCPListener("127.0.0.1:0", echo)
+    with pytest.raises(ValueError, match="non-started TCPListener"):
+        _ = listener.listen_address
+    with pytest.raises(ValueError, match="non-started TCPListener"):
+        _ = listener.contact_address
+    listener.stop()
+
+
+@gen_test()
+async def test_a_name_can_be_connected_to():
+    listener: Any = await listen(LOCALHOST, echo)
+    comm = await connect(f"tcp://localhost:{listener.get_host_port()[1]}")
+    await comm.close()
+    listener.stop()
+
+
+@gen_test()
+async def test_a_name_that_nobody_knows_is_told_of():
+    with pytest.raises(OSError, match=r"Timed out trying to connect to tcp://no\.such\.invalid:1"):
+        await connect("tcp://no.such.invalid:1", timeout=0.3)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+@gen_test()
+async def test_ipv6():
+    listener = await listen("tcp://[::1]:0", echo)
+    assert re.fullmatch(r"tcp://\[::1\]:\d+", listener.contact_address)
+    comm = await connect(listener.contact_address)
+    assert comm.peer_address == listener.contact_address
+    assert comm.local_address.startswith("tcp://[::1]:")
+    assert comm.same_host
+    await comm.write("hello")
+    assert await comm.read() == "hello"
+    await comm.close()
+    listener.stop()
+
+
+@gen_test()
+async def test_starting_a_listener_again_binds_nothing_more():
+    listener = await listen(LOCALHOST, echo)
+    address = listener.listen_address
+    assert await listener is listener
+    assert listener.listen_address == address
+    listener.stop()
+
+
+def test_the_backend_takes_its_classes_from_attributes():
+    class Connector(tcp.TCPConnector):
+        pass
+
+    class Listener(tcp.TCPListener):
+        pass
+
+    class Backend(tcp.TCPBackend):
+        _connector_class = Connector
+        _listener_class = Listener
+
+    backend = Backend()
+    assert type(backend.get_connector()) is Connector
+    assert type(backend.get_listener("127.0.0.1:0", echo, True)) is Listener
+
+
+def test_the_backend_is_registered():
+    assert isinstance(backends["tcp"], tcp.TCPBackend)
+
+
+# Sizes
+
+
+@pytest.mark.timeout(300)
+@gen_test(timeout=240)
+async def test_a_message_may_be_larger_than_2_gib():
+    size = 2**31 + 200_000_000
+    async with tcp_pair() as (client, server):
+        data = bytearray(size)
+        data[-5:] = b"tail!"
+        writing = asyncio.create_task(client.write({"x": to_serialize(data)}))
+        arrived = memoryview((await server.read())["x"])
+        assert await writing > size
+        assert arrived.nbytes == size
+        assert bytes(arrived[-5:]) == b"tail!"
+        await server.write("still usable")
+        assert await client.read() == "still usable"

@@ -1,0 +1,112 @@
+"""The transports that the tests of comms run over, and what such a test needs of each.
+
+A new transport is one more line in `TRANSPORTS`: every test that takes the `transport` fixture then
+runs over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from distributed.comm import connect, listen
+from distributed.comm.core import Comm, CommHandler, Listener
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How the tests listen and connect over a transport.
+
+    Parameters
+    ----------
+    listen_at : str
+        An address where a listener gets a contact address of its own.
+    unused_address : callable
+        Gives an address at which nobody listens, and where one may listen later.
+    serializes : bool
+        Whether messages are made bytes: what was read shares nothing with what was written, and
+        writing waits for the reader.
+    listen_args, connect_args : callable
+        Give the keyword arguments of `listen` and `connect`.
+    """
+
+    listen_at: str
+    unused_address: Callable[[], str]
+    serializes: bool = True
+    listen_args: Callable[[], dict[str, Any]] = dict
+    connect_args: Callable[[], dict[str, Any]] = dict
+
+    async def listen(self, handler: CommHandler, address: str = "", **kwargs: Any) -> Listener:
+        return await listen(address or self.listen_at, handler, **self.listen_args(), **kwargs)
+
+    async def connect(self, address: str, **kwargs: Any) -> Comm:
+        return await connect(address, **self.connect_args(), **kwargs)
+
+    @asynccontextmanager
+    async def listening(self, handler: CommHandler, **kwargs: Any) -> AsyncIterator[Listener]:
+        """Listen for the duration of a block."""
+        listener = await self.listen(handler, **kwargs)
+        try:
+            yield listener
+        finally:
+            await stop(listener)
+
+    @asynccontextmanager
+    async def pair(
+        self, listen_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> AsyncIterator[tuple[Comm, Comm]]:
+        """Give both ends of a new connection: the one that connected, and the one accepted."""
+        accepted: asyncio.Queue[Comm] = asyncio.Queue()
+        async with self.listening(accepted.put, **(listen_kwargs or {})) as listener:
+            client = await self.connect(listener.contact_address, **kwargs)
+            try:
+                server = await accepted.get()
+                try:
+                    yield client, server
+                finally:
+                    server.abort()
+            finally:
+                client.abort()
+
+
+async def stop(listener: Listener) -> None:
+    stopped = listener.stop()
+    if inspect.isawaitable(stopped):
+        await stopped
+
+
+async def echo(comm: Comm) -> None:
+    """Send back what comes, until the other side closes."""
+    with contextlib.suppress(OSError):
+        while True:
+            await comm.write(await comm.read())
+    await comm.close()
+
+
+def unused_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _unused_tcp() -> str:
+    return f"tcp://127.0.0.1:{unused_port()}"
+
+
+def _unused_inproc() -> str:
+    from distributed.comm.inproc import new_address
+
+    return new_address()
+
+
+TRANSPORTS = {
+    "tcp": Transport("tcp://127.0.0.1:0", _unused_tcp),
+    "inproc": Transport("inproc://", _unused_inproc, serializes=False),
+}

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
+import distributed.core
+from distributed.protocol import dumps, loads
 from distributed.status import Status
+from distributed.tests.environments import run_in
 
 NAMES = [
     "undefined",
@@ -49,3 +54,26 @@ def test_a_member_is_not_equal_to_its_name():
 def test_the_class_names_the_originals_module():
     assert Status.__module__ == "distributed.core"
     assert Status.__qualname__ == "Status"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_member_comes_through_pickle_as_itself(name):
+    assert distributed.core.Status is Status
+    assert pickle.loads(pickle.dumps(Status[name])) is Status[name]
+
+
+def test_pickle_names_the_originals_module():
+    data = pickle.dumps(Status.running, protocol=4)
+    assert b"distributed.core" in data
+    assert b"distributed.status" not in data
+
+
+def test_a_member_comes_through_a_message_as_itself():
+    frames = dumps({"status": Status.paused})
+    assert b"distributed.core" in bytes(frames[0])
+    assert loads(frames) == {"status": Status.paused}
+
+
+def test_the_original_knows_the_member_by_its_pickle(original_python):
+    code = f"import pickle; print(repr(pickle.loads({pickle.dumps(Status.paused)!r})))"
+    assert run_in(original_python, code).stdout == "<Status.paused: 'paused'>\n"

@@ -11,7 +11,6 @@ import msgpack
 from distributed.protocol import pickle
 from distributed.protocol.compression import decompress, maybe_compress
 from distributed.protocol.core import dumps, loads
-from distributed.protocol.generic import register_generic
 from distributed.protocol.serialize import (
     Pickled,
     Serialize,
@@ -23,6 +22,7 @@ from distributed.protocol.serialize import (
     dask_serialize,
     deserialize,
     deserialize_bytes,
+    register_generic,
     register_serialization,
     register_serialization_family,
     serialize,

@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.utils import Buffer, join_frames
-from distributed.utils import ensure_memoryview, nbytes
+from distributed.utils import ensure_memoryview
 
 __all__: list[str] = []
 
@@ -116,6 +116,7 @@ def _serialize_array(obj: array[Any]) -> tuple[dict[str, Any], list[Buffer]]:
 @dask_deserialize.register(array)
 def _deserialize_array(header: dict[str, Any], frames: Sequence[Buffer]) -> array[Any]:
     obj = array(header["typecode"])
-    for frame in frames if nbytes(frames[0]) % obj.itemsize == 0 else [join_frames(frames)]:
-        obj.frombytes(frame)
+    for frame in frames:
+        # A sender splits between elements only.
+        obj.frombytes(ensure_memoryview(frame))
     return obj

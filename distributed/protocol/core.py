@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -31,11 +31,15 @@ from distributed.protocol.exceptions import (
     ProtocolError,
     SerializationError,
 )
-from distributed.protocol.extension import msgpack_decode_default, msgpack_encode_default
-from distributed.protocol.serialize import (
-    OnError,
-    load_pickled,
+from distributed.protocol.extension import (
+    EXTENSION_SIZES,
+    msgpack_decode_default,
+    msgpack_encode_default,
+)
+from distributed.protocol.objects import OnError, load_pickled
+from distributed.protocol.pieces import (
     merge_and_deserialize,
+    pack_header,
     read_header,
     serialize_and_split,
 )
@@ -48,6 +52,9 @@ __all__ = ["dumps", "loads"]
 # What a map that stands for something else has among its keys.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
 
+# Bytes of a message above which the packer is replaced, as it never gives memory back.
+_KEPT_MEMORY = 2**20
+
 
 class _MessageWriter:
     """Makes the frames of one message after another."""
@@ -57,7 +64,7 @@ class _MessageWriter:
     # another writer.
 
     def __init__(self) -> None:
-        self._packer = msgpack.Packer(default=self._encode, use_bin_type=True)
+        self._packer = self._make_packer()
         self._frames: list[Any] | None = None
         self._serializers: Sequence[str] | None = None
         self._on_error: OnError = "message"
@@ -88,7 +95,12 @@ class _MessageWriter:
             raise
         finally:
             self._frames = self._context = None
+        if len(frames[0]) > _KEPT_MEMORY:
+            self._packer = self._make_packer()
         return frames
+
+    def _make_packer(self) -> msgpack.Packer:
+        return msgpack.Packer(default=self._encode, use_bin_type=True)
 
     def _encode(self, obj: Any) -> Any:
         """What stands in the message for an object that msgpack cannot encode."""
@@ -122,14 +134,17 @@ class _MessageWriter:
         protocol = pickle.HIGHEST_PROTOCOL
         if self._context:
             protocol = min(protocol, self._context.get("pickle-protocol", protocol))
-        header: dict[str, Any] = {
-            "pickled-obj": pickle.dumps(
+        try:
+            pickled = pickle.dumps(
                 obj,
                 buffer_callback=lambda buffer: buffers.append(ensure_memoryview(buffer)),
                 protocol=protocol,
-            ),
-            "compression": (None,) * len(buffers),
-        }
+            )
+        except Exception as e:
+            raise SerializationError(
+                f"Could not serialize object of type {type(obj).__name__} in a message: {e}"
+            ) from e
+        header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
         return {"__Pickled__": self._append(header, self._compress(header, buffers))}
 
     def _compress(self, header: dict[str, Any], frames: Sequence[Any]) -> list[Any]:
@@ -146,7 +161,7 @@ class _MessageWriter:
         assert self._frames is not None
         header["num-sub-frames"] = len(frames)
         index = len(self._frames)
-        self._frames.append(msgpack.packb(header, use_bin_type=True))
+        self._frames.append(pack_header(header))
         self._frames += frames
         return index
 
@@ -168,15 +183,17 @@ class _MessageReader:
 
     def decode(self, obj: dict[Any, Any]) -> Any:
         """The value that a map stands for, or the map itself."""
-        if len(obj) == 1:
+        keys = len(obj)
+        if keys == 1:
             ((key, index),) = obj.items()
             if type(index) is int:
                 if key == "__Serialized__":
                     return self._serialized(index)
                 if key == "__Pickled__":
                     return self._pickled(index)
-            return obj
-        return msgpack_decode_default(obj)
+        elif keys in EXTENSION_SIZES:
+            return msgpack_decode_default(obj)
+        return obj
 
     def _serialized(self, index: int) -> Any:
         header, frames = self._claim(index)
@@ -257,8 +274,8 @@ def dumps(
     TypeError
         For an object that cannot be serialized: always if it is not wrapped, else with
         ``on_error="raise"``.
-    ValueError, OverflowError
-        If *msg* is nested too deeply or holds an integer of more than 64 bits.
+    ValueError
+        If *msg* is nested too deeply, or holds a string that is no Unicode.
 
     Examples
     --------
@@ -300,9 +317,13 @@ def loads(
     if not frames:
         raise MessageError("a message of no frames")
     head = frames[0]
-    hook = None
+    hook: Callable[[dict[Any, Any]], Any] | None = None
     if _MARKERS.search(head) is not None:
-        hook = _MessageReader(frames, deserialize, deserializers).decode
+        if len(frames) == 1:
+            # Nothing can be referred to, so what looks like a reference is the sender's own map.
+            hook = msgpack_decode_default
+        else:
+            hook = _MessageReader(frames, deserialize, deserializers).decode
     try:
         return msgpack.unpackb(head, object_hook=hook, use_list=False, **msgpack_opts)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):

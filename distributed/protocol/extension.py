@@ -14,6 +14,7 @@ may stand for; :mod:`distributed.protocol.core` does.
 from __future__ import annotations
 
 import importlib
+import re
 from enum import Enum
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,19 @@ from typing import Any
 from distributed import config
 from distributed.protocol.exceptions import ImportNotAllowedError, MessageError
 
-__all__ = ["import_allowed_module", "msgpack_decode_default", "msgpack_encode_default"]
+__all__ = [
+    "EXTENSIONS",
+    "EXTENSION_SIZES",
+    "import_allowed_module",
+    "msgpack_decode_default",
+    "msgpack_encode_default",
+]
+
+EXTENSION_SIZES = (2, 4)
+"""How many keys the maps have that stand for something else."""
+
+EXTENSIONS = re.compile(rb"__(?:Set|Enum)__")
+"""Found in every msgpack that holds one of these maps, and hardly in any other."""
 
 _ALLOWED_IMPORTS = "distributed.scheduler.allowed-imports"
 
@@ -89,24 +102,35 @@ def msgpack_decode_default(obj: dict[Any, Any]) -> Any:
     >>> msgpack_decode_default({"__Set__": True, "as-list": ("a",)})
     {'a'}
     """
-    if len(obj) == 2 and "__Set__" in obj and "as-list" in obj:
-        elements = obj["as-list"]
-        if not isinstance(elements, (list, tuple)):
-            raise MessageError(f"a set is given as {type(elements).__name__}, not as a list")
+    if "__Set__" in obj:
+        if len(obj) == 2 and "as-list" in obj:
+            return _decode_set(obj["as-list"])
+    elif "__Enum__" in obj and len(obj) == 4:
         try:
-            return set(elements)
-        except TypeError as e:
-            raise MessageError(f"a set cannot be made: {e}") from e
-    if len(obj) == 4 and "__Enum__" in obj and {"name", "__module__", "__name__"} <= obj.keys():
-        member, module, name = obj["name"], obj["__module__"], obj["__name__"]
-        if not (isinstance(member, str) and isinstance(module, str) and isinstance(name, str)):
-            raise MessageError(f"an Enum member is named by {(module, name, member)!r:.200}")
-        cls = _enum_types.get((module, name)) or _find_enum_type(module, name)
-        try:
-            return cls[member]
+            member, module, name = obj["name"], obj["__module__"], obj["__name__"]
         except KeyError:
-            raise MessageError(f"{module}.{name} has no member {member!r:.100}") from None
+            return obj
+        return _decode_enum(module, name, member)
     return obj
+
+
+def _decode_set(elements: Any) -> set[Any]:
+    if not isinstance(elements, (list, tuple)):
+        raise MessageError(f"a set is given as {type(elements).__name__}, not as a list")
+    try:
+        return set(elements)
+    except TypeError as e:
+        raise MessageError(f"a set cannot be made: {e}") from e
+
+
+def _decode_enum(module: Any, name: Any, member: Any) -> Enum:
+    if not (isinstance(member, str) and isinstance(module, str) and isinstance(name, str)):
+        raise MessageError(f"an Enum member is named by {(module, name, member)!r:.200}")
+    cls = _enum_types.get((module, name)) or _find_enum_type(module, name)
+    try:
+        return cls[member]
+    except KeyError:
+        raise MessageError(f"{module}.{name} has no member {member!r:.100}") from None
 
 
 def _find_enum_type(module: str, name: str) -> type[Enum]:

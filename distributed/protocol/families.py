@@ -17,7 +17,7 @@ from __future__ import annotations
 import pickle as _stdlib_pickle
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -35,6 +35,7 @@ from distributed.utils import ensure_memoryview, has_keyword
 
 __all__ = [
     "Family",
+    "Header",
     "families",
     "pickle_dumps",
     "pickle_loads",
@@ -43,7 +44,7 @@ __all__ = [
     "typename",
 ]
 
-Header = dict[str, Any]
+Header: TypeAlias = dict[str, Any]
 
 
 class Family(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
-from distributed.protocol.serialize import _is_msgpack_serializable, deserialize, serialize
+from distributed.protocol.objects import _is_msgpack_serializable, deserialize, serialize
 
 __all__ = ["ObjectDictSerializer", "register_generic"]
 

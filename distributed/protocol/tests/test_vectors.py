@@ -78,19 +78,16 @@ def test_a_value_is_written_as_the_recorded_bytes(name):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_recorded_bytes_are_read_as_the_stated_value(name):
-    from enum import Enum
-
     vector = named(name)
     stated = vector["value"].replace("distributed.core.Status", "Status")
     value = loads(frames_of(vector))
-    assert value == eval(stated, {"Status": Status, "Enum": Enum})
+    assert value == eval(stated, {"Status": Status})
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+# What is pickled in a message is unpickled even where it is only passed on.
+@pytest.mark.parametrize("name", sorted(WRITTEN.keys() - {"to-pickle", "implicit-pickle"}))
 def test_recorded_bytes_are_passed_on_as_they_came(name):
     frames = frames_of(named(name))
-    if name in ("to-pickle", "implicit-pickle"):
-        pytest.skip("what is pickled in a message is unpickled even where it is only passed on")
     assert joined(dumps(loads(frames, deserialize=False))) == frames
 
 

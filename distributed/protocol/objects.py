@@ -1,0 +1,373 @@
+"""Objects to a header and frames, and back.
+
+:func:`serialize` hands an object to the first family that takes it, the elements of a collection
+one by one where that spares large buffers from being pickled.  The header is a dict of what
+msgpack can encode; the frames are bytes-like and mostly the object's own memory.
+
+This module knows how objects are taken apart, not how headers and frames travel: their frames are
+cut to size in :mod:`distributed.protocol.pieces`, :mod:`distributed.protocol.core` puts them into
+messages.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgpack
+
+from distributed.protocol import pickle
+from distributed.protocol.compression import decompress
+from distributed.protocol.dispatch import dask_serialize
+from distributed.protocol.exceptions import (
+    DeserializationError,
+    FamilyNotAllowedError,
+    HeaderError,
+    ProtocolError,
+    SerializationError,
+)
+from distributed.protocol.families import Header, families
+from distributed.protocol.utils import join_frames
+from distributed.protocol.wrappers import Serialize, Serialized
+
+__all__ = [
+    "Header",
+    "OnError",
+    "check_dask_serializable",
+    "deserialize",
+    "load_pickled",
+    "merge_frames",
+    "serialize",
+]
+
+OnError: TypeAlias = Literal["message", "raise"]
+
+DEFAULT_SERIALIZERS = ("dask", "pickle")
+
+_COLLECTIONS: dict[str, type] = {cls.__name__: cls for cls in (list, tuple, set, dict)}
+
+# What is added to the header of an object on its way into a message or a store.
+_ADDED_KEYS = frozenset(
+    ("split-num-sub-frames", "split-offsets", "compression", "num-sub-frames", "count")
+)
+
+# How deep check_dask_serializable looks; lists may contain themselves.
+_MAX_DEPTH = 100
+
+# Bytes of a traceback that are sent along with a value that could not be serialized.
+_MAX_TRACEBACK = 100_000
+
+
+# Questions about values
+
+
+def check_dask_serializable(x: Any) -> bool:
+    """Whether *x*, or the first thing in it, has a serializer in the "dask" family.
+
+    Only the first element of a list, tuple, set or dict is looked at, as deep as they are nested.
+
+    Examples
+    --------
+    >>> check_dask_serializable([b"a", 1]), check_dask_serializable([1, b"a"])
+    (True, False)
+    """
+    for _ in range(_MAX_DEPTH):
+        if type(x) not in (list, tuple, set, dict):
+            break
+        if not x:
+            return False
+        x = next(iter(x.values() if type(x) is dict else x))
+    try:
+        dask_serialize.dispatch(type(x))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_msgpack_serializable(v: Any) -> bool:
+    """Whether msgpack can encode *v* and gives it back as it was, but for lists as tuples."""
+    return _is_made_of(v, (str, float, bool, bytes, type(None)))
+
+
+def _is_dumpable(v: Any) -> bool:
+    """Whether *v* goes into a message without being pickled."""
+    return _is_made_of(v, (str, float, bool, bytes, type(None), Serialize, Serialized))
+
+
+def _is_made_of(v: Any, leaves: tuple[type, ...]) -> bool:
+    cls = type(v)
+    if cls is int:
+        return -(2**63) <= v < 2**64
+    if cls in leaves:
+        return True
+    if cls in (list, tuple):
+        return all(_is_made_of(element, leaves) for element in v)
+    if cls is dict:
+        return all(type(key) is str and _is_made_of(value, leaves) for key, value in v.items())
+    return False
+
+
+def _can_be_key(key: Any) -> bool:
+    try:
+        msgpack.packb(key)
+    except Exception:  # noqa: BLE001 - whatever the reason, this key cannot stand in a header
+        return False
+    return True
+
+
+def _is_iterated(x: Any, serializers: Sequence[str], iterate_collection: bool | None) -> bool:
+    """Whether the elements of *x* are serialized one by one."""
+    cls = type(x)
+    if iterate_collection is False or cls not in (list, tuple, set, dict):
+        return False
+    if cls is dict and not all(map(_can_be_key, x)):
+        return False
+    if iterate_collection or check_dask_serializable(x):
+        return True
+    # msgpack would make tuples of lists, so where it comes first they go by element.
+    return (
+        cls is list
+        and "msgpack" in serializers
+        and not (
+            "pickle" in serializers and serializers.index("pickle") < serializers.index("msgpack")
+        )
+    )
+
+
+# One object
+
+
+def serialize(
+    x: Any,
+    serializers: Sequence[str] | None = None,
+    on_error: OnError = "message",
+    context: Any = None,
+    iterate_collection: bool | None = None,
+) -> tuple[Header, list[Any]]:
+    """Turn an object into a header and frames.
+
+    Parameters
+    ----------
+    x
+        Any object.  A `Serialize` stands for its value, whose elements are serialized one by one
+        if it is a list, tuple, set or dict; a `Serialized` for what it holds.
+    serializers
+        Names of the families that may be used, in order; "dask" and "pickle" if not given.
+    on_error
+        What happens to an object that none of them takes: "message" sends an explanation in its
+        place, which is raised where it arrives; "raise" raises it here.
+    context
+        What is known of the message's way (a dict, as a comm gives it); handed to the serializers
+        that ask for it.
+    iterate_collection
+        Whether the elements of a list, tuple, set or dict are serialized one by one.  If not
+        given, they are where the first of them has a serializer in the "dask" family, and those
+        of a list where "msgpack" comes before "pickle", too.
+
+    Returns
+    -------
+    tuple of dict and list
+        The header, of what msgpack can encode, and the frames, each bytes-like.
+
+    Raises
+    ------
+    SerializationError
+        With ``on_error="raise"``, for an object that no family takes; a `TypeError`.
+    ValueError
+        For an unknown family or *on_error*.
+
+    Examples
+    --------
+    >>> header, frames = serialize({"a": b"abc", "b": 1})
+    >>> frames[0], [sub_header["serializer"] for sub_header in header["sub-headers"]]
+    (b'abc', ['dask', 'pickle'])
+    >>> deserialize(*serialize([b"abc", {"a": 1}]))
+    [b'abc', {'a': 1}]
+    """
+    if on_error not in ("message", "raise"):
+        raise ValueError(f"{on_error=}; expected 'message' or 'raise'")
+    if serializers is None:
+        serializers = DEFAULT_SERIALIZERS
+    while type(x) is Serialize:
+        x, iterate_collection = x.data, True
+    if type(x) is Serialized:
+        return merge_frames(x.header, decompress(x.header, x.frames))
+    if _is_iterated(x, serializers, iterate_collection):
+        return _serialize_elements(x, serializers, on_error, context)
+    failure: Exception | None = None
+    for name in serializers:
+        family = families.get(name)
+        if family is None:
+            raise ValueError(f"unknown serializer family {name!r} (known: {list(families)})")
+        if family.dumps is None:
+            continue
+        try:
+            if family.wants_context:
+                header, frames = family.dumps(x, context=context)
+            else:
+                header, frames = family.dumps(x)
+        except NotImplementedError:
+            continue
+        except Exception as e:  # noqa: BLE001 - handed to the caller or to the receiver
+            failure = e
+            break
+        header["serializer"] = name
+        return header, list(frames)
+    return _explain(x, serializers, failure, on_error)
+
+
+def _serialize_elements(
+    x: Any, serializers: Sequence[str], on_error: OnError, context: Any
+) -> tuple[Header, list[Any]]:
+    sub_headers: list[Header] = []
+    lengths: list[int] = []
+    frames: list[Any] = []
+    for element in x.values() if type(x) is dict else x:
+        sub_header, sub_frames = serialize(element, serializers, on_error, context)
+        sub_headers.append(sub_header)
+        lengths.append(len(sub_frames))
+        frames += sub_frames
+    if type(x) is dict:
+        sub_headers = [{**header, "key": key} for header, key in zip(sub_headers, x, strict=True)]
+    header = {
+        "sub-headers": sub_headers,
+        "is-collection": True,
+        "frame-lengths": lengths,
+        "type-serialized": type(x).__name__,
+    }
+    return header, frames
+
+
+def _explain(
+    x: Any, serializers: Sequence[str], failure: Exception | None, on_error: OnError
+) -> tuple[Header, list[Any]]:
+    message = f"Could not serialize object of type {type(x).__name__}"
+    if on_error == "raise":
+        reason = failure or f"none of the serializers {list(serializers)} takes it"
+        raise SerializationError(f"{message}: {reason}") from failure
+    frames = [message.encode()]
+    if failure is not None:
+        frames.append("".join(traceback.format_exception(failure)).encode()[:_MAX_TRACEBACK])
+    return {"serializer": "error"}, frames
+
+
+def deserialize(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
+) -> Any:
+    """Turn what `serialize` gave back into an object.
+
+    Parameters
+    ----------
+    header, frames
+        As they were given, or the same bytes in other bytes-like objects.
+    deserializers
+        Names of the families that may be used; all if not given.  "error" always may, as it only
+        tells why a value could not be sent.
+
+    Raises
+    ------
+    FamilyNotAllowedError
+        If the object is of another family; a `TypeError`.
+    SerializationError
+        If the sender could not serialize the object; a `TypeError`.
+    HeaderError
+        If header and frames do not belong together.
+    DeserializationError
+        If the object's own deserializer fails, from what it raised.
+    """
+    if header.get("is-collection"):
+        return _deserialize_elements(header, frames, deserializers)
+    name = header.get("serializer")
+    if deserializers is not None and name not in deserializers and name != "error":
+        raise FamilyNotAllowedError(
+            f"Data serialized with {name} but only able to deserialize data with "
+            f"{list(deserializers)}"
+        )
+    family = families.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise HeaderError(f"unknown serializer family {name!r:.100} (known: {list(families)})")
+    try:
+        return family.loads(header, frames)
+    except (ProtocolError, FamilyNotAllowedError, SerializationError):
+        raise
+    except Exception as e:
+        what = header.get("type") or f"an object with {name}"
+        raise DeserializationError(
+            f"could not deserialize {what!s:.200}: {type(e).__name__}: {e}"
+        ) from e
+
+
+def _deserialize_elements(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None
+) -> Any:
+    name, sub_headers = header.get("type-serialized"), header.get("sub-headers")
+    lengths = header.get("frame-lengths")
+    cls = _COLLECTIONS.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise HeaderError(f"{name!r:.100} is no type of collection")
+    lengths = _checked_counts("frame-lengths", lengths, len(frames))
+    if not isinstance(sub_headers, (tuple, list)) or len(sub_headers) != len(lengths):
+        raise HeaderError(f"a collection of {len(lengths)} elements has no header for each")
+    elements = []
+    start = 0
+    for sub_header, length in zip(sub_headers, lengths, strict=True):
+        if not isinstance(sub_header, dict):
+            raise HeaderError(f"an element's header is {type(sub_header).__name__}, not a map")
+        elements.append(deserialize(sub_header, frames[start : start + length], deserializers))
+        start += length
+    try:
+        if cls is dict:
+            return {
+                sub_header["key"]: element
+                for sub_header, element in zip(sub_headers, elements, strict=True)
+            }
+        return cls(elements)
+    except (KeyError, TypeError) as e:
+        raise HeaderError(f"a {name} cannot be made of its elements: {e}") from e
+
+
+def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
+    """The numbers of frames that a header states, which must add up to *total*."""
+    if (
+        not isinstance(counts, (tuple, list))
+        or not all(type(n) is int and n >= 0 for n in counts)
+        or sum(counts) != total
+    ):
+        raise HeaderError(f"{what} {counts!r:.200} of a value do not add up to its {total} frames")
+    return counts
+
+
+def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
+    """Unpickle what a message holds as `Pickled`.
+
+    Raises
+    ------
+    HeaderError
+        If the header has no pickle.
+    DeserializationError
+        If unpickling fails, from what it raised.
+    """
+    pickled = header.get("pickled-obj")
+    if not isinstance(pickled, bytes):
+        raise HeaderError("the header of a pickled object has no pickle")
+    try:
+        return pickle.loads(pickled, buffers=frames)
+    except Exception as e:
+        raise DeserializationError(f"could not unpickle: {type(e).__name__}: {e}") from e
+
+
+def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[Any]]:
+    """Undo what `serialize_and_split` does after `serialize`."""
+    counts = header.get("split-num-sub-frames")
+    if counts is None:
+        return header, list(frames)
+    counts = _checked_counts("split-num-sub-frames", counts, len(frames))
+    merged = []
+    start = 0
+    for count in counts:
+        if not count:
+            raise HeaderError("a frame of a value comes in no pieces")
+        merged.append(join_frames(frames[start : start + count]))
+        start += count
+    return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged

@@ -1,0 +1,185 @@
+"""An object's header and frames, ready to travel or to be stored: cut to size, and joined again.
+
+Frames above a size travel in pieces, each compressed for itself; the header states how many make
+up each frame.  A message's values go through :func:`serialize_and_split` and
+:func:`merge_and_deserialize` (in :mod:`distributed.protocol.core`), stored ones through
+:func:`serialize_bytes` and :func:`deserialize_bytes`.  What is in the header otherwise is
+:mod:`distributed.protocol.objects`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgpack
+
+from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
+from distributed.protocol.extension import (
+    EXTENSIONS,
+    msgpack_decode_default,
+    msgpack_encode_default,
+)
+from distributed.protocol.objects import Header, OnError, deserialize, merge_frames, serialize
+from distributed.protocol.utils import (
+    Buffer,
+    frame_split_size,
+    msgpack_opts,
+    pack_frames_prelude,
+    unpack_frames,
+)
+
+__all__ = [
+    "deserialize_bytes",
+    "merge_and_deserialize",
+    "pack_header",
+    "read_header",
+    "serialize_and_split",
+    "serialize_bytelist",
+    "serialize_bytes",
+]
+
+
+def serialize_and_split(
+    x: Any,
+    serializers: Sequence[str] | None = None,
+    on_error: OnError = "message",
+    context: Any = None,
+    size: int | None = None,
+) -> tuple[Header, list[memoryview]]:
+    """Serialize an object as `serialize` does, and split its large frames.
+
+    Parameters
+    ----------
+    x, serializers, on_error, context
+        As for `serialize`.
+    size
+        Bytes above which a frame is split; ``distributed.comm.shard`` if not given.
+
+    Returns
+    -------
+    tuple of dict and list
+        What `merge_and_deserialize` takes.  The header states for each frame of the object in how
+        many pieces it comes, and has room for the codec of each piece.
+    """
+    header, frames = serialize(x, serializers, on_error, context)
+    header = dict(header)
+    pieces: list[memoryview] = []
+    counts: list[int] = []
+    offsets: list[int] = []
+    for frame in frames:
+        split = frame_split_size(frame, size)
+        counts.append(len(split))
+        offsets.append(len(pieces))
+        pieces += split
+    header["split-num-sub-frames"] = tuple(counts)
+    header["split-offsets"] = tuple(offsets)
+    header["compression"] = (None,) * len(pieces)
+    return header, pieces
+
+
+def merge_and_deserialize(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
+) -> Any:
+    """Join frames that `serialize_and_split` has split, and deserialize the object.
+
+    Pieces that lie side by side in memory are not copied.
+
+    Raises
+    ------
+    ProtocolError, TypeError
+        As `deserialize` does.
+    """
+    return deserialize(*merge_frames(header, frames), deserializers)
+
+
+def pack_header(header: Header) -> bytes:
+    """Pack the header of a value; it may hold sets and Enum members, too.
+
+    Raises
+    ------
+    SerializationError
+        If it holds anything that msgpack cannot encode.
+    """
+    try:
+        packed: bytes = msgpack.packb(header, default=msgpack_encode_default, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as e:
+        what = header.get("type") or header.get("serializer") or "a value"
+        raise SerializationError(
+            f"The serializer of {what!s:.200} made a header that msgpack cannot encode: {e}"
+        ) from e
+    return packed
+
+
+def read_header(packed: Buffer) -> Header:
+    """Unpack the header of a value.
+
+    Raises
+    ------
+    HeaderError
+        If it is not a map in msgpack.
+    MessageError
+        If it holds a set or an Enum member that cannot be made.
+    """
+    hook = msgpack_decode_default if EXTENSIONS.search(packed) else None
+    try:
+        header = msgpack.unpackb(packed, object_hook=hook, use_list=False, **msgpack_opts)
+    except ProtocolError:
+        raise
+    except Exception as e:  # msgpack raises errors of several kinds
+        raise HeaderError(f"the header of a value is not msgpack: {e}") from e
+    if not isinstance(header, dict):
+        raise HeaderError(f"the header of a value is {type(header).__name__}, not a map")
+    return header
+
+
+def serialize_bytelist(
+    x: Any, compression: str | Literal[False] | None = "auto", **kwargs: Any
+) -> list[Any]:
+    """Serialize an object into bytes-like pieces, to be stored one after the other.
+
+    Parameters
+    ----------
+    x
+        Any object.
+    compression
+        Name of the codec for frames that shrink with it.
+    **kwargs
+        As for `serialize_and_split`.
+    """
+    header, frames = serialize_and_split(x, **kwargs)
+    compressed: list[Any] = []
+    if frames:
+        codecs, compressed = map(
+            list,
+            zip(*(maybe_compress(frame, compression=compression) for frame in frames), strict=True),
+        )
+        header["compression"] = tuple(codecs)
+    header["count"] = len(compressed)
+    packed = [pack_header(header), *compressed]
+    return [pack_frames_prelude(packed), *packed]
+
+
+def serialize_bytes(x: Any, **kwargs: Any) -> bytes:
+    """Serialize an object into one bytes object.
+
+    Examples
+    --------
+    >>> deserialize_bytes(serialize_bytes([1, b"a"]))
+    [1, b'a']
+    """
+    return b"".join(serialize_bytelist(x, **kwargs))
+
+
+def deserialize_bytes(b: Buffer) -> Any:
+    """Turn what `serialize_bytes` gave back into an object.
+
+    Raises
+    ------
+    ProtocolError, TypeError
+        If *b* is anything else, or as `deserialize` does.
+    """
+    packed, *frames = unpack_frames(b) or [b""]
+    header = read_header(packed)
+    return merge_and_deserialize(header, decompress(header, frames))

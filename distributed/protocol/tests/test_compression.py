@@ -1,0 +1,145 @@
+"""Frames become smaller where that is worth it, and only by codecs that both sides have."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+
+from distributed import config
+from distributed.protocol import Serialize, decompress, dumps, loads, maybe_compress
+from distributed.protocol.compression import (
+    Compression,
+    byte_sample,
+    compressions,
+    get_compression_settings,
+)
+from distributed.protocol.exceptions import CompressionError
+
+ZEROS = bytes(100_000)
+
+CODECS = [name for name in compressions if name not in (None, False, "auto")]
+
+
+def test_there_is_always_a_codec():
+    assert {None, False, "auto", "zlib"} <= compressions.keys()
+    assert compressions[None].name is compressions[False].name is None
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+def test_frames_inflate_to_what_they_were(name, make):
+    codec, frame = maybe_compress(make(ZEROS), compression=name)
+    assert codec == name
+    assert len(frame) < 10_000
+    assert bytes(decompress({"compression": (codec,)}, [frame])[0]) == ZEROS
+
+
+@pytest.mark.parametrize(
+    ("frame", "kwargs"),
+    [
+        (ZEROS, {"compression": None}),
+        (ZEROS, {"compression": False}),
+        (bytes(9_999), {}),
+        (bytes(50), {"min_size": 51}),
+        (os.urandom(100_000), {}),
+        (b"", {"min_size": 0}),
+        (ZEROS, {"min_ratio": 0.0001}),
+        (ZEROS[:20_000] + os.urandom(80_000), {}),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_frames_are_left_alone_where_it_is_not_worth_it(frame, kwargs):
+    codec, same = maybe_compress(frame, **{"compression": "zlib", **kwargs})
+    assert codec is None
+    assert same is frame
+
+
+def test_only_a_sample_of_what_does_not_shrink_is_tried(monkeypatch):
+    tried = []
+
+    def compress(frame):
+        tried.append(len(frame))
+        return bytes(frame)
+
+    monkeypatch.setitem(compressions, "counting", Compression("counting", compress, bytes))
+    assert maybe_compress(ZEROS, compression="counting") == (None, ZEROS)
+    assert tried == [50_000]
+
+
+def test_a_codec_of_ones_own_serves_messages(monkeypatch):
+    def halve(frame):
+        assert not any(frame)
+        return bytes(len(frame) // 2)
+
+    codec = Compression("halving", halve, lambda frame: bytes(2 * len(frame)))
+    monkeypatch.setitem(compressions, "halving", codec)
+    frames = dumps(Serialize(ZEROS), context={"compression": "halving"})
+    assert len(frames[2]) == 50_000
+    assert loads(frames) == ZEROS
+
+
+@pytest.mark.parametrize("name", ["nope", "lz5"])
+def test_an_unknown_codec_is_named(name):
+    with pytest.raises(ValueError, match=name):
+        maybe_compress(ZEROS, compression=name)
+
+
+class TestDecompress:
+    def test_passes_frames_on_that_are_not_compressed(self):
+        frames = [b"a", zlib.compress(b"b")]
+        assert decompress({"compression": (None, "zlib")}, frames) == [b"a", b"b"]
+        assert decompress({}, frames) == frames
+        assert decompress({"compression": ()}, []) == []
+
+    @pytest.mark.parametrize("name", ["nope", 5, ["zlib"], b"zlib", True])
+    def test_names_a_codec_that_is_not_installed(self, name):
+        with pytest.raises(CompressionError, match="frame 0 is compressed with"):
+            decompress({"compression": (name,)}, [b"x"])
+
+    @pytest.mark.parametrize("names", [("zlib",), ("zlib",) * 3, "zlib", 5, {"a": 1}])
+    def test_refuses_a_header_that_does_not_account_for_each_frame(self, names):
+        with pytest.raises(CompressionError, match="2 frames"):
+            decompress({"compression": names}, [b"x", b"y"])
+
+    @pytest.mark.parametrize("frame", [b"", b"x", zlib.compress(ZEROS)[:-5]])
+    def test_refuses_a_frame_that_does_not_inflate(self, frame):
+        with pytest.raises(CompressionError, match=r"frame 0 .* does not inflate with zlib"):
+            decompress({"compression": ("zlib",)}, [frame])
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("value", "name"), [(False, None), (None, None), ("zlib", "zlib")])
+    def test_name_a_codec_or_none(self, value, name):
+        with config.set({"distributed.comm.compression": value}):
+            assert get_compression_settings("distributed.comm.compression") == name
+
+    def test_auto_is_the_best_that_is_installed(self):
+        with config.set({"distributed.comm.compression": "auto"}):
+            expected = compressions["auto"].name
+            assert get_compression_settings("distributed.comm.compression") == expected
+
+    @pytest.mark.parametrize("value", [True, "foo", "", ["zlib"]])
+    def test_refuse_anything_else(self, value):
+        with (
+            config.set({"distributed.comm.compression": value}),
+            pytest.raises(ValueError, match=r"Invalid compression setting distributed\.comm"),
+        ):
+            get_compression_settings("distributed.comm.compression")
+
+
+class TestSample:
+    def test_is_spread_over_the_whole(self):
+        data = bytes(i // 1000 for i in range(100_000))
+        sample = byte_sample(memoryview(data), 100, 5)
+        assert len(sample) == 500
+        assert [min(sample[i : i + 100]) // 20 for i in range(0, 500, 100)] == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("length", [0, 1, 49, 50])
+    def test_of_little_is_all_of_it(self, length):
+        data = os.urandom(length)
+        assert byte_sample(memoryview(data), 10, 5) == data
+
+    def test_of_nothing_is_empty(self):
+        assert len(byte_sample(memoryview(b"abc"), 10, 0)) == 0

@@ -1,0 +1,124 @@
+"""Functions by type, and types that register only once they are seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from fractions import Fraction
+
+import pytest
+
+from distributed.protocol import dask_serialize
+from distributed.protocol.dispatch import Dispatch
+
+
+def test_the_nearest_base_serves():
+    table = Dispatch()
+    table.register(object, lambda x: "object")
+    table.register(dict, lambda x: "dict")
+    assert [table(x) for x in (1, {}, OrderedDict())] == ["object", "dict", "dict"]
+
+
+def test_a_later_registration_wins():
+    table = Dispatch()
+    table.register(int, lambda x: "first")
+    assert table(True) == "first"
+    table.register(bool, lambda x: "second")
+    assert table(True) == "second"
+
+
+def test_several_types_may_share_a_function():
+    table = Dispatch()
+
+    @table.register((int, str))
+    def twice(x):
+        return x * 2
+
+    assert (table(2), table("a")) == (4, "aa")
+
+
+def test_further_arguments_are_passed_on():
+    table = Dispatch()
+    table.register(int, lambda x, y, z=0: x + y + z)
+    assert table(1, 2, z=3) == 6
+
+
+def test_what_is_not_registered_is_named():
+    with pytest.raises(TypeError, match="table of <class 'int'>"):
+        Dispatch("table").dispatch(int)
+
+
+def test_only_types_are_registered():
+    with pytest.raises(TypeError, match="register_lazy"):
+        Dispatch().register("numpy.ndarray", len)
+
+
+class TestLazy:
+    def test_a_library_registers_when_one_of_its_types_is_seen(self):
+        table = Dispatch()
+        ran = []
+
+        @table.register_lazy("fractions")
+        def register():
+            ran.append(1)
+            table.register(Fraction, str)
+
+        assert not ran
+        with pytest.raises(TypeError):
+            table.dispatch(int)
+        assert not ran
+        assert (table(Fraction(1, 2)), table(Fraction(1, 3))) == ("1/2", "1/3")
+        assert ran == [1]
+
+    def test_a_subclass_elsewhere_counts_as_one_of_them(self):
+        class Mine(Fraction):
+            pass
+
+        table = Dispatch()
+        table.register_lazy("fractions", lambda: table.register(Fraction, str))
+        assert table(Mine(1, 2)) == "1/2"
+
+    def test_several_may_register_for_one_library(self):
+        table = Dispatch()
+        table.register_lazy("fractions", lambda: table.register(Fraction, str))
+        table.register_lazy("fractions", lambda: table.register(int, repr))
+        assert (table(Fraction(1, 2)), table(3)) == ("1/2", "3")
+
+    def test_no_thread_overlooks_what_another_is_registering(self):
+        table = Dispatch()
+        registering, go_on = threading.Event(), threading.Event()
+
+        @table.register_lazy("fractions")
+        def register():
+            registering.set()
+            go_on.wait(10)
+            table.register(Fraction, str)
+
+        results = []
+        threads = [
+            threading.Thread(target=lambda: results.append(table(Fraction(1, 2)))) for _ in range(2)
+        ]
+        threads[0].start()
+        registering.wait(10)
+        threads[1].start()
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert results == ["1/2", "1/2"]
+
+
+def test_the_protocol_imports_no_data_library():
+    code = (
+        "import sys, distributed.protocol\n"
+        "heavy = {'numpy', 'pandas', 'pyarrow', 'torch', 'dask', 'lz4', 'snappy', 'zstandard',\n"
+        "         'scipy', 'tblib', 'yaml', 'psutil'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_builtins_are_registered():
+    assert dask_serialize.dispatch(bytes)(b"abc") == ({}, [b"abc"])

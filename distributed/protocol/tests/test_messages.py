@@ -1,0 +1,505 @@
+"""What becomes of a message on its way through dumps and loads."""
+
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from collections import OrderedDict, namedtuple
+from enum import Enum, IntEnum
+
+import msgpack
+import pytest
+
+from distributed import config
+from distributed.protocol import (
+    Pickled,
+    Serialize,
+    Serialized,
+    ToPickle,
+    dumps,
+    loads,
+    pickle,
+    register_serialization,
+    register_serialization_family,
+    to_serialize,
+)
+from distributed.protocol.exceptions import (
+    DeserializationError,
+    FamilyNotAllowedError,
+    HeaderError,
+    ImportNotAllowedError,
+    MessageError,
+    ProtocolError,
+    SerializationError,
+)
+from distributed.protocol.extension import import_allowed_module
+from distributed.protocol.families import families
+
+
+class Color(Enum):
+    red = 1
+
+
+class Level(IntEnum):
+    low = 1
+
+
+class Opaque:
+    def __init__(self, x):
+        self.x = x
+
+    def __eq__(self, other):
+        return type(other) is Opaque and other.x == self.x
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise RuntimeError("not for pickling")
+
+
+class FailsToArrive:
+    def __reduce__(self):
+        return (_fail, ())
+
+
+def _fail():
+    raise KeyError("in the constructor")
+
+
+def sent(msg, **kwargs):
+    """*msg* after a way in which each frame is copied."""
+    return loads([bytes(frame) for frame in dumps(msg, **kwargs)])
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(
+    ("msg", "arrives"),
+    [
+        ([1, [2, (3,)]], (1, (2, (3,)))),
+        (Point(1, 2), (1, 2)),
+        (OrderedDict(a=1), {"a": 1}),
+        (Level.low, 1),
+        (bytearray(b"ab"), b"ab"),
+        (memoryview(b"ab"), b"ab"),
+        ({1: "a", (2, 3): "b", None: "c", b"d": 1.5}, {1: "a", (2, 3): "b", None: "c", b"d": 1.5}),
+        ({frozenset([1]): 2}, {frozenset([1]): 2}),
+        (2**64 - 1, 2**64 - 1),
+        (-(2**100), -(2**100)),
+        (msgpack.Timestamp(1, 2), msgpack.Timestamp(1, 2)),
+    ],
+    ids=repr,
+)
+def test_what_msgpack_knows_arrives_as_msgpack_gives_it(msg, arrives):
+    assert sent(msg) == arrives
+
+
+@pytest.mark.parametrize("msg", [{1, 2}, set(), [{"a"}, {(1, 2)}], {"x": {frozenset([1])}}])
+def test_sets_arrive_as_sets(msg):
+    assert sent(msg) == (tuple(msg) if type(msg) is list else msg)
+
+
+def test_a_simple_message_is_one_frame():
+    assert len(dumps({"op": "add", "x": [1, 2.5, "three", None, {4}]})) == 1
+
+
+def test_objects_that_msgpack_cannot_encode_are_pickled():
+    assert sent({"x": Opaque(1), "y": [1j]}) == {"x": Opaque(1), "y": (1j,)}
+
+
+def test_out_of_band_buffers_travel_in_frames_of_their_own():
+    data = bytearray(b"x" * 1000)
+    frames = dumps({"x": pickle_buffer(data)})
+    assert [len(frame) for frame in frames[2:]] == [1000]
+    assert memoryview(frames[2]).obj is data
+
+
+def pickle_buffer(data):
+    from pickle import PickleBuffer
+
+    class Holder:
+        def __reduce_ex__(self, protocol):
+            return (bytes, (PickleBuffer(data),))
+
+    return Holder()
+
+
+class TestWrappedValues:
+    def test_serialize_arrives_as_the_value(self):
+        assert sent({"x": to_serialize([1, b"a", {"b": 2}])}) == {"x": [1, b"a", {"b": 2}]}
+
+    def test_serialized_arrives_where_values_stay_serialized(self):
+        msg = loads(dumps({"x": Serialize([b"abc"])}), deserialize=False)
+        assert isinstance(msg["x"], Serialized)
+
+    def test_serialized_is_passed_on_byte_for_byte(self):
+        frames = dumps({"x": Serialize([b"abc", 1]), "y": Serialize("d")})
+        passed_on = dumps(loads(frames, deserialize=False))
+        assert [bytes(f) for f in passed_on] == [bytes(f) for f in frames]
+        assert loads(passed_on) == {"x": [b"abc", 1], "y": "d"}
+
+    def test_serialized_is_passed_on_without_a_copy(self):
+        frames = dumps({"x": Serialize(b"abc" * 1000)})
+        passed_on = dumps(loads(frames, deserialize=False))
+        assert passed_on[2] is frames[2]
+
+    def test_compressed_frames_are_passed_on_as_they_came(self):
+        frames = dumps({"x": Serialize(bytes(100_000))}, context={"compression": "zlib"})
+        passed_on = dumps(loads(frames, deserialize=False), context={"compression": "zlib"})
+        assert [bytes(f) for f in passed_on] == [bytes(f) for f in frames]
+
+    @pytest.mark.parametrize("wrap", [Serialize, lambda x: Serialize([x])])
+    def test_serialized_may_be_wrapped_again(self, wrap):
+        value = bytes(100_000)
+        frames = dumps(Serialize(value), context={"compression": "zlib"}, frame_split_size=30_000)
+        inner = loads(frames, deserialize=False)
+        assert sent(wrap(inner)) in (value, [value])
+
+    def test_serialize_around_serialize_is_one(self):
+        assert sent(Serialize(Serialize(5))) == 5
+
+    def test_to_pickle_arrives_as_the_value_even_where_values_stay_serialized(self):
+        frames = dumps({"x": ToPickle({"k": (1, 2)})})
+        assert loads(frames, deserialize=False) == {"x": {"k": (1, 2)}}
+
+    def test_pickled_arrives_as_the_value(self):
+        ready = Pickled({"pickled-obj": pickle.dumps([1, 2])}, [])
+        assert sent({"x": ready}) == {"x": [1, 2]}
+
+    def test_wrapping_leaves_the_senders_header_alone(self):
+        value = loads(dumps(Serialize(b"abc")), deserialize=False)
+        before = dict(value.header)
+        dumps(value)
+        assert value.header == before
+
+    @pytest.mark.parametrize("wrapper", [Serialize, ToPickle])
+    def test_wrappers_compare_and_hash_by_value(self, wrapper):
+        assert wrapper(123) == wrapper(123)
+        assert wrapper(123) != wrapper((1, 2))
+        assert hash(wrapper(123)) == hash(wrapper(123))
+        assert "123" in repr(wrapper(123))
+
+    def test_wrappers_of_different_kinds_differ(self):
+        assert Serialize(1) != ToPickle(1)
+
+    def test_serialized_compares_by_content(self):
+        one, same, other = (
+            loads(dumps(Serialize(x)), deserialize=False) for x in (b"ab", b"ab", b"cd")
+        )
+        assert one == same
+        assert one != other
+
+    def test_what_was_wrapped_in_a_set_arrives_in_the_set(self):
+        assert sent({"x": {Serialize(5)}}) == {"x": {5}}
+
+
+class TestEnums:
+    @pytest.fixture(autouse=True)
+    def _forget_types(self, monkeypatch):
+        monkeypatch.setattr("distributed.protocol.extension._enum_types", {})
+
+    def test_members_arrive_as_members(self):
+        assert sent({"x": Color.red}) == {"x": Color.red}
+
+    def test_a_module_that_is_not_allowed_is_not_imported(self):
+        frame = msgpack.packb(
+            {"__Enum__": True, "name": "IPPROTO_TCP", "__module__": "antigravity", "__name__": "x"}
+        )
+        with pytest.raises(ImportNotAllowedError, match=r"allowed-imports.*\['dask', 'distr"):
+            loads([frame])
+
+    def test_the_configuration_says_what_is_allowed(self):
+        with config.set({"distributed.scheduler.allowed-imports": ["socket"]}):
+            assert import_allowed_module("socket").__name__ == "socket"
+            with pytest.raises(RuntimeError, match="Importing 'distributed' is not allowed"):
+                import_allowed_module("distributed")
+
+    def test_what_was_refused_may_be_allowed_later(self):
+        frames = dumps(Color.red)
+        with (
+            config.set({"distributed.scheduler.allowed-imports": ["dask"]}),
+            pytest.raises(ImportNotAllowedError),
+        ):
+            loads(frames)
+        assert loads(frames) is Color.red
+
+    @pytest.mark.parametrize(
+        "member",
+        [
+            ("distributed.protocol.tests.test_messages", "Color", "green"),
+            ("distributed.protocol.tests.test_messages", "Colour", "red"),
+            ("distributed.protocol.tests.test_messages", "Opaque", "red"),
+            ("distributed.nowhere", "Color", "red"),
+            ("distributed.protocol.tests.test_messages", "Color", 1),
+            (["distributed"], "Color", "red"),
+        ],
+    )
+    def test_a_member_that_does_not_exist_is_an_error(self, member):
+        module, cls, name = member
+        form = {"__Enum__": True, "name": name, "__module__": module, "__name__": cls}
+        with pytest.raises(MessageError):
+            loads([msgpack.packb(form)])
+
+
+class TestErrorsWhereSent:
+    def test_without_pickle_an_object_is_refused_by_its_type(self):
+        with pytest.raises(TypeError, match=r"Opaque.*\['dask', 'msgpack'\]"):
+            dumps({"x": Opaque(1)}, serializers=["dask", "msgpack"])
+
+    def test_without_pickle_what_is_to_be_pickled_still_is(self):
+        assert sent({"x": ToPickle(Opaque(1))}, serializers=["msgpack"]) == {"x": Opaque(1)}
+
+    @pytest.mark.parametrize("wrap", [lambda x: x, ToPickle])
+    def test_an_object_that_cannot_be_pickled_is_named(self, wrap):
+        with pytest.raises(TypeError, match=r"Unpicklable.*not for pickling"):
+            dumps({"x": wrap(Unpicklable())})
+
+    def test_a_wrapped_object_is_refused_where_it_is_sent_if_asked_for(self):
+        with pytest.raises(SerializationError, match=r"type int: .*\['dask'\]"):
+            dumps({"x": Serialize(1)}, serializers=["dask"], on_error="raise")
+
+    def test_text_that_is_no_unicode_is_refused(self):
+        with pytest.raises(UnicodeEncodeError):
+            dumps({"x": "\ud800"})
+
+    def test_an_unknown_family_is_named(self):
+        with pytest.raises(ValueError, match="'nope'"):
+            dumps(Serialize(1), serializers=["nope"])
+
+    def test_a_failure_leaves_nothing_behind(self):
+        with pytest.raises(TypeError):
+            dumps([1, 2, 3, Unpicklable()])
+        assert dumps([4]) == [b"\x91\x04"]
+
+
+class TestErrorsWhereReceived:
+    def test_what_could_not_be_serialized_is_raised_with_the_senders_reason(self):
+        frames = dumps({"x": Serialize(Unpicklable())})
+        with pytest.raises(SerializationError, match=r"type Unpicklable\n(.|\n)*not for pickling"):
+            loads(frames)
+
+    def test_what_could_not_be_serialized_may_be_passed_on(self):
+        frames = dumps({"x": Serialize(Unpicklable())})
+        with pytest.raises(TypeError):
+            loads(dumps(loads(frames, deserialize=False)))
+
+    @pytest.mark.parametrize("deserializers", [["dask"], ("msgpack", "error"), []])
+    @pytest.mark.parametrize("msg", [Serialize(1), Serialize([1]), 1j, ToPickle(1)])
+    def test_a_family_that_is_not_allowed_is_named(self, msg, deserializers):
+        frames = dumps({"x": msg})
+        with pytest.raises(FamilyNotAllowedError, match="with pickle but only") as info:
+            loads(frames, deserializers=deserializers)
+        assert isinstance(info.value, TypeError)
+        assert str(list(deserializers)) in str(info.value)
+
+    def test_the_senders_reason_is_raised_whatever_is_allowed(self):
+        frames = dumps(Serialize(1), serializers=["dask"])
+        with pytest.raises(SerializationError, match="type int"):
+            loads(frames, deserializers=["dask"])
+
+    def test_families_that_are_allowed_need_not_exist(self):
+        assert loads(dumps(Serialize(1)), deserializers=["pickle", "foo"]) == 1
+
+    @pytest.mark.parametrize("wrap", [ToPickle, Serialize])
+    def test_what_fails_to_unpickle_is_the_cause(self, wrap):
+        with pytest.raises(DeserializationError, match="KeyError: 'in the constructor'") as info:
+            loads(dumps({"x": wrap(FailsToArrive())}))
+        assert isinstance(info.value.__cause__, KeyError)
+
+    @pytest.mark.parametrize("msg", [{"__Serialized__": 1}, {"__Pickled__": 2}, {"__Set__": 1}])
+    def test_a_senders_own_map_is_not_taken_for_a_reference(self, msg):
+        assert sent(msg) == msg
+
+    @pytest.mark.parametrize(
+        "msg",
+        [
+            {"__Serialized__": "text"},
+            {"__Serialized__": 1, "other": 2},
+            {"__Set__": True, "as-list": [1], "other": 1},
+            {"__Enum__": True},
+            {"__Pickled__": True},
+        ],
+    )
+    def test_maps_that_only_resemble_references_arrive_as_they_are(self, msg):
+        msg = {"like": msg, "other": ToPickle(1)}
+        arrived = loads(dumps(msg))
+        assert arrived["like"].keys() == msg["like"].keys()
+
+    @pytest.mark.parametrize("key", ["__Serialized__", "__Pickled__"])
+    @pytest.mark.parametrize("index", [-1, 0, 3, 2**63])
+    def test_a_reference_to_no_frame_is_refused(self, key, index):
+        header = msgpack.packb({"num-sub-frames": 0})
+        with pytest.raises(HeaderError, match=f"frame {index} of 3"):
+            loads([msgpack.packb({key: index}), header, header])
+
+    @pytest.mark.parametrize("key", ["__Serialized__", "__Pickled__"])
+    @pytest.mark.parametrize("count", [-1, 2, 2**40, None, "1", 1.0, True])
+    def test_a_header_that_counts_frames_wrongly_is_refused(self, key, count):
+        header = msgpack.packb({"num-sub-frames": count, "serializer": "msgpack"})
+        with pytest.raises(HeaderError, match="frame 1 of 3"):
+            loads([msgpack.packb({key: 1}), header, b"\x01"])
+
+    def test_one_value_cannot_be_asked_for_twice(self):
+        first, *others = dumps([Serialize(b"abc")])
+        assert loads([first, *others]) == (b"abc",)
+        with pytest.raises(HeaderError, match="taken"):
+            loads([msgpack.packb([{"__Serialized__": 1}] * 2), *others])
+
+    @pytest.mark.parametrize("header", [b"", b"\xc1", b"\x01", b"\x81\xa1a", b"\x80\x80"])
+    def test_a_header_that_is_no_map_is_refused(self, header):
+        with pytest.raises(HeaderError, match="header"):
+            loads([msgpack.packb({"__Serialized__": 1}), header])
+
+    @pytest.mark.parametrize(
+        "head", [b"", b"\xc1", b"\x91", b"\x01\x02", b"\xa1\xff", b"\x91" * 5000]
+    )
+    def test_a_message_that_is_not_msgpack_is_refused(self, head):
+        with pytest.raises(MessageError, match="msgpack"):
+            loads([head])
+
+    def test_a_message_of_no_frames_is_refused(self):
+        with pytest.raises(MessageError, match="no frames"):
+            loads([])
+
+    @pytest.mark.parametrize("elements", [3, {"a": 1}, [{}], [[{}]]])
+    def test_a_set_of_what_cannot_be_in_one_is_refused(self, elements):
+        with pytest.raises(MessageError, match="set"):
+            loads([msgpack.packb({"__Set__": True, "as-list": elements})])
+
+    def test_all_errors_are_value_errors_of_one_tree(self):
+        assert issubclass(HeaderError, ProtocolError)
+        assert issubclass(ProtocolError, ValueError)
+
+
+class TestLargeFrames:
+    def test_frames_are_split_at_the_given_size(self):
+        frames = dumps(Serialize(b"x" * 25), frame_split_size=10)
+        assert [len(frame) for frame in frames[2:]] == [10, 10, 5]
+
+    def test_frames_are_split_at_the_configured_size(self):
+        frames = dumps(Serialize(bytes(2**26 + 1)))
+        assert [len(frame) for frame in frames[2:]] == [2**26, 1]
+
+    @pytest.mark.parametrize("size", [1, 7, 1000])
+    @pytest.mark.parametrize("codec", [None, "zlib"])
+    def test_what_was_split_is_whole_on_arrival(self, size, codec):
+        value = [bytearray(b"ab" * 12), b"", (b"xyz" * 4,), {"k": bytes(20)}]
+        msg = {"x": Serialize(value), "y": Serialize(1)}
+        kwargs = {"frame_split_size": size, "context": {"compression": codec}}
+        assert sent(msg, **kwargs) == {"x": value, "y": 1}
+
+    def test_neighbouring_pieces_are_joined_without_a_copy(self):
+        memory = bytearray(b"ab" * 1000)
+        first, header, *pieces = dumps(Serialize(memoryview(memory)), frame_split_size=300)
+        arrived = loads([first, header, *pieces])
+        assert arrived == memory
+        assert arrived.obj is memory
+
+    def test_frames_are_the_senders_memory(self):
+        memory = bytearray(1000)
+        frames = dumps({"x": Serialize(memory)})
+        assert frames[2].obj is memory
+
+    @pytest.mark.parametrize("make", [lambda n: bytes(n), lambda n: "x" * n, lambda n: [0] * n])
+    def test_large_values_in_the_message_itself_arrive(self, make):
+        value = make(5_000_000)
+        arrived = sent({"x": value})["x"]
+        assert arrived == (tuple(value) if type(value) is list else value)
+
+    def test_a_large_message_leaves_no_memory_behind(self):
+        dumps({"x": 1})
+        tracemalloc.start()
+        try:
+            dumps({"x": bytes(30_000_000)})
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 2_000_000
+
+
+class TestContext:
+    def test_the_codec_that_was_agreed_on_is_used(self):
+        msg = {"x": Serialize(bytes(100_000)), "y": Serialize(b"small")}
+        frames = dumps(msg, context={"compression": "zlib"})
+        assert len(frames[2]) < 1000
+        assert msgpack.unpackb(frames[1])["compression"] == ["zlib"]
+        assert loads(frames) == {"x": bytes(100_000), "y": b"small"}
+
+    def test_buffers_of_pickled_objects_are_compressed_too(self):
+        frames = dumps({"x": pickle_buffer(bytes(100_000))}, context={"compression": "zlib"})
+        assert len(frames[2]) < 1000
+        assert loads(frames) == {"x": bytes(100_000)}
+
+    @pytest.mark.parametrize("msg", [Serialize(1j), ToPickle(1j), 1j])
+    def test_the_pickle_protocol_that_was_agreed_on_is_used(self, msg):
+        packed = b"".join(dumps({"x": msg}, context={"pickle-protocol": 4}))
+        assert b"\x80\x04\x95" in packed
+        assert b"\x80\x05" not in packed
+
+    def test_families_that_ask_for_the_context_get_it(self):
+        def family_dumps(x, context=None):
+            return {"context": context}, []
+
+        register_serialization_family("contextual", family_dumps, lambda header, frames: header)
+        try:
+            header = sent(Serialize(1), serializers=["contextual"], context={"sender": "me"})
+        finally:
+            del families["contextual"]
+        assert header["context"] == {"sender": "me"}
+
+    def test_types_that_ask_for_the_context_get_it(self):
+        register_serialization(
+            Aware, lambda x, context: (dict(context), []), lambda header, frames: header["sender"]
+        )
+        assert sent(Serialize(Aware()), context={"sender": "me"}) == "me"
+
+
+def test_headers_may_hold_what_messages_may():
+    header = {"a": {1, (2, 3)}, "b": Color.red, 5: (1, 2), "like": {"__Set__": 1}}
+    register_serialization(Aware, lambda x: (header, []), lambda header, frames: header)
+    assert sent(Serialize([Aware()])) == [header]
+
+
+def test_a_header_that_cannot_be_encoded_is_refused_by_its_type():
+    register_serialization(Aware, lambda x: ({"a": 1j}, []), lambda header, frames: header)
+    with pytest.raises(SerializationError, match=r"Aware made a header that .*complex"):
+        dumps(Serialize(Aware()))
+
+
+class Aware:
+    pass
+
+
+class Forwarded:
+    pass
+
+
+def test_a_serializer_may_write_messages_of_its_own():
+    register_serialization(
+        Forwarded,
+        lambda x: ({}, dumps({"inner": {1, 2}, "more": 1j})),
+        lambda header, frames: loads(frames),
+    )
+    assert sent([{3}, Serialize(Forwarded()), {4}]) == ({3}, {"inner": {1, 2}, "more": 1j}, {4})
+
+
+def test_messages_may_be_written_by_several_threads():
+    barrier = threading.Barrier(8)
+    wrong = []
+
+    def write(i):
+        msg = {"x": {i}, "y": Serialize([b"a" * i, i]), "z": [i] * 100}
+        barrier.wait()
+        for _ in range(200):
+            if loads(dumps(msg)) != {"x": {i}, "y": [b"a" * i, i], "z": (i,) * 100}:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -16,8 +16,8 @@ MESSAGES: dict[str, str | None] = {
     "{'op': 'add', 'x': 1, 'y': 2.5, 'reply': True, 'n': None, 'b': b'abc'}": None,
     "[1, [2, (3, {'a': [4]})]]": "(1, (2, (3, {'a': (4,)})))",
     "{1: 'a', (2, 3): 'b', None: 'c', b'd': 2**64 - 1}": None,
-    "{'keys': {'a', (1, 2)}, 'empty': set(), 'many': [{1}, {2}]}": (
-        "{'keys': {'a', (1, 2)}, 'empty': set(), 'many': ({1}, {2})}"
+    "{'keys': {1, (2, 3)}, 'empty': set(), 'many': [{'a'}, {2}]}": (
+        "{'keys': {1, (2, 3)}, 'empty': set(), 'many': ({'a'}, {2})}"
     ),
     "{'status': Status.running}": None,
     "{'x': 1 + 2j, 'y': frozenset([1]), frozenset([2]): 3}": None,

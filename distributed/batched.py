@@ -85,6 +85,7 @@ class BatchedSend:
     #   _writer          the one background task; it runs exactly while there is work to do (a
     #                    buffer that is not empty and an open comm), so that an idle stream leaves
     #                    nothing behind when it is dropped or its comm breaks
+    #   _idle            `start` was called and there is no such task: the next `send` wakes one
     #   _pause           what `_run` waits for between two batches, else None
     #   please_stop      `close` was called: batches no longer wait for their interval
     #   _ended           nothing more will be sent on `comm`: `send` raises
@@ -112,6 +113,7 @@ class BatchedSend:
         self.please_stop = False
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._idle = False
         self._pause: asyncio.Future[None] | None = None
         self._ended = False
         self._failure: BaseException | None = None
@@ -147,6 +149,8 @@ class BatchedSend:
         self.comm = comm
         self.please_stop = self._ended = False
         self.next_deadline = self._failure = None
+        if self._writer is None:
+            self._idle = True
         self._wake()
 
     def send(self, *msgs: Any) -> None:
@@ -166,8 +170,8 @@ class BatchedSend:
         if self._ended or (comm is not None and comm.closed()):
             raise self._closed_error() from self._failure
         self.message_count += len(msgs)
-        self.buffer.extend(msgs)
-        if self._writer is None or self._writer.done():
+        self.buffer += msgs
+        if self._idle:
             self._wake()
 
     async def close(self, timeout: float | str | None = None) -> None:
@@ -240,23 +244,33 @@ class BatchedSend:
         """See that the background task runs if there is something for it to do, and now."""
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
-        if (self._writer is None or self._writer.done()) and self._has_work():
+        if self._idle and self._has_work():
             assert self._asyncio_loop is not None
+            self._idle = False
             self._writer = self._asyncio_loop.create_task(self._run(), name="BatchedSend")
+            self._writer.add_done_callback(self._writer_ended)
+
+    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
+        # For a task that was cancelled before its first step, which has seen no `finally`.
+        if writer is self._writer:
+            self._idle = True
 
     def _has_work(self) -> bool:
         return bool(self.buffer) and self.comm is not None and not self.closed()
 
     async def _run(self) -> None:
         """Write batches until the buffer is empty or the comm is closed."""
-        while self._has_work():
-            if not self.please_stop:
-                await self._wait_for_deadline()
-                if not self._has_work():
-                    return
-            assert self.comm is not None
-            batch, self.buffer = self.buffer, []
-            await self._deliver(batch, self.comm)
+        try:
+            while self._has_work():
+                if not self.please_stop:
+                    await self._wait_for_deadline()
+                    if not self._has_work():
+                        return
+                assert self.comm is not None
+                batch, self.buffer = self.buffer, []
+                await self._deliver(batch, self.comm)
+        finally:
+            self._idle = True
 
     async def _wait_for_deadline(self) -> None:
         loop = asyncio.get_running_loop()

@@ -633,6 +633,21 @@ async def test_the_background_task_can_be_cancelled_without_loss():
     assert comm.messages == [1]
 
 
+@gen_test()
+async def test_the_background_task_can_be_cancelled_before_it_begins():
+    stream = BatchedSend(interval=0)
+    comm = ScriptedComm()
+    tasks = asyncio.all_tasks()
+    stream.start(comm)
+    stream.send(1)
+    (task,) = asyncio.all_tasks() - tasks
+    task.cancel()
+    await asyncio.wait({task})
+    stream.send(2)
+    await async_poll_for(lambda: comm.messages == [1, 2], timeout=5)
+    await stream.close()
+
+
 @pytest.mark.parametrize("seed", range(20))
 @gen_test()
 async def test_whatever_happens_each_message_is_delivered_once_and_in_order(seed):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import sys
+import traceback
 from typing import Any, ClassVar
 
 from tornado import netutil
@@ -187,6 +188,16 @@ class TCPConnector(BaseTCPConnector):
     comm_class = TCP
 
 
+def _close_unbound(exc: OSError) -> None:
+    """Close the sockets that Tornado's ``bind_sockets`` leaves open where it raises *exc*."""
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        if frame.f_code is netutil.bind_sockets.__code__:
+            for value in frame.f_locals.values():
+                for sock in value if isinstance(value, list) else [value]:
+                    if isinstance(sock, socket.socket):
+                        sock.close()
+
+
 class BaseTCPListener(BaseListener):
     """What listeners over TCP share.
 
@@ -251,6 +262,7 @@ class BaseTCPListener(BaseListener):
         try:
             sockets = netutil.bind_sockets(self.port, address=self.ip, backlog=backlog)
         except OSError as exc:
+            _close_unbound(exc)
             where = self.prefix + unparse_host_port(self.ip, self.port)
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
         server.add_sockets(sockets)

@@ -325,6 +325,9 @@ class Dispatcher(LifeCycle):
                 for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
                     if not await self._handle_stream_message(comm, msg, extra):
                         return
+                    if self._event_finished.is_set():
+                        # That message's handler has closed this server.
+                        return
         except CommClosedError as exc:
             logger.debug("Stream from %s to %s ended: %s", comm.peer_address, self._name, exc)
         finally:

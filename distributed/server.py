@@ -53,7 +53,13 @@ class Listening:
         self._what = what
         self._task: asyncio.Task[None] | None = None
         self._awaited = False
-        loop.call_soon(self._begin)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            loop.call_soon(self._begin)
+        else:
+            # At once, so that addresses are bound in the order of the calls.
+            self._begin()
 
     def _begin(self) -> asyncio.Task[None]:
         if self._task is None:

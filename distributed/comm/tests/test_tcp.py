@@ -653,6 +653,21 @@ async def test_ipv6():
 
 
 @gen_test()
+async def test_an_address_that_is_in_use_is_named():
+    listener = await listen(LOCALHOST, echo)
+    with pytest.raises(OSError, match=re.escape(listener.listen_address)) as info:
+        await listen(listener.listen_address, echo)
+    assert info.value.errno == errno.EADDRINUSE
+    listener.stop()
+
+
+@gen_test()
+async def test_an_address_that_is_not_ours_is_named():
+    with pytest.raises(OSError, match=r"cannot listen at tcp://203\.0\.113\.1:0"):
+        await listen("tcp://203.0.113.1:0", echo)
+
+
+@gen_test()
 async def test_starting_a_listener_again_binds_nothing_more():
     listener = await listen(LOCALHOST, echo)
     address = listener.listen_address

@@ -392,6 +392,9 @@ def _end_process(
 ) -> bytes:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
+    if process.stdin is not None and process.stdin.closed:
+        # communicate() would flush it
+        process.stdin = None
     try:
         # not wait(): a child that writes into a full pipe would never end
         return process.communicate(timeout=terminate_timeout)[0] or b""

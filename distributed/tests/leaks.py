@@ -1,9 +1,9 @@
 """A pytest plugin that fails each test which leaves something behind.
 
 What a test must not leave: an event loop, a task that is still pending, an open comm, rpc or
-connection pool, a socket, pipe or epoll descriptor, a thread, a child process; and nothing may
-have gone wrong unseen, which is what asyncio and Tornado log as errors ("Task was destroyed but it
-is pending", "Exception in callback …"). A coroutine that was "never awaited" is a
+connection pool, a listener, a socket, pipe or epoll descriptor, a thread, a child process; and
+nothing may have gone wrong unseen, which is what asyncio and Tornado log as errors ("Task was
+destroyed but it is pending", "Exception in callback …"). A coroutine that was "never awaited" is a
 `RuntimeWarning`, which ``filterwarnings = error`` in ``setup.cfg`` makes a failure.
 
 A leak is what is there after the test and was not there before it, so what a module- or
@@ -119,20 +119,22 @@ def _open_loops() -> Iterator[Trace]:
 
 
 def _registries() -> Iterator[tuple[str, Any, Callable[[Any], bool]]]:
-    """(what, all that exist, is this one open?) for each kind of open thing whose module is
-    loaded."""
+    """For each kind of open thing whose module is loaded: its name, all there are, which count."""
     comm = sys.modules.get("distributed.comm.core")
     if comm is not None and hasattr(comm, "Comm"):
         yield "open comm", comm.Comm._instances, lambda c: not c.closed()
     core = sys.modules.get("distributed.core")
     if core is not None and hasattr(core, "rpc"):
-        yield "open rpc", core.rpc.active, lambda r: r.comms or r.status.name != "closed"
+        yield "open rpc", core.rpc.active, lambda r: True
     if core is not None and hasattr(core, "ConnectionPool"):
         yield (
             "connection pool with open comms",
             core.ConnectionPool._instances,
             lambda p: p.open > 0,
         )
+    inproc = sys.modules.get("distributed.comm.inproc")
+    if inproc is not None and hasattr(inproc, "global_manager"):
+        yield "inproc listener", inproc.global_manager.listeners.values(), lambda listener: True
 
 
 def _package_objects() -> Iterator[Trace]:

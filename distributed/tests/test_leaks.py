@@ -104,6 +104,12 @@ def test_open_comm():
         listener.stop()
     asyncio.run(body())
 
+def test_inproc_listener():
+    from distributed.comm import listen
+    async def body():
+        keep(await listen("inproc://", print))
+    asyncio.run(body())
+
 def test_open_rpc():
     from distributed.core import rpc
     async def body():
@@ -186,6 +192,7 @@ LEAKS = {
     "test_error_in_forgotten_task": "Task exception was never retrieved",
     "test_error_in_tornado_callback": "ValueError: nor that",
     "test_open_comm": "open comm: <InProc ",
+    "test_inproc_listener": "inproc listener: <",
     "test_open_rpc": "open rpc: <rpc to 'tcp://127.0.0.1:1'",
     "test_pool_with_open_comms": "connection pool with open comms: <ConnectionPool",
 }

@@ -330,6 +330,14 @@ def test_popen_offers_the_output_of_the_process():
         assert process.stdout.readline() == b"up\n"
 
 
+def test_popen_lets_the_block_close_the_standard_input():
+    code = "import sys; print(len(sys.stdin.read()))"
+    with popen(["python", "-c", code], capture_output=True, stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"12345")
+        process.stdin.close()
+        assert process.stdout.readline() == b"5\n"
+
+
 def test_popen_interrupts_the_process_at_the_end():
     with popen(
         ["python", "-c", "import time\nprint('up', flush=True)\ntime.sleep(60)"],

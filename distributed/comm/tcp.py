@@ -7,10 +7,10 @@ stream is :mod:`distributed.comm.stream`'s business.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import sys
-import traceback
 from typing import Any, ClassVar
 
 from tornado import netutil
@@ -46,6 +46,9 @@ MAX_BUFFER_SIZE = sys.maxsize
 
 #: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
 _KEEPALIVE_PROBES = 10
+
+#: How often to look for a port that is free for IPv4 and IPv6 both.
+_BIND_ATTEMPTS = 10
 
 
 def set_tcp_timeout(stream: IOStream) -> None:
@@ -188,14 +191,39 @@ class TCPConnector(BaseTCPConnector):
     comm_class = TCP
 
 
-def _close_unbound(exc: OSError) -> None:
-    """Close the sockets that Tornado's ``bind_sockets`` leaves open where it raises *exc*."""
-    for frame, _ in traceback.walk_tb(exc.__traceback__):
-        if frame.f_code is netutil.bind_sockets.__code__:
-            for value in frame.f_locals.values():
-                for sock in value if isinstance(value, list) else [value]:
-                    if isinstance(sock, socket.socket):
-                        sock.close()
+def _bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Listen at *port* of each address that *host* stands for; all of them if it is empty.
+
+    Raises
+    ------
+    OSError
+        If one of the addresses cannot be bound; none is then.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
+    for attempt in range(_BIND_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        try:
+            for family, address in addresses:
+                # The port that the first one was given is the others' too.
+                wanted = sockets[0].getsockname()[1] if sockets else port
+                try:
+                    sock = socket.create_server((address, wanted), family=family, backlog=backlog)
+                except OSError as exc:
+                    if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        # Names resolve to IPv6 addresses also where there is no IPv6.
+                        continue
+                    raise
+                sock.setblocking(False)
+                sockets.append(sock)
+            return sockets
+        except BaseException as exc:
+            for sock in sockets:
+                sock.close()
+            taken = isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
+            if not (taken and sockets and port == 0 and attempt < _BIND_ATTEMPTS - 1):
+                raise
+    raise AssertionError("unreachable")
 
 
 class BaseTCPListener(BaseListener):
@@ -260,9 +288,8 @@ class BaseTCPListener(BaseListener):
         server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE, **self.server_args)
         server.handle_stream = self._handle_stream  # type: ignore[method-assign]
         try:
-            sockets = netutil.bind_sockets(self.port, address=self.ip, backlog=backlog)
+            sockets = _bind_sockets(self.ip, self.port, backlog)
         except OSError as exc:
-            _close_unbound(exc)
             where = self.prefix + unparse_host_port(self.ip, self.port)
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
         server.add_sockets(sockets)

@@ -141,8 +141,10 @@ class RemoteCalls(ABC):
             what = f"Exception while trying to call remote method {name!r}"
             try:
                 comm = await self._acquire()
-            except (RPCClosed, CommClosedError) as exc:
+            except RPCClosed as exc:
                 raise type(exc)(f"{what} before comm was established.") from exc
+            except CommClosedError as exc:
+                raise type(exc)(f"{what} before comm was established: {exc}") from exc
             try:
                 comm.name = f"{self._comm_name}.{name}"
                 return await send_recv(comm, op=name, **kwargs)

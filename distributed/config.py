@@ -74,6 +74,9 @@ DEFAULTS: Mapping[str, Any] = {
             # Limits on what a peer may send; null: none.
             "max-message-size": None,
             "max-frames": 10_000_000,
+            "max-handshake-size": "64kiB",
+            # What both sides of a connection have to know, as text or in a file; null: nothing.
+            "auth": {"token": None, "token-file": None},
             "zstd": {"level": 3, "threads": 0},
             "timeouts": {
                 "connect": "30s",

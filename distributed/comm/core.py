@@ -22,6 +22,12 @@ from weakref import WeakSet
 
 from distributed import config
 from distributed.comm.addressing import parse_address
+from distributed.comm.auth import (
+    Authentication,
+    AuthenticationError,
+    Penalties,
+    configured_token,
+)
 from distributed.comm.registry import get_backend
 from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.exceptions import ProtocolError
@@ -156,6 +162,23 @@ class Comm(ABC):
     @abstractmethod
     def peer_address(self) -> str:
         """The address of the other end, for people who debug."""
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None:
+        """Write a message of the handshake."""
+        await self.write(msg)
+
+    async def read_handshake(self) -> Any:
+        """Read a message of the handshake.
+
+        A transport over which others than this process can send refuses what is
+        large here, and makes nothing of it but plain values.
+        """
+        return await self.read()
+
+    @property
+    def channel_binding(self) -> bytes | None:
+        """What both ends of an encrypted channel have in common with nobody else."""
+        return None
 
     @property
     def extra_info(self) -> dict[str, Any]:
@@ -292,13 +315,21 @@ class Listener(ABC):
 
 
 class BaseListener(Listener):
-    """A listener that does the handshake."""
+    """A listener that does the handshake.
 
-    # Comms whose handshake is under way.
-    _handshaking: set[Comm]
+    Attributes
+    ----------
+    token
+        What peers have to know, or None.
+    """
+
+    # State.  `_handshaking` are the comms whose handshake is under way.
+    # `_penalties` remembers the hosts from which peers came without the token.
+    token: str | None = None
 
     def __init__(self) -> None:
-        self._handshaking = set()
+        self._handshaking: set[Comm] = set()
+        self._penalties = Penalties()
 
     def abort_handshaking_comms(self) -> None:
         """Abort the comms whose handshake is not done."""
@@ -326,7 +357,7 @@ class BaseListener(Listener):
         self._handshaking.add(comm)
         try:
             async with asyncio.timeout(timeout):
-                await _handshake(comm, handshake_overrides)
+                await self._shake_hands(comm, handshake_overrides)
         except TimeoutError:
             comm.abort()
             raise CommClosedError(
@@ -339,6 +370,19 @@ class BaseListener(Listener):
         finally:
             self._handshaking.discard(comm)
 
+    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+        if self.token is None:
+            await _handshake(comm, overrides)
+            return
+        host = _host_of(comm.peer_address)
+        authentication = Authentication(self.token, "server", comm.channel_binding)
+        try:
+            await _handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
+        except FatalCommClosedError as exc:
+            if isinstance(exc.__cause__, AuthenticationError):
+                self._penalties.failed(host)
+            raise
+
 
 def _handshake_timeout() -> float:
     timeout = config.get_timedelta("distributed.comm.timeouts.handshake")
@@ -348,13 +392,36 @@ def _handshake_timeout() -> float:
     return timeout
 
 
-async def _handshake(comm: Comm, overrides: Mapping[str, Any] | None) -> None:
-    """Say who we are, hear who the peer is, and keep what follows from that."""
+async def _handshake(
+    comm: Comm,
+    overrides: Mapping[str, Any] | None,
+    authentication: Authentication | None = None,
+    delay: float = 0,
+) -> None:
+    """Say who we are, hear who the peer is, and keep what follows from that.
+
+    With an *authentication*, both sides also show that they know the token; a
+    server checks that after *delay* seconds.
+    """
     local = {**comm.handshake_info(), **(overrides or {})}
-    await comm.write(local)
+    hello = local
+    if authentication is not None:
+        hello = {**local, "auth": authentication.challenge()}
+    await comm.write_handshake(hello)
     try:
-        remote = await comm.read()
+        remote = await comm.read_handshake()
+        challenge = remote.pop("auth", None) if isinstance(remote, dict) else None
+        if authentication is not None:
+            await _authenticate(comm, authentication, challenge, delay)
+        elif challenge is not None:
+            raise AuthenticationError(
+                "it requires a token, and none is given here ('distributed.comm.auth.token')"
+            )
         comm._agree(local, remote)
+    except AuthenticationError as exc:
+        raise FatalCommClosedError(
+            f"{comm.peer_address} is not trusted by {comm.local_address}: {exc}"
+        ) from exc
     except OSError as exc:
         if isinstance(exc.__cause__, ProtocolError):
             raise FatalCommClosedError(str(exc)) from exc.__cause__
@@ -363,6 +430,30 @@ async def _handshake(comm: Comm, overrides: Mapping[str, Any] | None) -> None:
         raise FatalCommClosedError(
             f"{comm.peer_address} is no peer that {comm.local_address} understands: {exc}"
         ) from exc
+
+
+async def _authenticate(
+    comm: Comm, authentication: Authentication, challenge: Any, delay: float
+) -> None:
+    """Show that we know the token and see whether the peer does."""
+    if authentication.role == "client":
+        authentication.receive_challenge(challenge)
+        await comm.write_handshake({"proof": authentication.proof()})
+        answer = await comm.read_handshake()
+        if isinstance(answer, dict) and "refused" in answer:
+            raise AuthenticationError(f"it refused this side: {str(answer['refused'])[:200]}")
+        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
+        return
+    try:
+        authentication.receive_challenge(challenge)
+        answer = await comm.read_handshake()
+        await asyncio.sleep(delay)
+        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
+    except AuthenticationError as exc:
+        await comm.write_handshake({"refused": str(exc)})
+        await comm.close()
+        raise
+    await comm.write_handshake({"proof": authentication.proof()})
 
 
 async def connect(
@@ -389,7 +480,8 @@ async def connect(
     handshake_overrides
         Replaces parts of what this side says of itself.
     connection_args
-        What the transport needs besides.
+        What the transport needs besides, and ``token``: what both sides have to
+        know, by default that of the configuration.
 
     Returns
     -------
@@ -410,6 +502,7 @@ async def connect(
         assert seconds is not None
     else:
         seconds = parse_timedelta(timeout, default="seconds")
+    token = connection_args.pop("token", None) or configured_token()
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
 
@@ -427,7 +520,12 @@ async def connect(
                             loc, deserialize=deserialize, **connection_args
                         )
                         try:
-                            await _handshake(comm, handshake_overrides)
+                            authentication = None
+                            if token is not None:
+                                authentication = Authentication(
+                                    token, "client", comm.channel_binding
+                                )
+                            await _handshake(comm, handshake_overrides, authentication)
                         except BaseException:
                             comm.abort()
                             raise
@@ -465,7 +563,8 @@ async def listen(
     deserialize
         See :class:`Comm`.
     kwargs
-        What the transport needs besides.
+        What the transport needs besides, and ``token``: what peers have to know,
+        by default that of the configuration.
 
     Raises
     ------
@@ -474,8 +573,17 @@ async def listen(
     ValueError
         If the address cannot be understood.
     """
+    token = kwargs.pop("token", None) or configured_token()
     scheme, loc = parse_address(addr)
+    listener: Listener
     listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)
+    if token is not None:
+        if not isinstance(listener, BaseListener):
+            raise RuntimeError(
+                f"a token is required, but {scheme}:// does not ask its peers for one: "
+                f"{type(listener).__name__} is no BaseListener"
+            )
+        listener.token = token
     await listener.start()
     return listener
 

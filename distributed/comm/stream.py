@@ -14,13 +14,14 @@ import logging
 import weakref
 from typing import Any
 
+import msgpack
 from tornado.iostream import IOStream, StreamClosedError
 
 from distributed import config
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.utils import from_frames, to_frames
-from distributed.protocol.exceptions import FramingError
-from distributed.protocol.framing import Limits, MessageDecoder, pack_message
+from distributed.protocol.exceptions import FramingError, MessageError
+from distributed.protocol.framing import Buffer, Limits, MessageDecoder, pack_message
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class StreamComm(Comm):
             ),
             shard=self._shard,
         )
+        key = "distributed.comm.max-handshake-size"
+        self._handshake_limits = Limits(config.get_bytes(key), max_frames=1, size_key=key)
         self._reading = False
         self._served = 0
         self._context: dict[str, Any] | None = None
@@ -90,6 +93,21 @@ class StreamComm(Comm):
         }
 
     async def read(self, deserializers: Any = None) -> Any:
+        frames = await self._read_frames()
+        try:
+            return await from_frames(
+                frames,
+                deserialize=self.deserialize,
+                deserializers=deserializers,
+                allow_offload=self.allow_offload,
+            )
+        except asyncio.CancelledError:
+            # Who read on would take the next message for this one.
+            self.abort()
+            raise
+
+    async def _read_frames(self) -> list[memoryview]:
+        """Read the frames of one message."""
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot read: {self!r}")
@@ -123,17 +141,22 @@ class StreamComm(Comm):
             raise
         finally:
             self._reading = False
+        return frames
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None:
+        await self._write_buffers(pack_message([msgpack.packb(msg)])[0])
+
+    async def read_handshake(self) -> Any:
+        decoder = self._decoder
+        limits, decoder.limits = decoder.limits, self._handshake_limits
         try:
-            return await from_frames(
-                frames,
-                deserialize=self.deserialize,
-                deserializers=deserializers,
-                allow_offload=self.allow_offload,
-            )
-        except asyncio.CancelledError:
-            # Who read on would take the next message for this one.
-            self.abort()
-            raise
+            frames = await self._read_frames()
+        finally:
+            decoder.limits = limits
+        try:
+            return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
+        except Exception as exc:
+            raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
         if self.stream is None:
@@ -147,9 +170,14 @@ class StreamComm(Comm):
             frame_split_size=self._shard,
         )
         buffers, nbytes = pack_message(frames, self._shard)
+        await self._write_buffers(buffers)
+        return nbytes
+
+    async def _write_buffers(self, buffers: list[Buffer]) -> None:
+        """Write the parts of one message and wait until they have left."""
         stream = self.stream
         if stream is None:
-            raise CommClosedError(f"closed while a message was serialized: {self!r}")
+            raise CommClosedError(f"cannot write: {self!r}")
         try:
             for buffer in buffers:
                 sent = stream.write(buffer)  # type: ignore[arg-type]
@@ -163,7 +191,6 @@ class StreamComm(Comm):
             # Cancelled, most likely, with a part of the message sent.
             self.abort()
             raise
-        return nbytes
 
     async def close(self) -> None:
         stream, self.stream = self.stream, None

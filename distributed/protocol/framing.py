@@ -67,10 +67,13 @@ class Limits(NamedTuple):
         Largest sum of the lengths of a message's frames, in bytes.
     max_frames
         Largest number of frames of one message.
+    size_key
+        Where the configuration has the largest size.
     """
 
     max_message_size: int | None = None
     max_frames: int | None = 10_000_000
+    size_key: str = "distributed.comm.max-message-size"
 
 
 def allocate(nbytes: int) -> bytearray:
@@ -349,7 +352,7 @@ class MessageDecoder:
         total = sum(lengths)
         if self.limits.max_message_size is not None and total > self.limits.max_message_size:
             raise FramingError(
-                f"a message of {total:,} bytes, where 'distributed.comm.max-message-size' allows "
+                f"a message of {total:,} bytes, where {self.limits.size_key!r} allows "
                 f"{self.limits.max_message_size:,}"
             )
         leading = first - 8 - 8 * len(lengths)

@@ -30,6 +30,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from distributed import config as dask_config
 from distributed.comm import connect
+from distributed.security import Security
 from distributed.utils import get_ip, get_ipv6
 
 P = ParamSpec("P")
@@ -206,6 +207,34 @@ def inc(x: Any) -> Any:
 def throws(x: Any) -> NoReturn:
     """Raise ``RuntimeError("hello!")``, whatever is given: a handler that fails."""
     raise RuntimeError("hello!")
+
+
+def tls_security(**kwargs: Any) -> Security:
+    """A `Security` with which any role talks ``tls://`` to any other.
+
+    Its certificate is its own authority, comes with this module, and is valid for ``localhost``.
+    The private key comes with it: never use it for anything but tests.
+
+    Parameters
+    ----------
+    **kwargs
+        Further fields, or others.
+
+    Examples
+    --------
+    >>> security = tls_security()
+    >>> security.require_encryption, security.get_listen_args("scheduler")["ssl_context"] is None
+    (True, False)
+    """
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "utils_test.pem")
+    roles = ("client", "scheduler", "worker")
+    return Security(
+        **{
+            "tls_ca_file": path,
+            **{f"tls_{role}_{part}": path for role in roles for part in ("cert", "key")},
+            **kwargs,
+        }
+    )
 
 
 @functools.cache

@@ -363,6 +363,13 @@ async def test_serializers_are_passed_on_to_a_handler_that_takes_them(transport)
         assert list(answer) == ["msgpack"]
 
 
+@TRANSPORTS
+@gen_test()
+async def test_serializers_are_kept_from_a_handler_that_does_not_take_them(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "echo", "data": 1, "serializers": ["msgpack"]}) == 1
+
+
 @gen_test()
 async def test_the_answer_is_written_with_the_serializers_of_the_request():
     async with (

@@ -47,6 +47,29 @@ async def test_requests_sent_ahead_are_answered_one_after_the_other_in_order(tra
         assert [await comm.read() for _ in range(10)] == list(range(10))
 
 
+@gen_test()
+async def test_a_peer_that_does_not_read_its_answers_is_not_read_from_any_more():
+    async with serving(TCP) as server, connected(server) as comm:
+        data = b"x" * 1_000_000
+
+        async def ask_on_and_on():
+            for _ in range(200):
+                await comm.write({"op": "echo", "data": data})
+
+        asking = asyncio.create_task(ask_on_and_on())
+        answered, unchanged = 0, 0
+        while unchanged < 300:
+            await asyncio.sleep(0)
+            before, answered = answered, server.counters["op"].components[0]["echo"]
+            unchanged = unchanged + 1 if answered and answered == before else 0
+        # What is between them is in the buffers of their sockets.
+        assert answered < 50
+        assert not asking.done()
+        for _ in range(200):
+            assert await comm.read() == data
+        await asking
+
+
 @TRANSPORTS
 @gen_test()
 async def test_a_handler_that_waits_on_one_comm_does_not_delay_another(transport):

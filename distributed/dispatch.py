@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from distributed import config
+from distributed.admission import Admission
 from distributed.background import AsyncTaskGroup
 from distributed.comm.core import Comm, CommClosedError
 from distributed.counter import Counter
@@ -26,7 +27,10 @@ from distributed.utils import has_keyword
 
 logger = logging.getLogger(__name__)
 
-#: Turned into messages, also where they come from what a peer sent.
+#: Time in seconds that a peer has to send a request to be told that it is refused.
+_REFUSAL_TIME = 10.0
+
+#: Characters of what a peer sent that an error or a log shows.
 _SHOWN = 500
 
 
@@ -76,8 +80,9 @@ class Dispatcher(LifeCycle):
     """
 
     # State.  `_comms` are the comms that requests are read from, each with the
-    # operation in progress or None; `_serving` the tasks that do so.  `_calls`
-    # remembers how the handlers in `handlers` are called.
+    # operation in progress or None; `_serving` the tasks that do so, each with
+    # its comm.  `_idle_streams` are comms on which handle_stream waits for a
+    # message.  `_calls` remembers how the handlers in `handlers` are called.
     counters: Mapping[str, Counter]
 
     def __init__(
@@ -100,7 +105,9 @@ class Dispatcher(LifeCycle):
         self.blocked_handlers = list(blocked_handlers)
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         self._comms: dict[Comm, str | None] = {}
-        self._serving: set[asyncio.Task[Any]] = set()
+        self._serving: dict[asyncio.Task[Any], Comm] = {}
+        self._idle_streams: set[Comm] = set()
+        self._admission = Admission.configured()
         self._calls: dict[str, _Call] = {}
         self._ongoing_background_tasks = AsyncTaskGroup()
 
@@ -141,14 +148,16 @@ class Dispatcher(LifeCycle):
         """
         if not self._accepts_requests:
             comm.abort()
-        else:
-            task = asyncio.create_task(self._serve(comm), name=f"serve {comm.peer_address}")
-            self._serving.add(task)
-            task.add_done_callback(self._served)
+            return NoOpAwaitable()
+        refusal = self._admission.enter(comm)
+        serve = self._serve(comm) if refusal is None else self._refuse(comm, refusal)
+        task = asyncio.create_task(serve, name=f"serve {comm.peer_address}")
+        self._serving[task] = comm
+        task.add_done_callback(self._served)
         return NoOpAwaitable()
 
     def _served(self, task: asyncio.Task[Any]) -> None:
-        self._serving.discard(task)
+        self._admission.leave(self._serving.pop(task))
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving a comm", self.id, exc_info=exc)
 
@@ -156,9 +165,9 @@ class Dispatcher(LifeCycle):
         self._comms[comm] = None
         try:
             await self.start()
-            while not self._close_begun:
+            while True:
                 try:
-                    msg = await comm.read()
+                    msg = await self._read_request(comm)
                 except CommClosedError as exc:
                     logger.debug("%s left %s: %s", comm.peer_address, self.id, exc)
                     break
@@ -168,12 +177,40 @@ class Dispatcher(LifeCycle):
                     logger.warning("Received an unreadable request in %r", comm, exc_info=True)
                     await self._answer(comm, None, error_message(exc, "uncaught-error"))
                     continue
-                if not await self._handle_request(comm, msg):
+                in_time = not self._close_begun
+                keep = await self._handle_request(comm, msg)
+                if not keep or (in_time and self._close_begun):
                     await comm.close()
                     break
                 self._comms[comm] = None
         finally:
             del self._comms[comm]
+            comm.abort()
+
+    async def _read_request(self, comm: Comm) -> Any:
+        idle = self._admission.idle
+        if idle is None:
+            return await comm.read()
+        try:
+            async with asyncio.timeout(idle):
+                return await comm.read()
+        except TimeoutError:
+            raise CommClosedError(
+                f"no request for {idle:g} s ('distributed.comm.timeouts.idle')"
+            ) from None
+
+    async def _refuse(self, comm: Comm, reason: str) -> None:
+        """Answer the first request on a comm that is one too many, and close it."""
+        message = f"{self._name} refuses a connection: {reason}"
+        logger.warning("%s (it came from %s)", message, comm.peer_address)
+        try:
+            async with asyncio.timeout(_REFUSAL_TIME):
+                await comm.read()
+                await self._answer(comm, None, error_message(OSError(message), "uncaught-error"))
+                await comm.close()
+        except (TimeoutError, CommClosedError) as exc:
+            logger.debug("%s did not wait to be refused: %r", comm.peer_address, exc)
+        finally:
             comm.abort()
 
     async def _handle_request(self, comm: Comm, msg: Any) -> bool:
@@ -203,6 +240,8 @@ class Dispatcher(LifeCycle):
                 if reply:
                     await self._answer(comm, op, "OK")
                 return False
+            if self._close_begun:
+                raise RuntimeError(f"{self._name} is closing and takes no more requests")
             call = self._find_handler(op)
             self.counters["op"].add(op)
             self._comms[comm] = op
@@ -321,7 +360,11 @@ class Dispatcher(LifeCycle):
         logger.debug("Starting stream from %s to %s", comm.peer_address, self._name)
         try:
             while not comm.closed():
-                msgs = await comm.read()
+                self._idle_streams.add(comm)
+                try:
+                    msgs = await comm.read()
+                finally:
+                    self._idle_streams.discard(comm)
                 for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
                     if not await self._handle_stream_message(comm, msg, extra):
                         return
@@ -372,23 +415,30 @@ class Dispatcher(LifeCycle):
     async def _finish_handlers(self, grace: float) -> None:
         """Let running handlers finish within *grace* seconds, then cancel them.
 
-        Comms on which nothing is in progress are aborted at once.
+        Requests that arrive meanwhile are answered by an error.
         """
         me = asyncio.current_task()
-        for comm, op in list(self._comms.items()):
-            if op is None:
-                comm.abort()
-        waiting = [task for task in self._serving if task is not me]
-        if waiting:
-            try:
-                _, running = await asyncio.wait(waiting, timeout=grace)
-            finally:
-                for task in waiting:
-                    task.cancel()
+        for comm in list(self._idle_streams):
+            comm.abort()
+        running = [
+            task
+            for task, comm in self._serving.items()
+            if task is not me and self._comms.get(comm) is not None
+        ]
+        try:
             if running:
-                _, running = await asyncio.wait(running, timeout=max(grace, 1))
-            for task in running:
-                logger.error("A handler does not end although it was cancelled: %s", task)
+                await asyncio.wait(running, timeout=grace)
+        finally:
+            for task, comm in self._serving.items():
+                if task is not me:
+                    if self._comms.get(comm) is None:
+                        comm.abort()
+                    task.cancel()
+        left = {task for task in self._serving if task is not me}
+        if left:
+            _, left = await asyncio.wait(left, timeout=max(grace, 1))
+        for task in left:
+            logger.error("A handler does not end although it was cancelled: %s", task)
 
 
 def _shorten(value: Any) -> str:

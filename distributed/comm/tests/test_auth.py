@@ -30,7 +30,7 @@ from distributed.utils_test import captured_logger, gen_test
 TOKEN = "correct horse battery staple"
 
 
-@pytest.fixture(params=TRANSPORTS.values(), ids=TRANSPORTS.keys())
+@pytest.fixture(params=list(TRANSPORTS.values()), ids=list(TRANSPORTS))
 def transport(request):
     return request.param
 

@@ -545,13 +545,15 @@ async def connect(
     raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s{reason}") from failure
 
 
-async def listen(
+def listen(
     addr: str,
     handle_comm: CommHandler,
     deserialize: bool = True,
     **kwargs: Any,
 ) -> Listener:
-    """Listen at *addr* and return the listener, already started.
+    """Return a listener at *addr*, which listens once it is awaited.
+
+    Use it as ``listener = await listen(...)`` or ``async with listen(...)``.
 
     Parameters
     ----------
@@ -568,10 +570,9 @@ async def listen(
 
     Raises
     ------
-    OSError
-        If the address cannot be bound.
     ValueError
-        If the address cannot be understood.
+        If the address cannot be understood.  An address that cannot be bound is
+        an ``OSError`` when the listener is awaited.
     """
     token = kwargs.pop("token", None) or configured_token()
     scheme, loc = parse_address(addr)
@@ -584,7 +585,6 @@ async def listen(
                 f"{type(listener).__name__} is no BaseListener"
             )
         listener.token = token
-    await listener.start()
     return listener
 
 

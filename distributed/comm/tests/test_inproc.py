@@ -33,6 +33,10 @@ from distributed.utils import get_ip
 from distributed.utils_test import captured_logger, gen_test
 
 
+async def listening(handler):
+    return await listen("inproc://", handler)
+
+
 @asynccontextmanager
 async def pair(**kwargs: Any) -> AsyncIterator[tuple[Comm, Comm]]:
     """Both ends of a new connection: the one that connected, and the one that was accepted."""
@@ -57,7 +61,7 @@ class LoopThread:
     async def pair(self) -> AsyncIterator[tuple[Comm, Comm]]:
         """Both ends of a new connection: one that lives here, and one that lives there."""
         accepted: asyncio.Queue[Comm] = asyncio.Queue()
-        listener = await self.run(listen("inproc://", accepted.put))
+        listener = await self.run(listening(accepted.put))
         here = await connect(listener.contact_address)
         there = await self.run(accepted.get())
         self.loop.call_soon_threadsafe(listener.stop)
@@ -431,7 +435,7 @@ async def test_two_ends_in_two_threads(other: LoopThread) -> None:
         threads.add(threading.current_thread().name)
         await echo(comm)
 
-    listener = await other.run(listen("inproc://", tell_thread))
+    listener = await other.run(listening(tell_thread))
     client = await connect(listener.contact_address)
     for i in range(500):
         await client.write(i)
@@ -464,7 +468,7 @@ async def test_writing_to_a_loop_that_was_closed_closes_the_comm(other: LoopThre
 
 @gen_test()
 async def test_a_listener_whose_loop_was_closed_refuses(other: LoopThread) -> None:
-    listener = await other.run(listen("inproc://", echo))
+    listener = await other.run(listening(echo))
     other.close()
     with pytest.raises(OSError, match=f"no one runs {listener.listen_address}"):
         await connect(listener.contact_address, timeout=0.1)

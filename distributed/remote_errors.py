@@ -41,6 +41,7 @@ from distributed.exception_text import (
 )
 from distributed.protocol import Serialize, Serialized, deserialize, to_serialize
 from distributed.protocol import pickle as wire_pickle
+from distributed.protocol.tracebacks import loads_exception
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ def _revive_exception(value: Any, text: str) -> BaseException | None:
     if not isinstance(value, bytes | bytearray | memoryview):
         return Exception(value)
     try:
-        revived = wire_pickle.loads(value)
+        revived = loads_exception(value)
     except Exception as e:  # noqa: BLE001  (whatever it is, it is told to the caller)
         exc = Exception(text or value)
         exc.add_note(f"(It could not be unpickled by the receiver: {safe_repr(e)})")

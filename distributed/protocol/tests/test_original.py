@@ -7,7 +7,8 @@ import json
 import pytest
 
 from distributed.core import Status
-from distributed.protocol import Serialize, ToPickle, dumps, loads, pickle
+from distributed.protocol import Serialize, ToPickle, dumps, loads
+from distributed.protocol.tracebacks import loads_exception
 from distributed.tests.environments import run_in
 
 # Expressions that mean the same on both sides.  What they arrive as is only stated where that is
@@ -226,7 +227,7 @@ def test_exceptions_of_the_original_arrive_whether_or_not_tblib_is_here(original
         loads([bytes.fromhex(frame) for frame in json.loads(line)])
         for line in done.stdout.splitlines()
     ]
-    with_cause, custom, decoding = (pickle.loads(reply["exception"]) for reply in replies)
+    with_cause, custom, decoding = (loads_exception(reply["exception"]) for reply in replies)
     assert (type(with_cause), str(with_cause)) == (
         FileNotFoundError,
         "[Errno 2] no such file: 'name'",

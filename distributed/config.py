@@ -71,10 +71,19 @@ DEFAULTS: Mapping[str, Any] = {
             "offload": "10MiB",
             "default-scheme": "tcp",
             "socket-backlog": 2048,
+            # Whether what a peer has pickled is unpickled, which may run any code.
+            "allow-pickle": True,
             # Limits on what a peer may send; null: none.
             "max-message-size": None,
             "max-frames": 10_000_000,
+            # How deep collections may be nested whose elements are serialized one by one.
+            "max-depth": 512,
+            # What the compressed frames of a message may inflate to, together.
+            "max-inflated-size": "16GiB",
             "max-handshake-size": "64kiB",
+            # Connections that a server keeps, in all and from one host; null: any number.
+            "max-connections": 100_000,
+            "max-connections-per-host": 50_000,
             # What both sides of a connection have to know, as text or in a file; null: nothing.
             "auth": {"token": None, "token-file": None},
             "zstd": {"level": 3, "threads": 0},
@@ -82,6 +91,8 @@ DEFAULTS: Mapping[str, Any] = {
                 "connect": "30s",
                 # Time for a peer to say its part of the handshake; null: as connect.
                 "handshake": None,
+                # A server closes a connection without a request for this long; null: never.
+                "idle": None,
                 # Unacknowledged data for this long means that the peer is gone.
                 "tcp": "30s",
             },

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import config
 from distributed.comm.core import Comm, CommClosedError
-from distributed.utils import parse_timedelta
+from distributed.protocol import Serialize, Serialized
+from distributed.utils import nbytes, parse_bytes, parse_timedelta
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
@@ -54,6 +55,9 @@ class BatchedSend:
         Where the batches are written from; the loop that runs when `start` is called if not given.
     serializers : list of str, optional
         Passed to `Comm.write`.
+    max_buffer_size : int or str, optional
+        About how many bytes of messages may wait, those that are being written included, before
+        `send` raises; 0 for any number.  ``distributed.comm.batched.max-buffer-size`` if not given.
 
     Attributes
     ----------
@@ -66,6 +70,8 @@ class BatchedSend:
     recent_message_log : collections.deque
         The last batches that were written, as many as ``distributed.admin.low-level-log-length``
         says; ``"large-message"`` stands for one that is too large to be kept.
+    buffered_bytes : int
+        About how large the messages are that wait or are being written.
     next_deadline : float or None
         When the next batch may go, on the clock of the event loop; None before the first.
 
@@ -82,6 +88,8 @@ class BatchedSend:
     # Mutable state, changed by nothing but the methods of this class:
     #
     #   comm, buffer     as above
+    #   buffered_bytes   the sum of rough_size() over the buffer and the batch being written
+    #   _drained         what calls of `drain` wait for; done when it is worth another look
     #   _writer          the one background task; it runs exactly while there is work to do (a
     #                    buffer that is not empty and an open comm), so that an idle stream leaves
     #                    nothing behind when it is dropped or its comm breaks
@@ -97,12 +105,19 @@ class BatchedSend:
         interval: float | str,
         loop: IOLoop | None = None,
         serializers: list[str] | None = None,
+        *,
+        max_buffer_size: int | str | None = None,
     ) -> None:
+        if max_buffer_size is None:
+            max_buffer_size = config.get_bytes("distributed.comm.batched.max-buffer-size") or 0
+        self.max_buffer_size = parse_bytes(max_buffer_size)
         self.interval = parse_timedelta(interval, default="ms")
         self.loop = loop
         self.serializers = serializers
         self.comm: Comm | None = None
         self.buffer: list[Any] = []
+        self.buffered_bytes = 0
+        self._drained: asyncio.Future[None] | None = None
         self.message_count = 0
         self.batch_count = 0
         self.byte_count = 0
@@ -165,14 +180,44 @@ class BatchedSend:
         ------
         CommClosedError
             The comm is closed; none of the messages was taken.
+        BufferError
+            The peer does not keep up, and too much waits already; none of the messages was taken.
+            ``await drain()`` to wait until there is room.
         """
         comm = self.comm
         if self._ended or (comm is not None and comm.closed()):
             raise self._closed_error() from self._failure
+        if 0 < self.max_buffer_size <= self.buffered_bytes:
+            raise BufferError(
+                f"about {self.buffered_bytes:,} bytes of messages wait to be sent on {comm!r}, and "
+                f"{self.max_buffer_size:,} may ('distributed.comm.batched.max-buffer-size'); "
+                "await drain() before sending more"
+            )
+        for msg in msgs:
+            self.buffered_bytes += rough_size(msg)
         self.message_count += len(msgs)
         self.buffer += msgs
         if self._idle:
             self._wake()
+
+    async def drain(self) -> None:
+        """Wait until at most half of what may wait does, so that `send` will not raise at once.
+
+        Raises
+        ------
+        CommClosedError
+            The comm is closed, so that nothing will leave any more.
+        """
+        while 0 < self.max_buffer_size < 2 * self.buffered_bytes:
+            if self.closed():
+                raise self._closed_error() from self._failure
+            if self._drained is None or self._drained.done():
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     async def close(self, timeout: float | str | None = None) -> None:
         """Write what is in the buffer without waiting for the interval, then close the comm.
@@ -214,6 +259,7 @@ class BatchedSend:
                     comm.abort()
                 raise
         self._ended = True
+        self._tell_drained()
         if self.buffer:
             logger.info("Closing with %d messages not delivered on %r", len(self.buffer), comm)
         if comm is not None:
@@ -224,6 +270,8 @@ class BatchedSend:
         self._epoch += 1
         self._ended = self.please_stop = True
         self.buffer.clear()
+        self.buffered_bytes = 0
+        self._tell_drained()
         if self.comm is not None:
             self.comm.abort()
         self._wake()
@@ -254,6 +302,7 @@ class BatchedSend:
         # For a task that was cancelled before its first step, which has seen no `finally`.
         if writer is self._writer:
             self._idle = True
+        self._tell_drained()
 
     def _has_work(self) -> bool:
         return bool(self.buffer) and self.comm is not None and not self.closed()
@@ -287,6 +336,7 @@ class BatchedSend:
     async def _deliver(self, batch: list[Any], comm: Comm) -> None:
         """Write a batch, or as much of it as can be written; put the rest back."""
         epoch = self._epoch
+        size = self.buffered_bytes
         self.next_deadline = asyncio.get_running_loop().time() + self.interval
         done = 0
         try:
@@ -318,8 +368,11 @@ class BatchedSend:
                     self._ended, self._failure = True, exc
                 await comm.close()
         finally:
-            if done < len(batch) and self._epoch == epoch:
-                self.buffer[:0] = batch[done:]
+            if self._epoch == epoch:
+                left = batch[done:]
+                self.buffered_bytes += sum(map(rough_size, left)) - size
+                self.buffer[:0] = left
+                self._tell_drained()
 
     async def _write(self, batch: list[Any], comm: Comm) -> None:
         nbytes = await comm.write(batch, serializers=self.serializers, on_error="raise")
@@ -331,3 +384,44 @@ class BatchedSend:
 def _is_broken(comm: Comm, exc: Exception) -> bool:
     """Whether a write failed for the comm's sake, not for that of the message."""
     return isinstance(exc, CommClosedError) or comm.closed()
+
+
+_FIXED_SIZE = frozenset({int, float, bool, type(None)})
+
+
+def rough_size(msg: Any) -> int:
+    """About how many bytes a message takes, told in less time than sending it takes.
+
+    Texts and buffers count, on the surface of the message and one level below it.
+
+    Examples
+    --------
+    >>> rough_size({"op": "data", "x": b"0" * 1000})
+    1036
+    """
+    if type(msg) is not dict:
+        return _value_size(msg)
+    size = 16 * len(msg)
+    for value in msg.values():
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind not in _FIXED_SIZE:
+            size += _value_size(value)
+    return size
+
+
+def _value_size(value: Any) -> int:
+    if isinstance(value, Serialize):
+        value = value.data
+    if isinstance(value, Serialized):
+        return sum(map(nbytes, value.frames))
+    kind = type(value)
+    if kind is str or kind is bytes or kind is bytearray:
+        return len(value)
+    if kind is dict or kind is list or kind is tuple or kind is set:
+        items = value.values() if kind is dict else value
+        return 16 * len(value) + sum(len(x) for x in items if type(x) is str or type(x) is bytes)
+    # Asked of the type: an instance may answer to any attribute, as proxies do.
+    size = value.nbytes if hasattr(kind, "nbytes") else 16
+    return size if isinstance(size, int) else 16

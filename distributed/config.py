@@ -108,6 +108,8 @@ DEFAULTS: Mapping[str, Any] = {
                 "client": {"cert": None, "key": None},
             },
             "websockets": {"shard": "8MiB"},
+            # What may wait in a BatchedSend; null: any number of bytes.
+            "batched": {"max-buffer-size": "1GiB"},
         },
         "admin": {
             # The event loop is measured each interval and said to be unresponsive above limit.

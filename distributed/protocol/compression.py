@@ -2,10 +2,12 @@
 
 A codec is a `Compression` in the table `compressions`; libraries that are not installed have none,
 and code built on this package may add its own before connections are made.  What is tried is
-sampled first (`maybe_compress`), so that data which does not shrink costs little.  This module
-knows single frames only: which codec a connection uses is agreed in the handshake
-(:mod:`distributed.comm.core`), which frames are compressed is up to
-:mod:`distributed.protocol.core`, and the names of the codecs travel in the headers.
+sampled first (`maybe_compress`), so that data which does not shrink costs little; what arrives is
+inflated (`decompress`) only as far as the message that is read has room for it
+(:mod:`distributed.protocol.limits`).  This module knows single frames only: which codec a
+connection uses is agreed in the handshake (:mod:`distributed.comm.core`), which frames are
+compressed is up to :mod:`distributed.protocol.core`, and the names of the codecs travel in the
+headers.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import functools
 import importlib
 import importlib.util
 import random
+import struct
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from distributed import config
 from distributed.protocol.exceptions import CompressionError
+from distributed.protocol.limits import Reading, reading
 from distributed.protocol.utils import Buffer
-from distributed.utils import ensure_memoryview, nbytes
+from distributed.utils import ensure_memoryview, has_keyword, nbytes
 
 __all__ = [
     "Compression",
@@ -41,16 +46,115 @@ class Compression(NamedTuple):
     name
         How headers and handshakes call it; None for one that leaves frames alone.
     compress, decompress
-        Each takes a bytes-like frame and returns another.
+        Each takes a bytes-like frame and returns another.  A parameter ``max_size`` of the latter
+        is given the bytes that the frame may inflate to, or None; it raises `OverflowError` for a
+        frame that inflates to more, before it does.  Without, the size is checked afterwards.
     """
 
     name: str | None
     compress: Callable[[Any], Any]
-    decompress: Callable[[Any], Any]
+    decompress: Callable[..., Any]
 
 
 def _identity(frame: Any) -> Any:
     return frame
+
+
+# Bytes that are inflated at a time where a frame does not tell how many there will be.
+_STEP = 2**20
+
+
+def _check_size(size: int, max_size: int | None) -> None:
+    if max_size is not None and size > max_size:
+        raise OverflowError(f"it inflates to {size:,} bytes")
+
+
+def _zlib_decompress(frame: Any, max_size: int | None = None) -> bytes:
+    if max_size is None:
+        return zlib.decompress(frame)
+    inflater = zlib.decompressobj()
+    # A length of 0 would stand for no limit; one byte more than allowed tells that there is more.
+    inflated = inflater.decompress(frame, max_size + 1)
+    if len(inflated) > max_size:
+        raise OverflowError(f"it inflates to more than {max_size:,} bytes")
+    if not inflater.eof:
+        raise ValueError("it is cut off")
+    return inflated
+
+
+def _function(module: str, name: str) -> Callable[..., Any]:
+    """A function of a library, which is imported when one is first asked for."""
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _lz4_compress(frame: Any) -> Any:
+    return _function("lz4.block", "compress")(frame)
+
+
+# What each byte may inflate to, at most: a match's length takes a byte for each 255.
+_LZ4_RATIO = 255
+
+
+def _lz4_decompress(frame: Any, max_size: int | None = None) -> Any:
+    (size,) = struct.unpack_from("<I", frame)
+    if size > _LZ4_RATIO * nbytes(frame):
+        raise ValueError(f"it cannot inflate to the {size:,} bytes that it states")
+    _check_size(size, max_size)
+    return _function("lz4.block", "decompress")(frame)
+
+
+def _snappy_compress(frame: Any) -> Any:
+    return _function("snappy", "compress")(frame)
+
+
+# A copy of 64 bytes takes three.
+_SNAPPY_RATIO = 22
+
+
+def _snappy_decompress(frame: Any, max_size: int | None = None) -> Any:
+    size = _varint(frame)
+    if size > _SNAPPY_RATIO * nbytes(frame):
+        raise ValueError(f"it cannot inflate to the {size:,} bytes that it states")
+    _check_size(size, max_size)
+    return _function("snappy", "decompress")(frame)
+
+
+def _varint(frame: Any) -> int:
+    """The number at the beginning of *frame*: 7 bits a byte, low ones first."""
+    number = 0
+    for i, byte in enumerate(ensure_memoryview(frame)[:5]):
+        number |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return number
+    raise ValueError("it does not begin with its size")
+
+
+@functools.cache
+def _zstd_settings() -> tuple[int, int]:
+    # Both may be negative: levels of which each is faster than the one before, all CPUs.
+    return config.get("distributed.comm.zstd.level"), config.get("distributed.comm.zstd.threads")
+
+
+def _zstd_compress(frame: Any) -> Any:
+    level, threads = _zstd_settings()
+    # A compressor is not for several threads at once, so each frame gets its own.
+    return _function("zstandard", "ZstdCompressor")(level=level, threads=threads).compress(frame)
+
+
+def _zstd_decompress(frame: Any, max_size: int | None = None) -> Any:
+    size: int = _function("zstandard", "frame_content_size")(frame)
+    decompressor = _function("zstandard", "ZstdDecompressor")()
+    if size >= 0:
+        _check_size(size, max_size)
+        return decompressor.decompress(frame)
+    # The frame does not tell its size, so it is inflated once without keeping anything.
+    size = 0
+    with decompressor.stream_reader(frame) as stream:
+        while step := stream.read(_STEP):
+            size += len(step)
+            _check_size(size, max_size)
+    return decompressor.decompress(frame, max_output_size=max(size, 1))
 
 
 _NONE = Compression(None, _identity, _identity)
@@ -59,7 +163,7 @@ compressions: dict[str | Literal[False] | None, Compression] = {
     None: _NONE,
     False: _NONE,
     "auto": _NONE,
-    "zlib": Compression("zlib", zlib.compress, zlib.decompress),
+    "zlib": Compression("zlib", zlib.compress, _zlib_decompress),
 }
 """Codecs by name.  "auto" is lz4 or snappy where one of them is installed, else none."""
 
@@ -68,39 +172,12 @@ def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _from_module(module: str, function: str) -> Callable[[Any], Any]:
-    """A function of a library, which is imported when it is first called."""
-
-    def call(frame: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(frame)
-
-    return call
-
-
-@functools.cache
-def _zstd_settings() -> tuple[int, int]:
-    return config.get("distributed.comm.zstd.level"), config.get("distributed.comm.zstd.threads")
-
-
-def _zstd_compress(frame: Any) -> Any:
-    level, threads = _zstd_settings()
-    # A compressor is not for several threads at once, so each frame gets its own.
-    zstandard = importlib.import_module("zstandard")
-    return zstandard.ZstdCompressor(level=level, threads=threads).compress(frame)
-
-
-def _zstd_decompress(frame: Any) -> Any:
-    return importlib.import_module("zstandard").ZstdDecompressor().decompress(frame)
-
-
 if _is_installed("snappy"):
     compressions["snappy"] = compressions["auto"] = Compression(
-        "snappy", _from_module("snappy", "compress"), _from_module("snappy", "decompress")
+        "snappy", _snappy_compress, _snappy_decompress
     )
 if _is_installed("lz4"):
-    compressions["lz4"] = compressions["auto"] = Compression(
-        "lz4", _from_module("lz4.block", "compress"), _from_module("lz4.block", "decompress")
-    )
+    compressions["lz4"] = compressions["auto"] = Compression("lz4", _lz4_compress, _lz4_decompress)
 if _is_installed("zstandard"):
     compressions["zstd"] = Compression("zstd", _zstd_compress, _zstd_decompress)
 
@@ -220,7 +297,8 @@ def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]
     ------
     CompressionError
         If the header names an unknown codec, does not account for each frame, or a frame does not
-        inflate with the codec that is named for it.
+        inflate with the codec that is named for it, or to more than
+        ``distributed.comm.max-inflated-size`` allows.
     """
     frames = list(frames)
     names = header.get("compression")
@@ -231,22 +309,45 @@ def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]
         raise CompressionError(f"a header has compressions {names!r:.200} for {len(frames)} frames")
     if not any(names):
         return frames
-    return [
-        _inflate(name, frame, i) if name else frame
-        for i, (name, frame) in enumerate(zip(names, frames, strict=True))
-    ]
+    with reading() as message:
+        for i, name in enumerate(names):
+            if name:
+                frames[i] = _inflate(name, frames[i], i, message)
+    return frames
 
 
-def _inflate(name: Any, frame: Any, position: int) -> Any:
+# Functions are few and live long.
+_takes_max_size: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
+
+
+def _is_bounded(decompress: Callable[..., Any]) -> bool:
+    try:
+        return _takes_max_size[decompress]
+    except KeyError:
+        takes = _takes_max_size[decompress] = has_keyword(decompress, "max_size")
+        return takes
+    except TypeError:  # callables that cannot be referenced weakly
+        return has_keyword(decompress, "max_size")
+
+
+def _inflate(name: Any, frame: Any, position: int, message: Reading) -> Any:
     codec = compressions.get(name) if isinstance(name, str) else None
-    if codec is None:
+    if codec is None or codec.name is None:
         raise CompressionError(
             f"frame {position} is compressed with {name!r:.100}, which is not installed here "
             f"(known: {[known for known in compressions if isinstance(known, str)]})"
         )
+    what = f"frame {position} ({nbytes(frame)} bytes) does not inflate with {name}"
+    room = message.room
     try:
-        return codec.decompress(frame)
+        if _is_bounded(codec.decompress):
+            inflated = codec.decompress(frame, max_size=room)
+        else:
+            inflated = codec.decompress(frame)
+            _check_size(nbytes(inflated), room)
+    except OverflowError as e:
+        raise message.no_room(f"{what}: {e}") from None
     except Exception as e:  # each library has errors of its own
-        raise CompressionError(
-            f"frame {position} ({nbytes(frame)} bytes) does not inflate with {name}: {e}"
-        ) from e
+        raise CompressionError(f"{what}: {str(e) or type(e).__name__}") from e
+    message.inflated += nbytes(inflated)
+    return inflated

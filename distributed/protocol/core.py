@@ -36,6 +36,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
+from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import OnError, load_pickled
 from distributed.protocol.pieces import (
     merge_and_deserialize,
@@ -43,7 +44,7 @@ from distributed.protocol.pieces import (
     read_header,
     serialize_and_split,
 )
-from distributed.protocol.utils import msgpack_opts
+from distributed.protocol.utils import Buffer, msgpack_opts
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 from distributed.utils import ensure_memoryview
 
@@ -291,7 +292,10 @@ def dumps(
 
 
 def loads(
-    frames: Sequence[Any], deserialize: bool = True, deserializers: Sequence[str] | None = None
+    frames: Sequence[Any],
+    deserialize: bool = True,
+    deserializers: Sequence[str] | None = None,
+    policy: LoadPolicy | None = None,
 ) -> Any:
     """Turn frames back into a message.
 
@@ -305,6 +309,10 @@ def loads(
         ``Serialized``, which `dumps` sends on as they came.
     deserializers
         Names of the families that may be used; all if not given.
+    policy
+        What may be done for the message, as a connection knows it: whether anything is unpickled,
+        and how deep and large it may become.  The configuration's when it was first needed if not
+        given.
 
     Raises
     ------
@@ -317,13 +325,16 @@ def loads(
     if not frames:
         raise MessageError("a message of no frames")
     head = frames[0]
-    hook: Callable[[dict[Any, Any]], Any] | None = None
-    if _MARKERS.search(head) is not None:
-        if len(frames) == 1:
-            # Nothing can be referred to, so what looks like a reference is the sender's own map.
-            hook = msgpack_decode_default
-        else:
-            hook = _MessageReader(frames, deserialize, deserializers).decode
+    if _MARKERS.search(head) is None:
+        return _unpack(head, None)
+    if len(frames) == 1:
+        # Nothing can be referred to, so what looks like a reference is the sender's own map.
+        return _unpack(head, msgpack_decode_default)
+    with reading(policy):
+        return _unpack(head, _MessageReader(frames, deserialize, deserializers).decode)
+
+
+def _unpack(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
     try:
         return msgpack.unpackb(head, object_hook=hook, use_list=False, **msgpack_opts)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):

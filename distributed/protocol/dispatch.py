@@ -9,13 +9,33 @@ at the end of this module.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-__all__ = ["Dispatch", "cuda_deserialize", "cuda_serialize", "dask_deserialize", "dask_serialize"]
+__all__ = [
+    "Dispatch",
+    "cuda_deserialize",
+    "cuda_serialize",
+    "dask_deserialize",
+    "dask_serialize",
+    "typename",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def typename(cls: type) -> str:
+    """Where a type is from and what it is called, without the module for builtins.
+
+    Examples
+    --------
+    >>> typename(int)
+    'int'
+    """
+    module = cls.__module__
+    return cls.__name__ if not module or module == "builtins" else f"{module}.{cls.__name__}"
 
 
 class Dispatch:
@@ -36,14 +56,15 @@ class Dispatch:
     (9, 1)
     """
 
-    # _functions: what was registered.  _resolved: type -> function found along its mro; only ever
-    # a cache of _functions, emptied whenever that changes.  _lazy: top-level module -> functions
-    # that register its types, removed once all of them have run; guarded by _lock, so that no
-    # thread overlooks types that another one is about to register.
+    # _functions: what was registered; _named: the same types by name.  _resolved: type -> function
+    # found along its mro; only ever a cache of _functions, emptied whenever that changes.  _lazy:
+    # top-level module -> functions that register its types, removed once all of them have run;
+    # guarded by _lock, so that no thread overlooks types that another one is about to register.
 
     def __init__(self, name: str = "dispatch"):
         self.name = name
         self._functions: dict[type, Callable[..., Any]] = {}
+        self._named: dict[str, type] = {}
         self._resolved: dict[type, Callable[..., Any]] = {}
         self._lazy: dict[str, list[Callable[[], Any]]] = {}
         self._lock = threading.RLock()
@@ -68,6 +89,7 @@ class Dispatch:
                         "use register_lazy for a library that is not imported yet"
                     )
                 self._functions[one] = func
+                self._named[typename(one)] = one
             self._resolved.clear()
             return func
 
@@ -122,6 +144,46 @@ class Dispatch:
                 func = self._resolved[cls] = self._functions[base]
                 return func
         raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
+
+    def find_type(self, name: str) -> type:
+        """Return the type of that name, without running or importing what a message asks for.
+
+        That is a type which is registered, or which is derived from such a type and whose module
+        is imported already.  Only the modules of `register_lazy` may be imported.
+
+        Parameters
+        ----------
+        name
+            As `typename` gives it.
+
+        Raises
+        ------
+        TypeError
+            If there is none.
+
+        Examples
+        --------
+        >>> table = Dispatch("area")
+        >>> table.register(int, abs)
+        <built-in function abs>
+        >>> table.find_type("int"), table.find_type("bool")
+        (<class 'int'>, <class 'bool'>)
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r:.100} is no name of a type")
+        toplevel = name.partition(".")[0]
+        if toplevel in self._lazy:
+            self._register_library(toplevel)
+        cls = self._named.get(name)
+        if cls is not None:
+            return cls
+        module, _, attribute = name.rpartition(".")
+        imported = sys.modules.get(module or "builtins")
+        cls = None if imported is None else vars(imported).get(attribute)
+        if not isinstance(cls, type):
+            raise TypeError(f"no type named {name:.100} is registered for {self.name}")
+        self.dispatch(cls)
+        return cls
 
     def _register_library(self, toplevel: str) -> None:
         with self._lock:

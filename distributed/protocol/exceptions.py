@@ -14,8 +14,9 @@
     TypeError
     ├── SerializationError             a value that no allowed serializer family can take
     └── FamilyNotAllowedError          a value of a family that this side does not take
+        └── PickleNotAllowedError      it is pickled, and nothing is unpickled here
 
-These are all that :func:`distributed.protocol.loads` raises, whatever the bytes.  The two
+These are all that :func:`distributed.protocol.loads` raises, whatever the bytes.  The
 ``TypeError`` leaves are not about malformed bytes: a well-behaved peer may cause either.
 
 This module knows nothing of messages; it stands at no point of a message's way, but may end it
@@ -69,3 +70,10 @@ class SerializationError(TypeError):
 
 class FamilyNotAllowedError(TypeError):
     """A value came in a serializer family that is not among those to be read here."""
+
+
+class PickleNotAllowedError(FamilyNotAllowedError):
+    """Something came pickled, where nothing is ever unpickled.
+
+    See ``distributed.comm.allow-pickle``.
+    """

@@ -28,8 +28,10 @@ from distributed.protocol.dispatch import (
     cuda_serialize,
     dask_deserialize,
     dask_serialize,
+    typename,
 )
 from distributed.protocol.exceptions import SerializationError
+from distributed.protocol.limits import may_unpickle
 from distributed.protocol.utils import Buffer, join_frames, msgpack_opts
 from distributed.utils import ensure_memoryview, has_keyword
 
@@ -150,18 +152,6 @@ def register_serialization(
     dask_deserialize.register(cls, deserialize)
 
 
-def typename(cls: type) -> str:
-    """Where a type is from and what it is called, without the module for builtins.
-
-    Examples
-    --------
-    >>> typename(int)
-    'int'
-    """
-    module = cls.__module__
-    return cls.__name__ if not module or module == "builtins" else f"{module}.{cls.__name__}"
-
-
 # "dask" and "cuda"
 
 # Functions are few and live long; types may be made by the thousand, so they are not kept.
@@ -201,8 +191,11 @@ def _dispatch_dumps(table: Dispatch, x: Any, context: Any = None) -> tuple[Heade
 
 
 def _dispatch_loads(table: Dispatch, header: Header, frames: Sequence[Any]) -> Any:
-    pickled = header["type-serialized"]
-    cls = _BUILTINS_BY_PICKLE.get(pickled) or pickle.loads(pickled)
+    if may_unpickle():
+        pickled = header["type-serialized"]
+        cls = _BUILTINS_BY_PICKLE.get(pickled) or pickle.loads(pickled)
+    else:
+        cls = table.find_type(header["type"])
     return table.dispatch(cls)(header["sub-header"], frames)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.limits import check_unpickling, may_unpickle
 from distributed.protocol.objects import _is_msgpack_serializable, deserialize, serialize
 
 __all__ = ["ObjectDictSerializer", "register_generic"]
@@ -68,8 +69,8 @@ class ObjectDictSerializer:
 
     def deserialize(self, header: dict[str, Any], frames: Sequence[Any]) -> Any:
         """Make an object from what `serialize` gave, without calling its ``__init__``."""
-        cls = pickle.loads(header["type-serialized"])
-        est = object.__new__(cls)
+        cls = self._find_type(header["type-serialized"])
+        est: Any = object.__new__(cls)
         attributes = dict(header["simple"])
         for name, part in header["complex"].items():
             start, stop = part["start"], part["stop"]
@@ -81,6 +82,16 @@ class ObjectDictSerializer:
             attributes[name] = deserialize(part["header"], frames[start:stop])
         est.__dict__.update(attributes)
         return est
+
+    @staticmethod
+    def _find_type(pickled: bytes) -> type:
+        if may_unpickle():
+            cls: type = pickle.loads(pickled)
+            return cls
+        name = pickle.pickled_name(pickled)
+        if name is None:
+            check_unpickling("the type of an object")
+        return dask_deserialize.find_type(str(name).removeprefix("builtins."))
 
 
 def register_generic(

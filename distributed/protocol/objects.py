@@ -28,6 +28,7 @@ from distributed.protocol.exceptions import (
     SerializationError,
 )
 from distributed.protocol.families import Header, families
+from distributed.protocol.limits import Reading, check_unpickling, reading
 from distributed.protocol.utils import join_frames
 from distributed.protocol.wrappers import Serialize, Serialized
 
@@ -276,8 +277,20 @@ def deserialize(
     DeserializationError
         If the object's own deserializer fails, from what it raised.
     """
-    if header.get("is-collection"):
-        return _deserialize_elements(header, frames, deserializers)
+    if not header.get("is-collection"):
+        with reading():
+            return _deserialize_one(header, frames, deserializers)
+    with reading() as message:
+        depth = message.depth
+        try:
+            return _deserialize_collection(header, frames, deserializers, message)
+        finally:
+            message.depth = depth
+
+
+def _deserialize_one(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None
+) -> Any:
     name = header.get("serializer")
     if deserializers is not None and name not in deserializers and name != "error":
         raise FamilyNotAllowedError(
@@ -298,33 +311,82 @@ def deserialize(
         ) from e
 
 
-def _deserialize_elements(
-    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None
-) -> Any:
-    name, sub_headers = header.get("type-serialized"), header.get("sub-headers")
-    lengths = header.get("frame-lengths")
-    cls = _COLLECTIONS.get(name) if isinstance(name, str) else None
-    if cls is None:
-        raise HeaderError(f"{name!r:.100} is no type of collection")
-    lengths = _checked_counts("frame-lengths", lengths, len(frames))
-    if not isinstance(sub_headers, (tuple, list)) or len(sub_headers) != len(lengths):
-        raise HeaderError(f"a collection of {len(lengths)} elements has no header for each")
-    elements = []
-    start = 0
-    for sub_header, length in zip(sub_headers, lengths, strict=True):
+class _Collection:
+    """A collection of which some elements are made, and the headers and frames of the others.
+
+    Parameters
+    ----------
+    header
+        The collection's header.
+    start, stop
+        Which of the frames are its.
+    """
+
+    # State.  `elements` are those that were made; the frames of the next one begin at `start`.
+    def __init__(self, header: Header, start: int, stop: int):
+        self.elements: list[Any] = []
+        self.start = start
+        name, self.sub_headers = header.get("type-serialized"), header.get("sub-headers")
+        cls = _COLLECTIONS.get(name) if isinstance(name, str) else None
+        if cls is None:
+            raise HeaderError(f"{name!r:.100} is no type of collection")
+        self.cls = cls
+        self.lengths = _checked_counts("frame-lengths", header.get("frame-lengths"), stop - start)
+        count = len(self.lengths)
+        if not isinstance(self.sub_headers, (tuple, list)) or len(self.sub_headers) != count:
+            raise HeaderError(f"a collection of {count} elements has no header for each")
+
+    @property
+    def complete(self) -> bool:
+        return len(self.elements) == len(self.lengths)
+
+    def next_element(self) -> tuple[Header, int, int]:
+        """The header of the next element, and which frames are its."""
+        i = len(self.elements)
+        sub_header = self.sub_headers[i]  # type: ignore[index]
         if not isinstance(sub_header, dict):
             raise HeaderError(f"an element's header is {type(sub_header).__name__}, not a map")
-        elements.append(deserialize(sub_header, frames[start : start + length], deserializers))
-        start += length
-    try:
-        if cls is dict:
-            return {
-                sub_header["key"]: element
-                for sub_header, element in zip(sub_headers, elements, strict=True)
-            }
-        return cls(elements)
-    except (KeyError, TypeError) as e:
-        raise HeaderError(f"a {name} cannot be made of its elements: {e}") from e
+        start = self.start
+        self.start += self.lengths[i]
+        return sub_header, start, self.start
+
+    def make(self) -> Any:
+        try:
+            if self.cls is dict:
+                return {
+                    sub_header["key"]: element
+                    for sub_header, element in zip(self.sub_headers, self.elements, strict=True)  # type: ignore[arg-type]
+                }
+            return self.cls(self.elements)
+        except (KeyError, TypeError) as e:
+            raise HeaderError(f"a {self.cls.__name__} cannot be made of its elements: {e}") from e
+
+
+def _deserialize_collection(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None, message: Reading
+) -> Any:
+    # The collections in which the next element is, outermost first: not on Python's own stack, as
+    # that has no room for what a peer can send.
+    message.open_collection()
+    open_ = [_Collection(header, 0, len(frames))]
+    while True:
+        innermost = open_[-1]
+        if innermost.complete:
+            value = innermost.make()
+            open_.pop()
+            message.depth -= 1
+            if not open_:
+                return value
+            open_[-1].elements.append(value)
+            continue
+        sub_header, start, stop = innermost.next_element()
+        if sub_header.get("is-collection"):
+            message.open_collection()
+            open_.append(_Collection(sub_header, start, stop))
+        else:
+            innermost.elements.append(
+                _deserialize_one(sub_header, frames[start:stop], deserializers)
+            )
 
 
 def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
@@ -351,6 +413,7 @@ def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
     pickled = header.get("pickled-obj")
     if not isinstance(pickled, bytes):
         raise HeaderError("the header of a pickled object has no pickle")
+    check_unpickling()
     try:
         return pickle.loads(pickled, buffers=frames)
     except Exception as e:

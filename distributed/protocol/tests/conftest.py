@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from distributed.tests.environments import original_python
+import pytest
+
+from distributed.tests.environments import ORIGINAL, _or_skip, original_python
 
 __all__ = ["original_python"]
+
+
+@pytest.fixture(scope="session")
+def original_python_with_codecs():
+    """A Python with the original and all libraries that it compresses with."""
+    requirements = [ORIGINAL, "lz4", "python-snappy", "zstandard"]
+    return _or_skip("original-codecs", requirements, project=False)

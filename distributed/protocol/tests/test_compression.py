@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tracemalloc
 import zlib
 
 import pytest
@@ -16,6 +19,8 @@ from distributed.protocol.compression import (
     get_compression_settings,
 )
 from distributed.protocol.exceptions import CompressionError
+from distributed.protocol.limits import LoadPolicy, reading
+from distributed.protocol.tests.test_vectors import frames_of, named
 
 ZEROS = bytes(100_000)
 
@@ -25,6 +30,15 @@ CODECS = [name for name in compressions if name not in (None, False, "auto")]
 def test_there_is_always_a_codec():
     assert {None, False, "auto", "zlib"} <= compressions.keys()
     assert compressions[None].name is compressions[False].name is None
+
+
+@pytest.mark.parametrize("name", ["zlib", "lz4", "zstd"])
+def test_recorded_frames_inflate(name):
+    if name not in CODECS:
+        pytest.skip(f"{name} is not installed")
+    value = loads(frames_of(named(f"compressed-{name}")), deserialize=False)["data"]
+    assert value.header["compression"] == (name,)
+    assert bytes(*decompress(value.header, value.frames)) == bytes(50_000)
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -143,3 +157,146 @@ class TestSample:
 
     def test_of_nothing_is_empty(self):
         assert len(byte_sample(memoryview(b"abc"), 10, 0)) == 0
+
+
+def compressed(name, data):
+    return bytes(compressions[name].compress(data))
+
+
+class TestLimit:
+    """What compressed frames may inflate to, which their sender does not decide."""
+
+    @pytest.mark.parametrize("name", CODECS)
+    @pytest.mark.parametrize("data", [b"", b"a", ZEROS, os.urandom(1000)], ids=len)
+    def test_allows_what_it_says(self, name, data):
+        with reading(LoadPolicy(max_inflated_size=len(data))):
+            assert decompress({"compression": (name,)}, [compressed(name, data)]) == [data]
+
+    @pytest.mark.parametrize("name", CODECS)
+    def test_refuses_a_byte_more(self, name):
+        frame = compressed(name, ZEROS)
+        with (
+            reading(LoadPolicy(max_inflated_size=len(ZEROS) - 1)),
+            pytest.raises(CompressionError, match=r"max-inflated-size' allows 99,999 bytes"),
+        ):
+            decompress({"compression": (name,)}, [frame])
+
+    @pytest.mark.parametrize("name", CODECS)
+    def test_holds_for_all_frames_of_a_message(self, name):
+        msg = {"x": Serialize(ZEROS), "y": [Serialize(ZEROS), Serialize(ZEROS)]}
+        frames = dumps(msg, context={"compression": name})
+        assert loads(frames, policy=LoadPolicy(max_inflated_size=300_000))["x"] == ZEROS
+        with pytest.raises(CompressionError, match="200,000 are taken"):
+            loads(frames, policy=LoadPolicy(max_inflated_size=299_999))
+
+    def test_holds_for_each_message_anew(self):
+        frames = dumps(Serialize(ZEROS), context={"compression": "zlib"})
+        for _ in range(3):
+            assert loads(frames, policy=LoadPolicy(max_inflated_size=100_000)) == ZEROS
+
+    @pytest.mark.parametrize("name", CODECS)
+    def test_is_known_before_a_frame_is_inflated(self, name):
+        frame = compressed(name, bytes(200_000_000))
+        tracemalloc.start()
+        try:
+            with (
+                reading(LoadPolicy(max_inflated_size=1_000_000)),
+                pytest.raises(CompressionError),
+            ):
+                decompress({"compression": (name,)}, [frame])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 5_000_000
+
+    def test_need_not_be(self):
+        with reading(LoadPolicy(max_inflated_size=None)):
+            assert decompress({"compression": ("zlib",)}, [zlib.compress(ZEROS)]) == [ZEROS]
+
+    def test_is_handed_to_codecs_that_ask(self, monkeypatch):
+        asked = []
+
+        def inflate(frame, max_size=None):
+            asked.append(max_size)
+            return bytes(frame)
+
+        monkeypatch.setitem(compressions, "asking", Compression("asking", bytes, inflate))
+        with reading(LoadPolicy(max_inflated_size=10)):
+            decompress({"compression": ("asking", "asking")}, [b"abc", b"d"])
+        assert asked == [10, 7]
+
+    def test_is_checked_after_codecs_that_do_not_ask(self, monkeypatch):
+        monkeypatch.setitem(compressions, "plain", Compression("plain", bytes, lambda frame: ZEROS))
+        with (
+            reading(LoadPolicy(max_inflated_size=10)),
+            pytest.raises(CompressionError, match="inflates to 100,000 bytes"),
+        ):
+            decompress({"compression": ("plain",)}, [b"abc"])
+
+    @pytest.mark.parametrize(
+        ("name", "frame"),
+        [
+            ("lz4", b"\xff\xff\xff\x7f" + bytes(8)),
+            ("snappy", b"\xff\xff\xff\xff\x0f" + bytes(8)),
+            ("snappy", b"\xff" * 9),
+        ],
+    )
+    def test_is_not_needed_for_sizes_that_lie(self, name, frame):
+        if name not in CODECS:
+            pytest.skip(f"{name} is not installed")
+        with (
+            reading(LoadPolicy(max_inflated_size=None)),
+            pytest.raises(CompressionError, match=r"cannot inflate to|begin with its size"),
+        ):
+            decompress({"compression": (name,)}, [frame])
+
+
+class TestZstd:
+    def setup_method(self):
+        self.zstandard = pytest.importorskip("zstandard")
+
+    def unsized(self, data):
+        return self.zstandard.ZstdCompressor(write_content_size=False).compress(data)
+
+    @pytest.mark.parametrize("data", [b"", ZEROS, os.urandom(3_000_000)], ids=len)
+    def test_frames_that_do_not_tell_their_size_inflate(self, data):
+        with reading(LoadPolicy(max_inflated_size=len(data))):
+            assert decompress({"compression": ("zstd",)}, [self.unsized(data)]) == [data]
+
+    def test_frames_that_do_not_tell_their_size_are_bounded(self):
+        frame = self.unsized(bytes(100_000_000))
+        tracemalloc.start()
+        try:
+            with (
+                reading(LoadPolicy(max_inflated_size=20_000_000)),
+                pytest.raises(CompressionError, match="max-inflated-size"),
+            ):
+                decompress({"compression": ("zstd",)}, [frame])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 10_000_000
+
+    def test_frames_that_are_cut_off_are_refused(self):
+        for frame in (self.unsized(os.urandom(1000)), compressed("zstd", os.urandom(1000))):
+            with pytest.raises(CompressionError, match="does not inflate with zstd"):
+                decompress({"compression": ("zstd",)}, [frame[:-5]])
+
+    def test_the_level_is_that_of_the_configuration(self):
+        code = (
+            "from distributed.protocol import maybe_compress\n"
+            "text = b''.join(b'%d ' % (i * i) for i in range(50_000))\n"
+            "print(len(maybe_compress(text, compression='zstd')[1]))"
+        )
+        sizes = [
+            int(
+                subprocess.run(
+                    [sys.executable, "-c", code],
+                    env={**os.environ, "DASK_DISTRIBUTED__COMM__ZSTD__LEVEL": level},
+                    capture_output=True,
+                    check=True,
+                ).stdout
+            )
+            for level in ("1", "19")
+        ]
+        assert sizes[0] > sizes[1]

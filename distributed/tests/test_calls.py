@@ -10,6 +10,7 @@ import traceback
 import pytest
 
 from distributed.core import (
+    Comm,
     CommClosedError,
     RPCClosed,
     Server,
@@ -154,6 +155,82 @@ async def test_send_recv_aborts_the_comm_when_it_times_out(listen_at):
                 await send_recv(comm, op="never")
         assert comm.closed()
         await server.close(timeout=0)
+
+
+class Undecided(Comm):
+    """A comm of another package, which does not close itself whatever goes wrong in it."""
+
+    local_address = peer_address = "tcp://10.0.0.1:1"
+
+    def __init__(self, read):
+        super().__init__()
+        self._read = read
+        self._closed = False
+
+    async def read(self, deserializers=None):
+        return await self._read()
+
+    async def write(self, msg, serializers=None, on_error=None):
+        return 1
+
+    async def close(self):
+        self._closed = True
+
+    def abort(self):
+        self._closed = True
+
+    def closed(self):
+        return self._closed
+
+
+async def fall_silent():
+    await asyncio.Event().wait()
+
+
+async def break_down():
+    raise ConnectionResetError("no route any more")
+
+
+async def wait_too_long():
+    raise TimeoutError("nothing arrived")
+
+
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [(break_down, ConnectionResetError), (wait_too_long, TimeoutError)],
+)
+@gen_test()
+async def test_send_recv_does_not_rely_on_the_transport_to_close_a_broken_comm(read, error):
+    comm = Undecided(read)
+    with pytest.raises(error):
+        await send_recv(comm, op="inc", x=1)
+    assert comm.closed()
+
+
+@gen_test()
+async def test_send_recv_does_not_rely_on_the_transport_to_close_a_comm_that_is_given_up():
+    comm = Undecided(fall_silent)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await send_recv(comm, op="inc", x=1)
+    assert comm.closed()
+
+
+@over_each_transport
+@gen_test()
+async def test_two_requests_at_once_on_one_comm_both_fail_rather_than_swap_answers(listen_at):
+    async with Server({}) as server:
+        await server.listen(listen_at)
+        comm = await connect(server.address)
+        first, second = await asyncio.gather(
+            send_recv(comm, op="echo", data=1),
+            send_recv(comm, op="echo", data=2),
+            return_exceptions=True,
+        )
+        assert isinstance(first, CommClosedError)
+        assert isinstance(second, RuntimeError)
+        with pytest.raises(CommClosedError):
+            await send_recv(comm, op="echo", data=3)
 
 
 @gen_test()

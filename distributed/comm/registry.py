@@ -29,6 +29,7 @@ ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 _BUILT_IN: Final = {
     "inproc": "distributed.comm.inproc:InProcBackend",
     "tcp": "distributed.comm.tcp:TCPBackend",
+    "tls": "distributed.comm.tcp:TLSBackend",
 }
 
 

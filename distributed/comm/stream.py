@@ -134,7 +134,7 @@ class StreamComm(Comm):
             raise self._closed_error(exc) from exc
         except FramingError as exc:
             self.abort()
-            raise CommClosedError(f"received no valid message in {self!r}: {exc}") from exc
+            raise self._invalid_error(exc) from exc
         except BaseException:
             # Cancelled, most likely.  Who read on would get the rest of a message.
             self.abort()
@@ -215,6 +215,10 @@ class StreamComm(Comm):
     def closed(self) -> bool:
         stream = self.stream
         return stream is None or stream.closed()
+
+    def _invalid_error(self, exc: FramingError) -> CommClosedError:
+        """Tell what arrived instead of a message."""
+        return CommClosedError(f"received no valid message in {self!r}: {exc}")
 
     def _closed_error(self, exc: StreamClosedError) -> CommClosedError:
         """Tell why the stream came to its end."""

@@ -1,21 +1,17 @@
-"""The ``tcp://`` transport: how its streams are opened, accepted and tuned.
+"""The ``tcp://`` and ``tls://`` transports: their comms, connectors and listeners.
 
-Built on Tornado's ``TCPClient`` and ``TCPServer``.  What happens on an open
-stream is :mod:`distributed.comm.stream`'s business.
+What happens on an open stream is :mod:`distributed.comm.stream`'s business, how
+sockets are opened :mod:`distributed.comm.sockets`'s, and what TLS does
+:mod:`distributed.comm.tls`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
-import socket
-import sys
+import ssl
 from typing import Any, ClassVar
 
-from tornado import netutil
 from tornado.iostream import IOStream, StreamClosedError
-from tornado.tcpclient import TCPClient
 from tornado.tcpserver import TCPServer
 
 from distributed import config
@@ -26,120 +22,137 @@ from distributed.comm.addressing import (
 )
 from distributed.comm.core import (
     BaseListener,
+    Comm,
     CommClosedError,
     CommHandler,
     Connector,
+    FatalCommClosedError,
     Listener,
     call_comm_handler,
 )
 from distributed.comm.registry import Backend
+from distributed.comm.sockets import (
+    MAX_BUFFER_SIZE,
+    Client,
+    _getaddrinfo,
+    bind_sockets,
+    get_stream_address,
+    set_tcp_timeout,
+)
 from distributed.comm.stream import StreamComm
+from distributed.comm.tls import (
+    TLSStream,
+    expect_tls_context,
+    explain,
+    is_final,
+    refuse_unencrypted,
+    speaks_tls,
+)
 from distributed.comm.utils import ensure_concrete_host
+from distributed.protocol.exceptions import FramingError
 from distributed.utils import ensure_ip, get_ip, get_ipv6
 
+__all__ = [
+    "MAX_BUFFER_SIZE",
+    "TCP",
+    "TLS",
+    "BaseTCPBackend",
+    "BaseTCPConnector",
+    "BaseTCPListener",
+    "TCPBackend",
+    "TCPConnector",
+    "TCPListener",
+    "TLSBackend",
+    "TLSConnector",
+    "TLSListener",
+    "_getaddrinfo",
+    "get_stream_address",
+    "set_tcp_timeout",
+]
+
 logger = logging.getLogger(__name__)
-
-#: Tornado's bound on what a stream holds of incoming data.  It would also apply to
-#: memory that a message is read into, whose size the framing bounds; of data that
-#: nobody reads Tornado takes one chunk and then leaves the rest to the kernel.
-MAX_BUFFER_SIZE = sys.maxsize
-
-#: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
-_KEEPALIVE_PROBES = 10
-
-#: How often to look for a port that is free for IPv4 and IPv6 both.
-_BIND_ATTEMPTS = 10
-
-
-def set_tcp_timeout(stream: IOStream) -> None:
-    """Let the kernel give up a peer that has gone silently.
-
-    Sets keep-alive and, where the platform has it, the user timeout of the
-    stream's socket such that a dead peer is noticed within
-    ``distributed.comm.timeouts.tcp``, whether or not there is data to send.
-    """
-    seconds = config.get_timedelta("distributed.comm.timeouts.tcp")
-    if not seconds:
-        return
-    sock = stream.socket
-    interval = max(1, round(seconds / (_KEEPALIVE_PROBES + 1)))
-    idle = max(1, round(seconds - interval * _KEEPALIVE_PROBES))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "darwin":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, idle)
-    elif hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE, idle)
-    if hasattr(socket, "TCP_KEEPINTVL"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
-
-
-def get_stream_address(stream: IOStream) -> str:
-    """Return the local address of *stream* as ``host:port``.
-
-    Returns ``"<closed>"`` where it has none any more.
-    """
-    if stream.closed():
-        return "<closed>"
-    try:
-        return unparse_host_port(*stream.socket.getsockname()[:2])
-    except OSError:
-        # The peer was gone before anybody asked.
-        return "<closed>"
 
 
 class TCP(StreamComm):
     """A comm over a TCP connection."""
 
+    def _closed_error(self, exc: StreamClosedError) -> CommClosedError:
+        return self._peer_speaks_tls() or super()._closed_error(exc)
 
-async def _getaddrinfo(
-    host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
-) -> list[tuple[int, Any]]:
-    """Resolve *host*, in a thread only where it is a name rather than an IP address.
+    def _invalid_error(self, exc: FramingError) -> CommClosedError:
+        return self._peer_speaks_tls() or super()._invalid_error(exc)
 
-    Returns
-    -------
-    list of (family, socket address)
-    """
-    try:
-        found = socket.getaddrinfo(
-            host, port, family, type, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    def _peer_speaks_tls(self) -> CommClosedError | None:
+        if not speaks_tls(self._decoder.pending):
+            return None
+        return FatalCommClosedError(
+            f"in {self!r}: the peer speaks TLS, and this side does not; is it at a tls:// address, "
+            "and not at a tcp:// one?"
         )
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=type)
-    return [(entry[0], entry[4]) for entry in found]
 
 
-class _Resolver(netutil.Resolver):
-    """Spares numeric addresses the way through a thread."""
+class TLS(TCP):
+    """A comm over a TLS connection."""
 
-    def initialize(self) -> None:
-        pass
+    # State.  `_extra_info` is filled when the TLS handshake is done.
+    _extra_info: dict[str, Any]
 
-    async def resolve(
-        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[tuple[int, Any]]:
-        return await _getaddrinfo(host, port, family=family)
+    def __init__(self, stream: IOStream, local_addr: str, peer_addr: str, deserialize: bool = True):
+        super().__init__(stream, local_addr, peer_addr, deserialize)
+        self._extra_info = {}
 
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        """``peercert``, as `ssl.SSLSocket.getpeercert` has it, and ``cipher``, as its `cipher`."""
+        return self._extra_info
 
-class _Client(TCPClient):
-    """Remembers the streams it made: one that is cancelled just as it has connected forgets it."""
+    @property
+    def channel_binding(self) -> bytes | None:
+        """The client's "Finished" of the TLS handshake (``tls-unique``, RFC 5929)."""
+        stream = self.stream
+        if not isinstance(stream, TLSStream) or stream.closed():
+            return None
+        return stream.socket.get_channel_binding("tls-unique")
 
-    def __init__(self) -> None:
-        super().__init__(resolver=_Resolver())
-        self.streams: list[IOStream] = []
+    async def shake_tls_hands(self) -> None:
+        """Wait until the TLS handshake is done.
 
-    def _create_stream(self, *args: Any, **kwargs: Any) -> tuple[IOStream, Any]:
-        stream, connected = super()._create_stream(*args, **kwargs)
-        self.streams.append(stream)
-        return stream, connected
+        Raises
+        ------
+        CommClosedError
+            If it fails; the comm is closed.
+        FatalCommClosedError
+            If it would fail again.
+        """
+        stream = self.stream
+        if not isinstance(stream, TLSStream):
+            raise CommClosedError(f"closed before the TLS handshake was done: {self!r}")
+        try:
+            await stream.shake_hands()
+        except StreamClosedError as exc:
+            self.abort()
+            raise self._closed_error(exc) from exc.real_error
+        except (OSError, AttributeError) as exc:
+            self.abort()
+            raise self._closed_error(StreamClosedError(exc)) from exc
+        except BaseException:
+            self.abort()
+            raise
+        self._extra_info = {
+            "peercert": stream.socket.getpeercert(),
+            "cipher": stream.socket.cipher(),
+        }
 
-    def close_streams(self) -> None:
-        for stream in self.streams:
-            stream.close()
+    def _closed_error(self, exc: StreamClosedError) -> CommClosedError:
+        reason = exc.real_error
+        if not isinstance(reason, ssl.SSLError):
+            return super()._closed_error(exc)
+        if is_final(reason):
+            return FatalCommClosedError(f"in {self!r}: {explain(reason)}")
+        if not self._extra_info:
+            return CommClosedError(f"in {self!r}: {explain(reason)}")
+        # The peer is gone without the farewell that is TLS's own, as all peers here do.
+        return super()._closed_error(StreamClosedError())
 
 
 class BaseTCPConnector(Connector):
@@ -148,9 +161,9 @@ class BaseTCPConnector(Connector):
     comm_class: ClassVar[type[StreamComm]]
     prefix: ClassVar[str]
 
-    def _get_connect_args(self, **connection_args: Any) -> dict[str, Any]:
-        """Return what ``TCPClient.connect`` needs besides the address."""
-        return {}
+    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
+        """Return what opens the stream to *address*."""
+        raise NotImplementedError
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
@@ -163,14 +176,9 @@ class BaseTCPConnector(Connector):
             If the connection cannot be made.
         """
         host, port = parse_host_port(address)
-        client = _Client()
+        client = self._make_client(address, connection_args)
         try:
-            stream = await client.connect(
-                host,
-                port,
-                max_buffer_size=MAX_BUFFER_SIZE,
-                **self._get_connect_args(**connection_args),
-            )
+            stream = await client.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)
             set_tcp_timeout(stream)
             local = self.prefix + get_stream_address(stream)
             return self.comm_class(stream, local, self.prefix + address, deserialize)
@@ -190,40 +198,44 @@ class TCPConnector(BaseTCPConnector):
     prefix = "tcp://"
     comm_class = TCP
 
+    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
+        refuse_unencrypted(self.prefix + address, connection_args)
+        return Client()
 
-def _bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """Listen at *port* of each address that *host* stands for; all of them if it is empty.
 
-    Raises
-    ------
-    OSError
-        If one of the addresses cannot be bound; none is then.
+class TLSConnector(BaseTCPConnector):
+    """Opens TLS connections.
+
+    Connection arguments are ``ssl_context`` and, where that checks host names or the peer has
+    several, ``server_hostname``; by default that is the host of the address.
     """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
-    for attempt in range(_BIND_ATTEMPTS):
-        sockets: list[socket.socket] = []
-        try:
-            for family, address in addresses:
-                # The port that the first one was given is the others' too.
-                wanted = sockets[0].getsockname()[1] if sockets else port
-                try:
-                    sock = socket.create_server((address, wanted), family=family, backlog=backlog)
-                except OSError as exc:
-                    if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                        # Names resolve to IPv6 addresses also where there is no IPv6.
-                        continue
-                    raise
-                sock.setblocking(False)
-                sockets.append(sock)
-            return sockets
-        except BaseException as exc:
-            for sock in sockets:
-                sock.close()
-            taken = isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
-            if not (taken and sockets and port == 0 and attempt < _BIND_ATTEMPTS - 1):
-                raise
-    raise AssertionError("unreachable")
+
+    prefix = "tls://"
+    comm_class = TLS
+
+    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
+        context = expect_tls_context(connection_args)
+        host = connection_args.get("server_hostname") or parse_host_port(address)[0]
+        return Client(context, host or None)
+
+    async def connect(
+        self, address: str, deserialize: bool = True, **connection_args: Any
+    ) -> StreamComm:
+        """Open a connection to *address*, ``host:port``, TLS handshake included.
+
+        Raises
+        ------
+        OSError
+            If the connection cannot be made.
+        FatalCommClosedError
+            If the peer is not trusted, does not trust us, or does not speak TLS.
+        TypeError
+            If there is no ``ssl_context``.
+        """
+        comm = await super().connect(address, deserialize, **connection_args)
+        assert isinstance(comm, TLS)
+        await comm.shake_tls_hands()
+        return comm
 
 
 class BaseTCPListener(BaseListener):
@@ -266,13 +278,17 @@ class BaseTCPListener(BaseListener):
         self.comm_handler = comm_handler
         self.deserialize = deserialize
         self.allow_offload = allow_offload
-        self.server_args = self._get_server_args(**connection_args)
+        self._configure(address, connection_args)
         self.tcp_server: TCPServer | None = None
         self.bound_address: tuple[str, int] | None = None
 
-    def _get_server_args(self, **connection_args: Any) -> dict[str, Any]:
-        """Return what ``TCPServer`` needs besides."""
-        return {}
+    def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
+        """Take note of the arguments that are the transport's own."""
+        raise NotImplementedError
+
+    def _open_stream(self, stream: IOStream) -> IOStream:
+        """Return the stream on which to speak, given that of a new connection."""
+        return stream
 
     async def start(self) -> None:
         """Bind the address and start to accept connections.
@@ -285,10 +301,10 @@ class BaseTCPListener(BaseListener):
         if self.tcp_server is not None:
             return
         backlog = int(config.get("distributed.comm.socket-backlog"))
-        server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE, **self.server_args)
+        server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE)
         server.handle_stream = self._handle_stream  # type: ignore[method-assign]
         try:
-            sockets = _bind_sockets(self.ip, self.port, backlog)
+            sockets = bind_sockets(self.ip, self.port, backlog)
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port)
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
@@ -308,12 +324,16 @@ class BaseTCPListener(BaseListener):
         local = self.prefix + get_stream_address(stream)
         logger.debug("Incoming connection from %s to %s", peer, self.contact_address)
         set_tcp_timeout(stream)
-        comm = self.comm_class(stream, local, peer, self.deserialize)
-        comm.allow_offload = self.allow_offload
         try:
+            comm = self.comm_class(self._open_stream(stream), local, peer, self.deserialize)
+            comm.allow_offload = self.allow_offload
             await self.on_connection(comm)
-        except CommClosedError as exc:
-            logger.info("Connection from %s to %s failed before it began: %s", peer, local, exc)
+        except OSError as exc:
+            # Somebody who goes away is no news, somebody who does not belong here is.
+            level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
+            logger.log(
+                level, "Connection from %s to %s failed before it began: %s", peer, local, exc
+            )
             return
         await call_comm_handler(self.comm_handler, comm)
 
@@ -345,6 +365,36 @@ class TCPListener(BaseTCPListener):
 
     prefix = "tcp://"
     comm_class = TCP
+
+    def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
+        refuse_unencrypted(self.prefix + address, connection_args)
+
+
+class TLSListener(BaseTCPListener):
+    """Accepts TLS connections; it needs the connection argument ``ssl_context``."""
+
+    prefix = "tls://"
+    comm_class = TLS
+
+    def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
+        self.ssl_context = expect_tls_context(connection_args)
+
+    def _open_stream(self, stream: IOStream) -> IOStream:
+        try:
+            # Of a peer that is gone already the next call would lose the socket.
+            stream.socket.getpeername()
+            # Takes the socket away from the stream, which has not begun to watch it.
+            sock = self.ssl_context.wrap_socket(
+                stream.socket, server_side=True, do_handshake_on_connect=False
+            )
+        finally:
+            stream.close()
+        return TLSStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+
+    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+        assert isinstance(comm, TLS)
+        await comm.shake_tls_hands()
+        await super()._shake_hands(comm, overrides)
 
 
 class BaseTCPBackend(Backend):
@@ -383,3 +433,10 @@ class TCPBackend(BaseTCPBackend):
 
     _connector_class = TCPConnector
     _listener_class = TCPListener
+
+
+class TLSBackend(BaseTCPBackend):
+    """The backend of ``tls://``."""
+
+    _connector_class = TLSConnector
+    _listener_class = TLSListener

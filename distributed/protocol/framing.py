@@ -248,6 +248,15 @@ class MessageDecoder:
         """Whether the stream stands in the middle of a message."""
         return self._start < self._end or self._table is not None or self._frames is not None
 
+    @property
+    def pending(self) -> bytes:
+        """The first bytes that arrived and were not understood, at most 16.
+
+        After an error, or where the stream has ended too early, they tell what
+        kind of peer this is.
+        """
+        return bytes(self._view[self._start : min(self._end, self._start + _HEAD.size)])
+
     def wanted(self) -> tuple[memoryview, bool]:
         """Return the memory to fill next, and whether any part of it will do.
 

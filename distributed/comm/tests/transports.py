@@ -17,6 +17,7 @@ from typing import Any
 
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommHandler, Listener
+from distributed.utils_test import tls_security
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _unused_tcp() -> str:
     return f"tcp://127.0.0.1:{unused_port()}"
 
 
+def _unused_tls() -> str:
+    return f"tls://127.0.0.1:{unused_port()}"
+
+
 def _unused_inproc() -> str:
     from distributed.comm.inproc import new_address
 
@@ -108,5 +113,11 @@ def _unused_inproc() -> str:
 
 TRANSPORTS = {
     "tcp": Transport("tcp://127.0.0.1:0", _unused_tcp),
+    "tls": Transport(
+        "tls://127.0.0.1:0",
+        _unused_tls,
+        listen_args=lambda: tls_security().get_listen_args("scheduler"),
+        connect_args=lambda: tls_security().get_connection_args("client"),
+    ),
     "inproc": Transport("inproc://", _unused_inproc, serializes=False),
 }

@@ -1,0 +1,181 @@
+"""TCP sockets: how their streams are opened, bound and tuned.
+
+Built on Tornado's ``TCPClient``.  This module knows neither comms nor messages;
+:mod:`distributed.comm.tcp` makes comms of the streams, its listeners accept on
+the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import sys
+from typing import Any
+
+from tornado import netutil
+from tornado.iostream import IOStream
+from tornado.tcpclient import TCPClient
+
+from distributed import config
+from distributed.comm.addressing import unparse_host_port
+from distributed.comm.tls import TLSStream
+
+#: Tornado's bound on what a stream holds of incoming data.  It would also apply to
+#: memory that a message is read into, whose size the framing bounds; of data that
+#: nobody reads Tornado takes one chunk and then leaves the rest to the kernel.
+MAX_BUFFER_SIZE = sys.maxsize
+
+#: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
+_KEEPALIVE_PROBES = 10
+
+#: How often to look for a port that is free for IPv4 and IPv6 both.
+_BIND_ATTEMPTS = 10
+
+
+def set_tcp_timeout(stream: IOStream) -> None:
+    """Let the kernel give up a peer that has gone silently.
+
+    Sets keep-alive and, where the platform has it, the user timeout of the
+    stream's socket such that a dead peer is noticed within
+    ``distributed.comm.timeouts.tcp``, whether or not there is data to send.
+    """
+    seconds = config.get_timedelta("distributed.comm.timeouts.tcp")
+    if not seconds or stream.closed():
+        return
+    sock = stream.socket
+    interval = max(1, round(seconds / (_KEEPALIVE_PROBES + 1)))
+    idle = max(1, round(seconds - interval * _KEEPALIVE_PROBES))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, idle)
+    elif hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE, idle)
+    if hasattr(socket, "TCP_KEEPINTVL"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def get_stream_address(stream: IOStream) -> str:
+    """Return the local address of *stream* as ``host:port``.
+
+    Returns ``"<closed>"`` where it has none any more.
+    """
+    if stream.closed():
+        return "<closed>"
+    try:
+        return unparse_host_port(*stream.socket.getsockname()[:2])
+    except OSError:
+        # The peer was gone before anybody asked.
+        return "<closed>"
+
+
+async def _getaddrinfo(
+    host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+) -> list[tuple[int, Any]]:
+    """Resolve *host*, in a thread only where it is a name rather than an IP address.
+
+    Returns
+    -------
+    list of (family, socket address)
+    """
+    try:
+        found = socket.getaddrinfo(
+            host, port, family, type, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        )
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, family=family, type=type)
+    return [(entry[0], entry[4]) for entry in found]
+
+
+class _Resolver(netutil.Resolver):
+    """Spares numeric addresses the way through a thread."""
+
+    def initialize(self) -> None:
+        pass
+
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        return await _getaddrinfo(host, port, family=family)
+
+
+class Client(TCPClient):
+    """Remembers the streams it made: one that is cancelled just as it has connected forgets it.
+
+    With an *ssl_context* they are TLS streams, whose peers' certificates have to be for
+    *server_hostname* where the context checks that.
+    """
+
+    def __init__(
+        self, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None
+    ) -> None:
+        super().__init__(resolver=_Resolver())
+        self.ssl_context = ssl_context
+        self.server_hostname = server_hostname
+        self.streams: list[IOStream] = []
+
+    # Tornado would begin TLS on a stream that has connected, and lose what has arrived on it.
+    def _create_stream(
+        self,
+        max_buffer_size: int | None,
+        af: socket.AddressFamily,
+        addr: tuple[Any, ...],
+        source_ip: str | None = None,
+        source_port: int | None = None,
+    ) -> tuple[IOStream, Any]:
+        stream: IOStream
+        if self.ssl_context is None:
+            stream, connected = super()._create_stream(
+                max_buffer_size, af, addr, source_ip, source_port
+            )
+        else:
+            stream = TLSStream(
+                socket.socket(af), ssl_options=self.ssl_context, max_buffer_size=max_buffer_size
+            )
+            connected = stream.connect(addr, server_hostname=self.server_hostname)
+        self.streams.append(stream)
+        return stream, connected
+
+    def close_streams(self) -> None:
+        for stream in self.streams:
+            stream.close()
+
+
+def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Listen at *port* of each address that *host* stands for; all of them if it is empty.
+
+    Raises
+    ------
+    OSError
+        If one of the addresses cannot be bound; none is then.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
+    for attempt in range(_BIND_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        try:
+            for family, address in addresses:
+                # The port that the first one was given is the others' too.
+                wanted = sockets[0].getsockname()[1] if sockets else port
+                try:
+                    sock = socket.create_server((address, wanted), family=family, backlog=backlog)
+                except OSError as exc:
+                    if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        # Names resolve to IPv6 addresses also where there is no IPv6.
+                        continue
+                    raise
+                sock.setblocking(False)
+                sockets.append(sock)
+            return sockets
+        except BaseException as exc:
+            for sock in sockets:
+                sock.close()
+            taken = isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
+            if not (taken and sockets and port == 0 and attempt < _BIND_ATTEMPTS - 1):
+                raise
+    raise AssertionError("unreachable")

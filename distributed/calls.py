@@ -87,6 +87,9 @@ async def send_recv(
     OSError
         If the connection breaks; *comm* is closed then, as it is when the call
         is cancelled or times out.
+    RuntimeError
+        If a request is already in progress on *comm*; both fail then, since
+        neither could tell which answer is whose.
 
     Examples
     --------
@@ -101,14 +104,15 @@ async def send_recv(
     try:
         await comm.write(msg, serializers=serializers, on_error="raise")
         response = await comm.read(deserializers=deserializers) if reply else None
-    except (OSError, asyncio.CancelledError):
-        # Whatever still arrives must not be taken for the answer to another call.
+    except (OSError, RuntimeError, asyncio.CancelledError):
+        # Whatever still arrives must not be taken for the answer to another call,
+        # nor must this answer where another coroutine reads from the comm already.
         comm.abort()
         raise
     if kwargs.get("close"):
         await comm.close()
     if isinstance(response, dict) and response.get("status") == "uncaught-error":
-        raise exception_from(response, peer=comm.peer_address)
+        raise exception_from(response, peer=comm.peer_address, unpickle=comm.allow_pickle)
     return response
 
 

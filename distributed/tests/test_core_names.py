@@ -221,22 +221,26 @@ def look_up(module: str, path: str) -> Any:
 def called_as(func: Any, expected: str) -> str:
     """The signature without annotations; a default that is a private mark shows as such.
 
-    Options of this package's own, which can be given by name only and left out, are not shown.
+    Options of this package's own are not shown where no other code can stumble over them: they can
+    be left out, and come after what is expected or are given by name only.
     """
     signature = inspect.signature(func)
-    parameters = [
+    parameters = list(signature.parameters.values())
+    positions = [i for i, parameter in enumerate(parameters) if f"{parameter.name}=" in expected]
+    last_expected = max(positions, default=-1)
+    shown = [
         parameter.replace(
             annotation=parameter.empty,
             default=(
                 _Shown("<no default>") if type(parameter.default) is object else parameter.default
             ),
         )
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is not parameter.KEYWORD_ONLY
+        for i, parameter in enumerate(parameters)
+        if i in positions
         or parameter.default is parameter.empty
-        or f"{name}=" in expected
+        or (parameter.kind is not parameter.KEYWORD_ONLY and i < last_expected)
     ]
-    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    return str(signature.replace(parameters=shown, return_annotation=signature.empty))
 
 
 class _Shown(str):

@@ -159,7 +159,7 @@ SIGNATURES = {
         "ensure_concrete_host": "(host, default_host=None)",
     },
     "distributed.batched": {
-        "BatchedSend": "(interval, loop=None, serializers=None)",
+        "BatchedSend": "(interval, loop=None, serializers=None, *, max_buffer_size=None)",
         "BatchedSend.start": "(self, comm)",
         "BatchedSend.send": "(self, *msgs)",
         "BatchedSend.close": "(self, timeout=None)",

@@ -141,8 +141,9 @@ class rpc(RemoteCalls):
     active: ClassVar[weakref.WeakSet[rpc]] = weakref.WeakSet()
     _comm_name = "rpc"
 
-    # State.  `comms` are all comms that were not found closed.  Who takes one with
-    # live_comm() may mark it idle here, so that no other list tells which are.
+    # State.  `comms` are all comms that were not found closed, and whether they are
+    # idle.  `_released` makes those quick to find: it has comms that were idle once,
+    # the last one used last, but not necessarily all that are.
     def __init__(
         self,
         arg: str | tuple[str, int],
@@ -155,6 +156,7 @@ class rpc(RemoteCalls):
     ) -> None:
         self.status: Status = Status.running
         self.comms: dict[Comm, bool] = {}
+        self._released: list[Comm] = []
         self.address = coerce_to_address(arg)
         self.timeout = timeout
         self.deserialize = deserialize
@@ -178,11 +180,9 @@ class rpc(RemoteCalls):
             If no connection can be made.
         """
         self._check_open()
-        while (comm := next((comm for comm, idle in self.comms.items() if idle), None)) is not None:
-            if not comm.closed():
-                self.comms[comm] = False
-                return comm
-            del self.comms[comm]
+        idle = self._take_idle()
+        if idle is not None:
+            return idle
         comm = await connect(
             self.address,
             self.timeout,
@@ -201,6 +201,20 @@ class rpc(RemoteCalls):
 
     _acquire = live_comm
 
+    def _take_idle(self) -> Comm | None:
+        while True:
+            while self._released:
+                comm = self._released.pop()
+                if self.comms.get(comm):
+                    if not comm.closed():
+                        self.comms[comm] = False
+                        return comm
+                    del self.comms[comm]
+            # Whoever took a comm by live_comm() only marks it.
+            self._released += [comm for comm, idle in self.comms.items() if idle]
+            if not self._released:
+                return None
+
     def _check_open(self) -> None:
         if self.status is Status.closed:
             raise RPCClosed(f"rpc to {self.address} is closed")
@@ -212,11 +226,13 @@ class rpc(RemoteCalls):
             del self.comms[comm]
         else:
             self.comms[comm] = True
+            self._released.append(comm)
 
     def close_comms(self) -> None:
         """Close all connections; calls in progress fail."""
         comms = list(self.comms)
         self.comms.clear()
+        self._released.clear()
         for comm in comms:
             comm.abort()
 
@@ -565,6 +581,9 @@ class Server(BaseServer):
         Operations by name; may be changed.
     rpc : ConnectionPool
         For calls to other servers: ``await self.rpc(address).op(...)``.
+    allow_pickle : bool or None
+        Of the class: whether what arrives pickled is unpickled; by default (None)
+        as ``distributed.comm.allow-pickle`` says.
     status : Status
         Where in its life the server is.
 
@@ -604,6 +623,8 @@ class Server(BaseServer):
             tick_limit=lambda: globals().get("tick_maximum_delay", configured),
         )
         self.connection_args = dict(connection_args or {})
+        if self.allow_pickle is not None:
+            self.connection_args.setdefault("allow_pickle", self.allow_pickle)
         self.rpc = ConnectionPool(
             limit=connection_limit,
             deserialize=deserialize,

@@ -34,6 +34,10 @@ _REFUSAL_TIME = 10.0
 _SHOWN = 500
 
 
+#: Stands for whatever serializers there are.
+_ANY: Any = object()
+
+
 class NoOpAwaitable:
     """May be awaited, and need not be."""
 
@@ -295,15 +299,19 @@ class Dispatcher(LifeCycle):
     async def _answer(self, comm: Comm, op: Any, result: Any, serializers: Any = None) -> bool:
         """Write the *result* of a request; return whether the comm still works."""
         try:
-            await comm.write(result, serializers=serializers, on_error="raise")
+            families = None if serializers is _ANY else serializers
+            await comm.write(result, serializers=families, on_error="raise")
         except CommClosedError as exc:
             logger.debug("%s left before %r was answered: %s", comm.peer_address, op, exc)
             return False
         except Exception as exc:
-            if comm.closed():
+            if comm.closed() or serializers is _ANY:
                 raise
             logger.error("Cannot serialize the result of op %s", op, exc_info=True)
-            await comm.write(error_message(exc, "uncaught-error"))
+            is_error = isinstance(result, dict) and result.get("status") == "uncaught-error"
+            error = error_message(exc, "uncaught-error")
+            # In the caller's families if he can read an error in these, else in any.
+            return await self._answer(comm, op, error, _ANY if is_error else serializers)
         return True
 
     def _find_handler(self, op: Any) -> _Call:

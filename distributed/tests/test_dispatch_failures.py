@@ -315,3 +315,26 @@ def test_what_is_to_end_the_process_reaches_the_event_loop(kind):
     assert server is not None
     for listener in server.listeners:
         listener.stop()
+
+
+@gen_test()
+async def test_a_result_that_the_caller_s_families_cannot_carry_is_an_error_in_these():
+    async with (
+        serving(TCP, {"f": lambda: 1 + 2j}) as server,
+        rpc(server.address, serializers=["msgpack"]) as remote,
+    ):
+        with quiet(), pytest.raises(TypeError, match="Could not serialize object of type complex"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@pytest.mark.parametrize("serializers", [5, ["no-such-family"], [7], "msgpack", {"a": 1}])
+@gen_test()
+async def test_serializers_that_make_no_sense_cost_nobody_the_connection(serializers):
+    async with serving(TCP) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(
+                comm, {"op": "echo", "data": to_serialize(b"x"), "serializers": serializers}
+            )
+        assert answer == b"x" or answer["status"] == "uncaught-error"
+        await assert_usable(comm)

@@ -106,6 +106,13 @@ class Dispatcher(LifeCycle):
         if blocked_handlers is None:
             key = f"distributed.{type(self).__name__.lower()}.blocked-handlers"
             blocked_handlers = config.get(key, default=None) or ()
+        else:
+            key = "blocked_handlers"
+        if isinstance(blocked_handlers, str):
+            # A list of its letters would block nothing, without a word.
+            raise TypeError(
+                f"{key} has to be a list of names such as ['run'], got {blocked_handlers!r}"
+            )
         self.blocked_handlers = list(blocked_handlers)
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         self._comms: dict[Comm, str | None] = {}
@@ -205,7 +212,7 @@ class Dispatcher(LifeCycle):
 
     async def _refuse(self, comm: Comm, reason: str) -> None:
         """Answer the first request on a comm that is one too many, and close it."""
-        message = f"{self._name} refuses a connection: {reason}"
+        message = f"{self._name_in_messages} refuses a connection: {reason}"
         logger.warning("%s (it came from %s)", message, comm.peer_address)
         try:
             async with asyncio.timeout(_REFUSAL_TIME):
@@ -227,7 +234,7 @@ class Dispatcher(LifeCycle):
             if not isinstance(msg, dict):
                 raise TypeError(
                     f"Bad message type.  Expected dict, got\n  {_shorten(msg)} "
-                    f"(sent to {self._name} by {comm.peer_address})"
+                    f"(sent to {self._name_in_messages} by {comm.peer_address})"
                 )
             # Not ours to change: over inproc it is the very object that the peer wrote.
             msg = dict(msg)
@@ -237,7 +244,7 @@ class Dispatcher(LifeCycle):
             if "op" not in msg:
                 raise ValueError(
                     f"Received unexpected message without 'op' key: {_shorten(msg)} "
-                    f"(sent to {self._name} by {comm.peer_address})"
+                    f"(sent to {self._name_in_messages} by {comm.peer_address})"
                 )
             op = msg.pop("op")
             if op == "close":
@@ -245,7 +252,9 @@ class Dispatcher(LifeCycle):
                     await self._answer(comm, op, "OK")
                 return False
             if self._close_begun:
-                raise RuntimeError(f"{self._name} is closing and takes no more requests")
+                raise RuntimeError(
+                    f"{self._name_in_messages} is closing and takes no more requests"
+                )
             call = self._find_handler(op)
             self.counters["op"].add(op)
             self._comms[comm] = op
@@ -261,7 +270,13 @@ class Dispatcher(LifeCycle):
                 )
         except CommClosedError as exc:
             if comm.closed():
-                logger.debug("%s left during %r on %s: %s", comm.peer_address, op, self._name, exc)
+                logger.debug(
+                    "%s left during %r on %s: %s",
+                    comm.peer_address,
+                    op,
+                    self._name_in_messages,
+                    exc,
+                )
                 return False
             logger.info("Exception while handling op %s", op, exc_info=True)
             result = error_message(exc, "uncaught-error")
@@ -271,7 +286,7 @@ class Dispatcher(LifeCycle):
             # Something that the handler awaited was cancelled.  At the caller
             # it must not look as if he had been cancelled himself.
             logger.warning("Handler of op %s was cancelled", op, exc_info=True)
-            error = RuntimeError(f"the handler of {op!r} in {self._name} was cancelled")
+            error = RuntimeError(f"the handler of {op!r} in {self._name_in_messages} was cancelled")
             error.__cause__ = exc
             result = error_message(error, "uncaught-error")
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -329,7 +344,7 @@ class Dispatcher(LifeCycle):
             )
         handler = self.handlers.get(op) if isinstance(op, str) else None
         if handler is None:
-            raise ValueError(f"No handler for op {_shorten(op)} in {self._name}")
+            raise ValueError(f"No handler for op {_shorten(op)} in {self._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
             call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
@@ -337,7 +352,7 @@ class Dispatcher(LifeCycle):
         return call
 
     @property
-    def _name(self) -> str:
+    def _name_in_messages(self) -> str:
         """This server as messages to others name it."""
         return f"{type(self).__name__} {self.address_safe}"
 
@@ -365,7 +380,7 @@ class Dispatcher(LifeCycle):
         """
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
-        logger.debug("Starting stream from %s to %s", comm.peer_address, self._name)
+        logger.debug("Starting stream from %s to %s", comm.peer_address, self._name_in_messages)
         try:
             while not comm.closed():
                 self._idle_streams.add(comm)
@@ -380,7 +395,9 @@ class Dispatcher(LifeCycle):
                         # That message's handler has closed this server.
                         return
         except CommClosedError as exc:
-            logger.debug("Stream from %s to %s ended: %s", comm.peer_address, self._name, exc)
+            logger.debug(
+                "Stream from %s to %s ended: %s", comm.peer_address, self._name_in_messages, exc
+            )
         finally:
             await comm.close()
 
@@ -391,13 +408,15 @@ class Dispatcher(LifeCycle):
             return True
         op = msg.pop("op", None) if isinstance(msg, dict) else None
         if op == "close-stream":
-            logger.debug("Stream from %s to %s was closed", comm.peer_address, self._name)
+            logger.debug(
+                "Stream from %s to %s was closed", comm.peer_address, self._name_in_messages
+            )
             return False
         handler = self.stream_handlers.get(op) if isinstance(op, str) else None
         if handler is None:
             logger.error(
                 "%s has no stream handler for op %s in the stream from %s, and ignores: %s",
-                self._name,
+                self._name_in_messages,
                 _shorten(op),
                 comm.peer_address,
                 _shorten(msg),
@@ -413,7 +432,7 @@ class Dispatcher(LifeCycle):
             logger.exception(
                 "Stream handler of op %s in %s failed on a message from %s",
                 op,
-                self._name,
+                self._name_in_messages,
                 comm.peer_address,
             )
         return True

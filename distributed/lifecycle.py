@@ -61,10 +61,18 @@ class LifeCycle:
             self._io_loop = IOLoop.current()
         return self._io_loop
 
+    @io_loop.setter
+    def io_loop(self, value: IOLoop | None) -> None:
+        self._io_loop = value
+
     @property
     def loop(self) -> IOLoop:
         """The same as :attr:`io_loop`."""
         return self.io_loop
+
+    @loop.setter
+    def loop(self, value: IOLoop | None) -> None:
+        self.io_loop = value
 
     @property
     def status(self) -> Status:

@@ -164,6 +164,17 @@ async def test_blocked_handlers_that_are_given_go_before_those_configured():
     await server.close()
 
 
+def test_blocked_handlers_in_one_string_are_an_error_rather_than_a_list_of_letters():
+    with pytest.raises(TypeError, match=r"^blocked_handlers has to be a list .*'run'"):
+        Server({}, blocked_handlers="run")
+    key = "distributed.server.blocked-handlers"
+    with (
+        config.set({key: "run"}),
+        pytest.raises(TypeError, match=f"^{key} has to be a list .*'run'"),
+    ):
+        Server({})
+
+
 @gen_test()
 async def test_blocked_handlers_can_be_changed_at_run_time():
     async with serving(TCP) as server, rpc(server.address) as remote:

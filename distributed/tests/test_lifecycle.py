@@ -563,6 +563,21 @@ async def test_io_loop_and_loop_are_the_running_loop():
         assert server.io_loop.asyncio_loop is asyncio.get_running_loop()
 
 
+@gen_test()
+async def test_subclasses_may_set_the_loop_and_use_names_of_their_own():
+    class Worker(Server):
+        def __init__(self):
+            self._name = "alice"
+            self.loop = self.io_loop = IOLoop.current()
+            super().__init__({"name": lambda: self._name})
+
+    async with Worker() as worker:
+        await worker.listen("inproc://")
+        async with rpc(worker.address) as remote:
+            assert await remote.name() == "alice"
+        assert worker.io_loop is worker.loop is IOLoop.current()
+
+
 def test_a_server_lives_on_the_loop_that_starts_it():
     async def make():
         server = Server({})

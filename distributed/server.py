@@ -81,6 +81,9 @@ class BaseServer(Dispatcher):
 
     default_ip = ""
     default_port = 0
+    #: Whether what arrives pickled is unpickled, in requests and in answers to
+    #: calls; None for what ``distributed.comm.allow-pickle`` says.
+    allow_pickle: bool | None = None
 
     # State.  `listeners` in the order in which they were bound.  `_address` and
     # `_listen_address` are None until they are asked for or set.  `_binding` are
@@ -199,6 +202,9 @@ class BaseServer(Dispatcher):
             raise TypeError(
                 f"expected a port, (host, port), or an address to listen at, got {port_or_addr!r}"
             )
+
+        if self.allow_pickle is not None:
+            kwargs.setdefault("allow_pickle", self.allow_pickle)
 
         async def bind() -> None:
             task = asyncio.current_task()

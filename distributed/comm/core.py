@@ -31,6 +31,7 @@ from distributed.comm.auth import (
 from distributed.comm.registry import get_backend
 from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.exceptions import ProtocolError
+from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 from distributed.utils import parse_timedelta
 
@@ -75,6 +76,9 @@ class Comm(ABC):
         What the connection is used for, for people who debug.
     allow_offload
         Whether expensive (de)serialization may run in a thread.
+    load_policy
+        What may be done for a message that arrives: how deep and large it may
+        become, and whether anything in it is unpickled.
     local_info, remote_info
         What each side said of itself in the handshake, and its address.
     handshake_options
@@ -86,6 +90,7 @@ class Comm(ABC):
     name: str | None
     deserialize: bool
     allow_offload: bool
+    load_policy: LoadPolicy
     local_info: dict[str, Any]
     remote_info: dict[str, Any]
     handshake_options: dict[str, Any]
@@ -95,6 +100,7 @@ class Comm(ABC):
         self.name = None
         self.deserialize = deserialize
         self.allow_offload = True
+        self.load_policy = LoadPolicy.from_config()
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
@@ -176,6 +182,15 @@ class Comm(ABC):
         return await self.read()
 
     @property
+    def allow_pickle(self) -> bool:
+        """Whether anything that arrives is unpickled; may be set before the handshake."""
+        return self.load_policy.allow_pickle
+
+    @allow_pickle.setter
+    def allow_pickle(self, allowed: bool) -> None:
+        self.load_policy = self.load_policy._replace(allow_pickle=allowed)
+
+    @property
     def channel_binding(self) -> bytes | None:
         """What both ends of an encrypted channel have in common with nobody else."""
         return None
@@ -195,11 +210,15 @@ class Comm(ABC):
         compression = None
         if not self.same_host:
             compression = get_compression_settings("distributed.comm.compression")
-        return {
+        info = {
             "compression": compression,
             "python": tuple(sys.version_info)[:3],
             "pickle-protocol": HIGHEST_PROTOCOL,
         }
+        if not self.allow_pickle:
+            # The original does not know this key, and ignores it.
+            info["allow-pickle"] = False
+        return info
 
     @staticmethod
     def handshake_configuration(
@@ -222,7 +241,10 @@ class Comm(ABC):
                 "the peer's handshake lacks 'pickle-protocol' or 'compression': "
                 f"{str(remote)[:200]}; does it run a compatible version of distributed?"
             ) from None
-        return {"pickle-protocol": protocol, "compression": compression}
+        options = {"pickle-protocol": protocol, "compression": compression}
+        if remote.get("allow-pickle") is False:
+            options["allow-pickle"] = False
+        return options
 
     def _agree(self, local: dict[str, Any], remote: Any) -> None:
         """Keep what both sides said in the handshake and what follows from it."""
@@ -321,11 +343,15 @@ class BaseListener(Listener):
     ----------
     token
         What peers have to know, or None.
+    allow_pickle
+        Whether what peers have pickled is unpickled; None for what the
+        configuration says.
     """
 
     # State.  `_handshaking` are the comms whose handshake is under way.
     # `_penalties` remembers the hosts from which peers came without the token.
     token: str | None = None
+    allow_pickle: bool | None = None
 
     def __init__(self) -> None:
         self._handshaking: set[Comm] = set()
@@ -354,6 +380,8 @@ class BaseListener(Listener):
             If the peer did not answer in time or is no peer; the comm is closed.
         """
         timeout = _handshake_timeout()
+        if self.allow_pickle is not None:
+            comm.allow_pickle = self.allow_pickle
         self._handshaking.add(comm)
         try:
             async with asyncio.timeout(timeout):
@@ -480,8 +508,9 @@ async def connect(
     handshake_overrides
         Replaces parts of what this side says of itself.
     connection_args
-        What the transport needs besides, and ``token``: what both sides have to
-        know, by default that of the configuration.
+        What the transport needs besides; ``token``: what both sides have to
+        know; and ``allow_pickle``: whether anything that arrives is unpickled.
+        By default both are those of the configuration.
 
     Returns
     -------
@@ -503,6 +532,7 @@ async def connect(
     else:
         seconds = parse_timedelta(timeout, default="seconds")
     token = connection_args.pop("token", None) or configured_token()
+    allow_pickle = connection_args.pop("allow_pickle", None)
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
 
@@ -519,6 +549,8 @@ async def connect(
                         comm = await connector.connect(
                             loc, deserialize=deserialize, **connection_args
                         )
+                        if allow_pickle is not None:
+                            comm.allow_pickle = allow_pickle
                         try:
                             authentication = None
                             if token is not None:
@@ -565,8 +597,9 @@ def listen(
     deserialize
         See :class:`Comm`.
     kwargs
-        What the transport needs besides, and ``token``: what peers have to know,
-        by default that of the configuration.
+        What the transport needs besides; ``token``: what peers have to know; and
+        ``allow_pickle``: whether what they have pickled is unpickled.  By default
+        both are those of the configuration.
 
     Raises
     ------
@@ -575,6 +608,7 @@ def listen(
         an ``OSError`` when the listener is awaited.
     """
     token = kwargs.pop("token", None) or configured_token()
+    allow_pickle = kwargs.pop("allow_pickle", None)
     scheme, loc = parse_address(addr)
     listener: Listener
     listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)
@@ -585,6 +619,13 @@ def listen(
                 f"{type(listener).__name__} is no BaseListener"
             )
         listener.token = token
+    if isinstance(listener, BaseListener):
+        listener.allow_pickle = LoadPolicy.from_config(allow_pickle).allow_pickle
+    elif allow_pickle is not None:
+        raise RuntimeError(
+            f"allow_pickle={allow_pickle} is required, of which {scheme}:// knows nothing: "
+            f"{type(listener).__name__} is no BaseListener"
+        )
     return listener
 
 

@@ -30,6 +30,7 @@ from distributed.comm.core import (
     call_comm_handler,
 )
 from distributed.comm.registry import Backend
+from distributed.protocol.limits import reading
 from distributed.protocol.serialize import _nested_deserialize
 from distributed.utils import get_ip
 
@@ -252,7 +253,8 @@ class InProc(Comm):
             by = "this side" if self._closed else "the peer"
             self.abort()
             raise CommClosedError(f"in {self!r}: closed by {by}")
-        return _nested_deserialize(msg, emulate_deserialize=self.deserialize)
+        with reading(self.load_policy):
+            return _nested_deserialize(msg, emulate_deserialize=self.deserialize)
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
         """Write one message.

@@ -100,6 +100,7 @@ class StreamComm(Comm):
                 deserialize=self.deserialize,
                 deserializers=deserializers,
                 allow_offload=self.allow_offload,
+                policy=self.load_policy,
             )
         except asyncio.CancelledError:
             # Who read on would take the next message for this one.

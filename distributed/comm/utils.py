@@ -16,6 +16,7 @@ from typing import Any, Final
 from distributed import config
 from distributed.comm.addressing import get_tcp_server_address, get_tcp_server_addresses
 from distributed.protocol.core import dumps, loads
+from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 from distributed.utils import get_ip, get_ipv6, nbytes, offload
 
@@ -89,6 +90,7 @@ async def from_frames(
     deserialize: bool = True,
     deserializers: Any = None,
     allow_offload: bool = True,
+    policy: LoadPolicy | None = None,
 ) -> Any:
     """Deserialize a message, in a thread if that is expensive.
 
@@ -103,10 +105,12 @@ async def from_frames(
         See :func:`distributed.protocol.loads`, which tells also what is raised.
     allow_offload
         Whether it may be done in a thread.
+    policy
+        What may be done for the message; see :func:`distributed.protocol.loads`.
     """
     if allow_offload and deserialize and loads_is_expensive(frames):
-        return await offload(loads, frames, deserialize=deserialize, deserializers=deserializers)
-    return loads(frames, deserialize=deserialize, deserializers=deserializers)
+        return await offload(loads, frames, deserialize, deserializers, policy)
+    return loads(frames, deserialize, deserializers, policy)
 
 
 def dumps_is_expensive(msg: Any, context: Mapping[str, Any] | None = None) -> bool:

@@ -37,7 +37,12 @@ from distributed.protocol.extension import (
     msgpack_encode_default,
 )
 from distributed.protocol.limits import LoadPolicy, reading
-from distributed.protocol.objects import OnError, load_pickled
+from distributed.protocol.objects import (
+    OnError,
+    accepted_serializers,
+    accepts_pickles,
+    load_pickled,
+)
 from distributed.protocol.pieces import (
     merge_and_deserialize,
     pack_header,
@@ -85,7 +90,7 @@ class _MessageWriter:
         frame_split_size: int | None,
     ) -> list[Any]:
         self._frames = frames = [b""]
-        self._serializers = serializers
+        self._serializers = accepted_serializers(serializers, context)
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
@@ -117,18 +122,28 @@ class _MessageWriter:
         if cls is Serialized:
             return {"__Serialized__": self._append(dict(obj.header), obj.frames)}
         if cls is Pickled:
+            self._check_pickling("a Pickled value")
             return {"__Pickled__": self._append(dict(obj.header), obj.frames)}
         if cls is ToPickle:
+            self._check_pickling("a ToPickle value")
             return self._pickle(obj.data)
         encoded = msgpack_encode_default(obj)
         if encoded is not obj:
             return encoded
         if self._serializers is not None and "pickle" not in self._serializers:
+            self._check_pickling(f"an object of type {cls.__name__}")
             raise SerializationError(
                 f"Could not serialize object of type {cls.__name__} in a message: msgpack cannot "
                 f"encode it, and pickle is not among the serializers {list(self._serializers)}"
             )
         return self._pickle(obj)
+
+    def _check_pickling(self, what: str) -> None:
+        if not accepts_pickles(self._context):
+            raise SerializationError(
+                f"Could not send {what} in a message: it would have to be pickled, and the "
+                "receiver unpickles nothing ('distributed.comm.allow-pickle' is false there)"
+            )
 
     def _pickle(self, obj: Any) -> dict[str, int]:
         buffers: list[Any] = []
@@ -260,7 +275,8 @@ def dumps(
         in its place, which is raised where it arrives; "raise" raises it here.
     context
         What was agreed with the receiver: "compression" names the codec, "pickle-protocol" bounds
-        the protocol.  It is handed to the serializers that ask for it.
+        the protocol, "allow-pickle" is False where it unpickles nothing: "msgpack" then takes the
+        place of "pickle" among the serializers.  It is handed to the serializers that ask for it.
     frame_split_size
         Bytes above which a frame is split; ``distributed.comm.shard`` if not given.
 

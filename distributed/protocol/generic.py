@@ -42,8 +42,8 @@ class ObjectDictSerializer:
     def __init__(self, serializer: str):
         self.serializer = serializer
 
-    def serialize(self, est: Any) -> tuple[dict[str, Any], list[Any]]:
-        """Return a header and frames for *est*."""
+    def serialize(self, est: Any, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
+        """Return a header and frames for *est*; *context* is as for `serialize`."""
         simple: dict[str, Any] = {}
         complex: dict[str, dict[str, Any]] = {}
         frames: list[Any] = []
@@ -52,7 +52,10 @@ class ObjectDictSerializer:
                 simple[name] = value
                 continue
             sub_header, sub_frames = serialize(
-                value, serializers=(self.serializer, "pickle"), on_error="raise"
+                value,
+                serializers=(self.serializer, "pickle"),
+                on_error="raise",
+                context=context,
             )
             complex[name] = {
                 "header": sub_header,

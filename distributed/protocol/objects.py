@@ -35,6 +35,8 @@ from distributed.protocol.wrappers import Serialize, Serialized
 __all__ = [
     "Header",
     "OnError",
+    "accepted_serializers",
+    "accepts_pickles",
     "check_dask_serializable",
     "deserialize",
     "load_pickled",
@@ -139,6 +141,26 @@ def _is_iterated(x: Any, serializers: Sequence[str], iterate_collection: bool | 
 # One object
 
 
+def accepts_pickles(context: Any) -> bool:
+    """Whether the receiver of a message with that context unpickles anything."""
+    return not context or context.get("allow-pickle") is not False
+
+
+def accepted_serializers(serializers: Sequence[str] | None, context: Any) -> Sequence[str] | None:
+    """*serializers*, with "msgpack" in the place of "pickle" where the receiver takes no pickles.
+
+    Examples
+    --------
+    >>> accepted_serializers(["dask", "pickle"], {"allow-pickle": False})
+    ('dask', 'msgpack')
+    """
+    if accepts_pickles(context):
+        return serializers
+    names = DEFAULT_SERIALIZERS if serializers is None else serializers
+    # A dict, as "msgpack" may be among them already.
+    return tuple(dict.fromkeys("msgpack" if name == "pickle" else name for name in names))
+
+
 def serialize(
     x: Any,
     serializers: Sequence[str] | None = None,
@@ -188,8 +210,7 @@ def serialize(
     """
     if on_error not in ("message", "raise"):
         raise ValueError(f"{on_error=}; expected 'message' or 'raise'")
-    if serializers is None:
-        serializers = DEFAULT_SERIALIZERS
+    serializers = accepted_serializers(serializers, context) or DEFAULT_SERIALIZERS
     while type(x) is Serialize:
         x, iterate_collection = x.data, True
     if type(x) is Serialized:
@@ -215,7 +236,7 @@ def serialize(
             break
         header["serializer"] = name
         return header, list(frames)
-    return _explain(x, serializers, failure, on_error)
+    return _explain(x, serializers, failure, on_error, context)
 
 
 def _serialize_elements(
@@ -241,9 +262,15 @@ def _serialize_elements(
 
 
 def _explain(
-    x: Any, serializers: Sequence[str], failure: Exception | None, on_error: OnError
+    x: Any,
+    serializers: Sequence[str],
+    failure: Exception | None,
+    on_error: OnError,
+    context: Any,
 ) -> tuple[Header, list[Any]]:
     message = f"Could not serialize object of type {type(x).__name__}"
+    if not accepts_pickles(context):
+        message += " for a receiver that unpickles nothing"
     if on_error == "raise":
         reason = failure or f"none of the serializers {list(serializers)} takes it"
         raise SerializationError(f"{message}: {reason}") from failure

@@ -30,6 +30,7 @@ _BUILT_IN: Final = {
     "inproc": "distributed.comm.inproc:InProcBackend",
     "tcp": "distributed.comm.tcp:TCPBackend",
     "tls": "distributed.comm.tcp:TLSBackend",
+    "unix": "distributed.comm.unix:UnixBackend",
 }
 
 

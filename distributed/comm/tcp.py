@@ -238,6 +238,13 @@ class TLSConnector(BaseTCPConnector):
         return comm
 
 
+def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
+    """Log, once, that the handshake with who connected from *peer* to *local* has failed."""
+    # Somebody who goes away is no news, somebody who does not belong here is.
+    level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
+    logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
+
+
 class BaseTCPListener(BaseListener):
     """What listeners over TCP share.
 
@@ -329,11 +336,7 @@ class BaseTCPListener(BaseListener):
             comm.allow_offload = self.allow_offload
             await self.on_connection(comm)
         except OSError as exc:
-            # Somebody who goes away is no news, somebody who does not belong here is.
-            level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
-            logger.log(
-                level, "Connection from %s to %s failed before it began: %s", peer, local, exc
-            )
+            log_failed_connection(peer, local, exc)
             return
         await call_comm_handler(self.comm_handler, comm)
 

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import tempfile
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -105,6 +107,10 @@ def _unused_tls() -> str:
     return f"tls://127.0.0.1:{unused_port()}"
 
 
+def _unused_unix() -> str:
+    return f"unix://{tempfile.gettempdir()}/dask-test-{uuid.uuid4().hex}.sock"
+
+
 def _unused_inproc() -> str:
     from distributed.comm.inproc import new_address
 
@@ -119,5 +125,6 @@ TRANSPORTS = {
         listen_args=lambda: tls_security().get_listen_args("scheduler"),
         connect_args=lambda: tls_security().get_connection_args("client"),
     ),
+    "unix": Transport("unix://", _unused_unix),
     "inproc": Transport("inproc://", _unused_inproc, serializes=False),
 }

@@ -467,7 +467,10 @@ class ConnectionPool(PoolState):
             If no connection can be made.
         """
         if self.status is not Status.running:
-            raise RuntimeError(f"ConnectionPool is closed; cannot connect to {addr}")
+            state = "closed"
+            if self.status is Status.init:
+                state = "closed as long as it, or its server, is not started with 'await'"
+            raise RuntimeError(f"ConnectionPool is {state}; cannot connect to {addr}")
         comm = self._take_idle(addr)
         if comm is not None:
             return comm

@@ -251,7 +251,7 @@ async def test_a_pool_is_started_by_awaiting_it():
 @gen_test()
 async def test_a_pool_that_was_not_started_refuses_to_connect():
     pool = ConnectionPool()
-    with pytest.raises(RuntimeError, match="ConnectionPool is closed"):
+    with pytest.raises(RuntimeError, match=r"ConnectionPool is closed as long as .* not started"):
         await pool.connect("tcp://127.0.0.1:1")
 
 

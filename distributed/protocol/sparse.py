@@ -1,0 +1,88 @@
+"""The `sparse` library's coordinate arrays, by their coordinates and values.
+
+Its other formats go to the next family, which is pickle, with the memory of their parts out of
+band.  This module is imported when the first object of `sparse` is seen (see
+:mod:`distributed.protocol.libraries`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sparse
+
+from distributed.protocol.dispatch import dask_deserialize, dask_serialize
+from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.utils import Buffer
+
+__all__ = ["deserialize_sparse", "serialize_sparse"]
+
+Header = dict[str, Any]
+
+
+def serialize_sparse(x: sparse.COO) -> tuple[Header, list[Any]]:
+    """Coordinates and values, and what stands between them where that is not zero.
+
+    Raises
+    ------
+    NotImplementedError
+        For subclasses.
+    """
+    if type(x) is not sparse.COO:
+        raise NotImplementedError(f"{type(x).__name__} may hold more than a sparse.COO")
+    coords_header, coords_frames = serialize(x.coords, on_error="raise")
+    data_header, data_frames = serialize(x.data, on_error="raise")
+    header: Header = {
+        "coords-header": coords_header,
+        "data-header": data_header,
+        "shape": x.shape,
+        "nframes": [len(coords_frames), len(data_frames)],
+    }
+    frames = coords_frames + data_frames
+    if x.fill_value != 0:
+        # The original leaves this out, and is none the wiser for finding it.
+        header["fill-value-header"], fill_value_frames = serialize(x.fill_value, on_error="raise")
+        frames += fill_value_frames
+    return header, frames
+
+
+def deserialize_sparse(header: Header, frames: Sequence[Buffer]) -> sparse.COO:
+    """Make an array of what `serialize_sparse` gave.
+
+    Raises
+    ------
+    HeaderError
+        If the frames are not what the header states.
+    """
+    coords_frames, data_frames = header["nframes"]
+    end = coords_frames + data_frames
+    if not 0 <= coords_frames <= end <= len(frames):
+        raise HeaderError(f"{end} of {len(frames)} frames are said to be a sparse array's")
+    coords = deserialize(header["coords-header"], frames[:coords_frames])
+    data = deserialize(header["data-header"], frames[coords_frames:end])
+    fill_value = None
+    if "fill-value-header" in header:
+        fill_value = deserialize(header["fill-value-header"], frames[end:])
+    if coords.shape != (len(header["shape"]), len(data)):
+        raise HeaderError(
+            f"{len(data)} values of a sparse array of shape {header['shape']!r:.100} have "
+            f"coordinates of shape {coords.shape!r:.100}"
+        )
+    for length, indices in zip(header["shape"], coords, strict=True):
+        if indices.size and (indices.min() < 0 or indices.max() >= length):
+            raise HeaderError(
+                f"coordinates of a sparse array lie outside of its shape {header['shape']!r:.100}"
+            )
+    return sparse.COO(
+        coords,
+        data,
+        shape=tuple(header["shape"]),
+        has_duplicates=False,
+        fill_value=fill_value,
+    )
+
+
+dask_serialize.register(sparse.COO, serialize_sparse)
+dask_deserialize.register(sparse.COO, deserialize_sparse)

@@ -1,0 +1,91 @@
+"""pandas needs no serializers: its pickles keep large memory out of band, but for times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distributed.protocol import Serialize, dumps, loads, serialize
+from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received
+from distributed.utils_test import gen_test
+
+np: Any = pytest.importorskip("numpy", reason="NumPy is not installed")
+pd: Any = pytest.importorskip("pandas", reason="pandas is not installed")
+
+N = 1000
+FRAME = pd.DataFrame(
+    {
+        "i": np.arange(N),
+        "f": np.linspace(0, 1, N),
+        "t": pd.date_range("2020", periods=N, freq="s", tz="UTC"),
+        "c": pd.Categorical(["a", "b"] * (N // 2)),
+        "n": pd.array([1, None] * (N // 2), dtype="Int64"),
+        "s": ["x", None] * (N // 2),
+    }
+)
+OBJECTS = {
+    "frame": FRAME,
+    "empty frame": FRAME[:0],
+    "steps of a frame": FRAME[::2],
+    "frame with levels": FRAME.set_index(["i", "c"]),
+    "frame of objects": pd.DataFrame({"o": [1, "a", (2,)]}),
+    "series": FRAME.f,
+    "range": pd.RangeIndex(4),
+    "index": pd.Index(["a", "b"]),
+    "timestamps": pd.DatetimeIndex(FRAME.t),
+    "intervals": pd.interval_range(0, 5),
+    "timestamp": pd.Timestamp("2020-01-01", tz="UTC"),
+    "missing": pd.NA,
+}
+
+
+def assert_same(x, expected):
+    assert type(x) is type(expected)
+    if isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(x, expected)
+    elif isinstance(expected, pd.Series):
+        pd.testing.assert_series_equal(x, expected)
+    elif isinstance(expected, pd.Index):
+        pd.testing.assert_index_equal(x, expected)
+    else:
+        assert x is expected or x == expected
+
+
+@pytest.mark.parametrize("x", OBJECTS.values(), ids=OBJECTS)
+@in_each_way
+def test_it_arrives_as_it_was(x, way):
+    assert_same(way(x), x)
+
+
+@gen_test()
+async def test_it_travels_over_a_connection():
+    objects = list(OBJECTS.values())
+    for expected, arrived in zip(objects, await echoed(objects), strict=True):
+        assert_same(arrived, expected)
+
+
+def test_memory_is_sent_as_it_is_and_viewed_where_it_arrives():
+    frame = pd.DataFrame({"i": np.arange(N), "f": np.linspace(0, 1, N)})
+    assert family(frame) == "pickle"
+    _, frames = serialize(frame)
+    views = [np.frombuffer(f, "u1") for f in frames]
+    for name in frame:
+        assert any(np.shares_memory(view, frame[name].to_numpy()) for view in views)
+    frames = received(dumps(Serialize(frame)))
+    views = [np.frombuffer(f, "u1") for f in frames]
+    arrived = loads(frames)
+    for name in arrived:
+        assert any(np.shares_memory(view, arrived[name].to_numpy()) for view in views)
+
+
+@pytest.mark.parametrize("name", ["i", "f", "c", "n"])
+def test_the_pickle_itself_stays_small(name):
+    _, frames = serialize(pd.concat([FRAME[name]] * 100))
+    assert len(frames[0]) < 3000
+
+
+def test_what_arrived_can_be_written_to():
+    arrived = loads(received(dumps(Serialize(FRAME))))
+    arrived.loc[0, "f"] = 5
+    assert arrived.f[0] == 5

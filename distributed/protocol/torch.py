@@ -1,0 +1,254 @@
+"""PyTorch's tensors as NumPy arrays, and its modules by their parameters' memory.
+
+A dense tensor in the host's memory is sent without a copy and arrives as a view of the memory that
+its frame was received into.  One on a device travels through the host and is put onto the same kind
+of device again.  What NumPy has no arrays for (sparse and quantized tensors, bfloat16), subclasses,
+and tensors with attributes of their own go to the next family, which is pickle.
+
+The attributes of a module are pickled with the memory of its tensors out of band, so that what is
+shared in them (tied weights) arrives shared, and nothing large is copied.  This module is
+imported when the first object of PyTorch is seen (see :mod:`distributed.protocol.libraries`).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle as stdlib_pickle
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import cloudpickle
+import torch
+
+from distributed.protocol import pickle
+from distributed.protocol.dispatch import dask_deserialize, dask_serialize
+from distributed.protocol.generic import ObjectDictSerializer
+from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.utils import Buffer
+from distributed.utils import ensure_memoryview
+
+__all__ = [
+    "deserialize_torch_Parameters",
+    "deserialize_torch_Tensor",
+    "serialize_torch_Parameters",
+    "serialize_torch_Tensor",
+]
+
+Header = dict[str, Any]
+
+
+# Tensors
+
+
+def _is_array(t: torch.Tensor) -> bool:
+    """Whether NumPy has arrays for such tensors."""
+    return (
+        t.layout is torch.strided
+        and t.device.type != "meta"
+        and not t.is_quantized
+        and not t.is_conj()
+        and not t.is_neg()
+        and t.dtype in _ARRAY_DTYPES
+    )
+
+
+_ARRAY_DTYPES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
+    if hasattr(torch, name)
+)
+
+
+def _check_mere_tensor(t: torch.Tensor, cls: type) -> None:
+    if type(t) is not cls or t.__dict__ or not _is_array(t):
+        raise NotImplementedError(f"this {type(t).__name__} is more than an array")
+
+
+def _gradient(t: torch.Tensor) -> torch.Tensor | None:
+    # To ask other tensors for their gradient is warned of.
+    gradient = t.grad if t.is_leaf else None
+    if gradient is not None and not _is_array(gradient):
+        raise NotImplementedError("the tensor's gradient is more than an array")
+    return gradient
+
+
+def _to_host(t: torch.Tensor) -> Any:
+    return t.detach().cpu().numpy()
+
+
+def _from_host(x: Any) -> torch.Tensor:
+    # Tensors are writeable, whatever the message says.
+    return torch.from_numpy(x if x.flags.writeable else x.copy())
+
+
+def serialize_torch_Tensor(t: torch.Tensor) -> tuple[Header, list[Any]]:
+    """A tensor, and its gradient if it has one, as arrays.
+
+    Raises
+    ------
+    NotImplementedError
+        For tensors that are not to be sent as arrays.
+    """
+    _check_mere_tensor(t, torch.Tensor)
+    gradient = _gradient(t)
+    sub_header, frames = serialize(_to_host(t), on_error="raise")
+    header: Header = {"sub-header": sub_header}
+    if gradient is not None:
+        grad_header, grad_frames = serialize(_to_host(gradient), on_error="raise")
+        header["grad"] = {"header": grad_header, "start": len(frames)}
+        frames += grad_frames
+    header["requires_grad"] = t.requires_grad
+    header["device"] = t.device.type
+    return header, frames
+
+
+def deserialize_torch_Tensor(header: Header, frames: Sequence[Buffer]) -> torch.Tensor:
+    """A tensor that views the memory of *frames*, or a copy of it on a device."""
+    gradient = header.get("grad")
+    end = len(frames) if gradient is None else gradient["start"]
+    t = _from_host(deserialize(header["sub-header"], frames[:end]))
+    device = header["device"]
+    if device != "cpu":
+        t = t.to(device)
+    if header["requires_grad"]:
+        t.requires_grad_()
+    if gradient is not None:
+        t.grad = _from_host(deserialize(gradient["header"], frames[end:])).to(t.device)
+    return t
+
+
+def serialize_torch_Parameters(p: torch.nn.Parameter) -> tuple[Header, list[Any]]:
+    """A parameter as the tensor that it is made of.
+
+    Raises
+    ------
+    NotImplementedError
+        For parameters that are not to be sent as arrays.
+    """
+    _check_mere_tensor(p, torch.nn.Parameter)
+    t = p.detach()
+    t.grad = _gradient(p)
+    sub_header, frames = serialize(t, on_error="raise")
+    return {"sub-header": sub_header, "requires_grad": p.requires_grad}, frames
+
+
+def deserialize_torch_Parameters(header: Header, frames: Sequence[Buffer]) -> torch.nn.Parameter:
+    """A parameter made of such a tensor."""
+    t = deserialize(header["sub-header"], frames)
+    p = torch.nn.Parameter(t, requires_grad=header["requires_grad"])
+    p.grad = t.grad
+    return p
+
+
+# Modules
+
+
+# What a class defines that is not pickled by its attributes alone.
+_SAYS_HOW = frozenset(("__reduce__", "__reduce_ex__", "__getstate__"))
+
+
+class _ModulePickler(cloudpickle.Pickler):
+    """Pickles tensors as arrays, whose memory then is kept out of band.
+
+    Attributes
+    ----------
+    parts
+        The identities of all tensors and modules in the pickle.
+    """
+
+    def __init__(self, file: Any, buffer_callback: Any):
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self.parts: set[int] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (torch.Tensor, torch.nn.Module)):
+            self.parts.add(id(obj))
+        if type(obj) is torch.Tensor and not obj.requires_grad and not obj.__dict__:
+            if obj.device.type == "cpu" and _is_array(obj):
+                return torch.from_numpy, (_to_host(obj),)
+            if obj.device.type == "cpu" and obj.dtype is torch.bfloat16 and obj.is_contiguous():
+                return torch.Tensor.view, (obj.view(torch.int16), obj.dtype)
+        return super().reducer_override(obj)
+
+
+def _pickle(x: Any) -> tuple[Header, list[Any], set[int]]:
+    """What the family "pickle" would give, but with tensors out of band; and what is in it."""
+    buffers: list[memoryview] = []
+
+    def keep(buffer: stdlib_pickle.PickleBuffer) -> None:
+        buffers.append(ensure_memoryview(buffer))
+
+    with io.BytesIO() as file:
+        pickler = _ModulePickler(file, buffer_callback=keep)
+        pickler.dump(x)
+        pickled = file.getvalue()
+    writeable = tuple(not buffer.readonly for buffer in buffers)
+    return {"serializer": "pickle", "writeable": writeable}, [pickled, *buffers], pickler.parts
+
+
+def serialize_torch_module(m: torch.nn.Module) -> tuple[Header, list[Any]]:
+    """A module attribute by attribute, each of them pickled as a whole.
+
+    What is shared within an attribute, as tied weights of submodules are, arrives shared.
+
+    Raises
+    ------
+    NotImplementedError
+        For modules whose attributes share tensors or modules with one another, or that say
+        themselves how they are pickled.
+    """
+    cls = type(m)
+    if _SAYS_HOW & _defined_below_module(cls):
+        raise NotImplementedError(f"{cls.__name__} says itself how it is pickled")
+    header: Header = {
+        "serializer": "dask",
+        "type-serialized": pickle.dumps(cls),
+        "simple": {},
+        "complex": {},
+    }
+    frames: list[Any] = []
+    parts = {id(m)}
+    for name, value in m.__dict__.items():
+        if type(value) in (bool, int, float, str, type(None)):
+            header["simple"][name] = value
+            continue
+        sub_header, sub_frames, sub_parts = _pickle(value)
+        if not parts.isdisjoint(sub_parts):
+            raise NotImplementedError(f"attributes of this {cls.__name__} share tensors or modules")
+        parts |= sub_parts
+        end = len(frames) + len(sub_frames)
+        header["complex"][name] = {"header": sub_header, "start": len(frames), "stop": end}
+        frames += sub_frames
+    return header, frames
+
+
+def _defined_below_module(cls: type) -> set[str]:
+    return {
+        name for base in cls.__mro__ if base not in (object, torch.nn.Module) for name in vars(base)
+    }
+
+
+_by_attribute = ObjectDictSerializer("dask")
+
+
+def deserialize_torch_module(header: Header, frames: Sequence[Buffer]) -> torch.nn.Module:
+    """A module whose tensors view the memory of *frames*."""
+    m = _by_attribute.deserialize(header, frames)
+    for name, value in vars(m).items():
+        # The original sends ordered dictionaries as what msgpack makes of them.
+        if "_hooks" in name and type(value) is dict:
+            vars(m)[name] = OrderedDict(value)
+    m.__setstate__(dict(vars(m)))
+    return m
+
+
+dask_serialize.register(torch.Tensor, serialize_torch_Tensor)
+dask_deserialize.register(torch.Tensor, deserialize_torch_Tensor)
+dask_serialize.register(torch.nn.Parameter, serialize_torch_Parameters)
+dask_deserialize.register(torch.nn.Parameter, deserialize_torch_Parameters)
+dask_serialize.register(torch.nn.Module, serialize_torch_module)
+dask_deserialize.register(torch.nn.Module, deserialize_torch_module)

@@ -17,6 +17,7 @@ from distributed import config
 from distributed.comm.addressing import get_tcp_server_address, get_tcp_server_addresses
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.limits import LoadPolicy
+from distributed.protocol.work import loads_work
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 from distributed.utils import get_ip, get_ipv6, nbytes, offload
 
@@ -41,6 +42,9 @@ _VALUES_LOOKED_AT: Final = 256
 
 #: Pickling or packing one object takes about as long as copying so many bytes.
 _BYTES_PER_OBJECT: Final = 64
+
+#: Deserializing a byte rarely takes longer than copying so many.
+_MAX_WORK_PER_BYTE: Final = 100
 
 _CHEAP_TYPES: Final = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINER_TYPES: Final = frozenset({list, tuple, dict, set, frozenset})
@@ -196,13 +200,21 @@ def _goes_by_reference(value: Any) -> bool:
 def loads_is_expensive(frames: list[Any]) -> bool:
     """Whether deserializing *frames* is work for a thread.
 
+    What counts is work, as for `dumps_is_expensive`: unpickling and inflating, but not a large
+    array that becomes a view of its frame.
+
     Parameters
     ----------
     frames
         What `to_frames` gave.
     """
+    if len(frames) == 1:
+        # All of it is done in one go, during which no other thread could run.
+        return False
     threshold = _offload_threshold()
-    return threshold is not None and 0 < threshold < sum(map(nbytes, frames))
+    if not threshold or sum(map(nbytes, frames)) * _MAX_WORK_PER_BYTE < threshold:
+        return False
+    return loads_work(frames, threshold) > threshold
 
 
 def ensure_concrete_host(host: str, default_host: str | None = None) -> str:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import array
 import asyncio
+import pickle
 import subprocess
 import sys
 import threading
 from typing import Any
 
+import msgpack
 import pytest
 
 from distributed.comm import addressing, utils
@@ -17,9 +19,10 @@ from distributed.comm.utils import (
     loads_is_expensive,
     to_frames,
 )
+from distributed.core import Server, rpc
 from distributed.protocol import Serialized, ToPickle, dumps, loads, serialize, to_serialize
 from distributed.protocol.exceptions import ProtocolError
-from distributed.utils import OFFLOAD_THREAD_NAME, get_ip, get_ipv6
+from distributed.utils import OFFLOAD_THREAD_NAME, get_ip, get_ipv6, offload
 from distributed.utils_test import gen_test, has_ipv6
 
 KIB = 1024
@@ -28,6 +31,16 @@ KIB = 1024
 @pytest.fixture
 def low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils, "OFFLOAD_THRESHOLD", 10 * KIB)
+
+
+class PickleBufferOwner:
+    """Keeps its memory apart from its pickle."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return PickleBufferOwner, (pickle.PickleBuffer(self.data),)
 
 
 class ThreadTeller:
@@ -207,12 +220,81 @@ def test_an_instance_is_not_asked_for_what_its_type_lacks(low_threshold) -> None
 def test_offloading_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, threshold: Any) -> None:
     monkeypatch.setattr(utils, "OFFLOAD_THRESHOLD", threshold)
     assert not dumps_is_expensive(to_serialize([0] * 1_000_000))
-    assert not loads_is_expensive([bytes(100_000_000)])
+    assert not loads_is_expensive(dumps(to_serialize("." * 20_000_000)))
 
 
-def test_reading_is_expensive_by_the_size_of_all_frames(low_threshold) -> None:
-    assert loads_is_expensive([b"", bytes(6 * KIB), memoryview(bytes(6 * KIB))])
-    assert not loads_is_expensive([b"", bytes(5 * KIB), memoryview(bytes(5 * KIB))])
+OBJECTS = [object() for _ in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("message", "kwargs", "expensive"),
+    [
+        ({"x": "." * 20 * KIB}, {}, False),
+        ({"x": to_serialize(bytes(100 * KIB))}, {}, False),
+        ({"x": to_serialize(memoryview(bytearray(100 * KIB)))}, {"frame_split_size": KIB}, False),
+        ({"x": to_serialize([bytearray(100 * KIB), b"x"])}, {}, False),
+        ({"x": to_serialize(PickleBufferOwner(bytearray(100 * KIB)))}, {}, False),
+        ({"x": ToPickle(PickleBufferOwner(bytearray(100 * KIB)))}, {}, False),
+        ({"x": to_serialize("." * 100 * KIB)}, {}, True),
+        ({"x": to_serialize("." * 100 * KIB)}, {"frame_split_size": 7 * KIB}, True),
+        ({"x": to_serialize("." * 100 * KIB)}, {"serializers": ["msgpack"]}, True),
+        ({"x": to_serialize({"a": b"x", "b": ["." * 100 * KIB]})}, {}, True),
+        ({"x": ToPickle("." * 100 * KIB)}, {}, True),
+        ({"x": OBJECTS}, {}, True),
+        ({"x": to_serialize(OBJECTS)}, {}, True),
+        ({"x": to_serialize([b"x"] * 100)}, {}, True),
+        ({"x": to_serialize(bytes(100 * KIB))}, {"context": {"compression": "zlib"}}, False),
+        (
+            {"x": to_serialize(bytes(range(256)) * 40 * KIB)},
+            {"context": {"compression": "zlib"}},
+            True,
+        ),
+    ],
+    ids=str,
+)
+def test_reading_is_expensive_by_the_work_and_not_by_the_size(
+    monkeypatch, message, kwargs, expensive
+) -> None:
+    monkeypatch.setattr(utils, "OFFLOAD_THRESHOLD", 64 * KIB)
+    assert loads_is_expensive(dumps(message, **kwargs)) is expensive
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b"", bytes(100 * KIB)],
+        [b"", msgpack.packb({"num-sub-frames": -1}), bytes(100 * KIB)],
+        [b"", msgpack.packb({"num-sub-frames": 1, "compression": 5}), bytes(100 * KIB)],
+        [b"", msgpack.packb({"num-sub-frames": 1, "is-collection": True}), bytes(100 * KIB)],
+        [b"", msgpack.packb([]), bytes(100 * KIB)],
+        [b"", msgpack.packb({}), bytes(100 * KIB)],
+    ],
+    ids=["no msgpack", "negative", "no codecs", "no elements", "no map", "no number"],
+)
+def test_what_is_no_message_is_not_expensive(monkeypatch, frames) -> None:
+    monkeypatch.setattr(utils, "OFFLOAD_THRESHOLD", 64 * KIB)
+    assert not loads_is_expensive(frames)
+
+
+@gen_test()
+async def test_a_large_array_needs_no_thread_on_either_side(monkeypatch) -> None:
+    threads = []
+
+    async def counted(function, *args, **kwargs):
+        threads.append(function)
+        return await offload(function, *args, **kwargs)
+
+    monkeypatch.setattr(utils, "offload", counted)
+    size = 30 * KIB**2
+    async with Server({"size": lambda data: len(data), "give": lambda data: data}) as server:
+        await server.listen("tcp://127.0.0.1:0")
+        async with rpc(server.address) as remote:
+            for large in (memoryview(bytearray(size)), bytes(size), bytearray(size)):
+                assert await remote.size(data=to_serialize(large)) == size
+            assert await remote.size(data=bytes(size)) == size
+            assert threads == []
+            assert await remote.size(data=to_serialize("." * size)) == size
+            assert threads == [loads]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, overload
 
 from tornado.ioloop import PeriodicCallback
 
@@ -35,6 +36,7 @@ from distributed.system_monitor import SystemMonitor
 logger = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound="BaseServer")
+_T = TypeVar("_T")
 
 #: Time in seconds that running handlers are given when their server is closed.
 CLOSE_GRACE = 1.0
@@ -74,6 +76,29 @@ class Listening:
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and not self._awaited:
             logger.error("%s failed", self._what, exc_info=task.exception())
+
+
+class _Statistic(Generic[_T]):
+    """An attribute of a server that its statistics hold; to be read and to be replaced."""
+
+    def __init__(self, doc: str):
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = name
+
+    @overload
+    def __get__(self, server: None, owner: type) -> _Statistic[_T]: ...
+    @overload
+    def __get__(self, server: BaseServer, owner: type) -> _T: ...
+    def __get__(self, server: BaseServer | None, owner: type) -> _Statistic[_T] | _T:
+        if server is None:
+            return self
+        value: _T = getattr(server._statistics, self._attribute)
+        return value
+
+    def __set__(self, server: BaseServer, value: _T) -> None:
+        setattr(server._statistics, self._attribute, value)
 
 
 class BaseServer(Dispatcher):
@@ -308,53 +333,35 @@ class BaseServer(Dispatcher):
 
     # What is counted
 
-    @property
-    def counters(self) -> Mapping[str, Counter]:  # type: ignore[override]
+    counters: _Statistic[defaultdict[str, Counter]] = _Statistic(
         """What is counted, by name; ``counters["op"]`` counts operations."""
-        return self._statistics.counters
-
-    @property
-    def digests(self) -> Mapping[Any, Any] | None:
+    )
+    digests: _Statistic[defaultdict[Hashable, Any] | None] = _Statistic(
         """The distributions of metrics; None without a digest library."""
-        return self._statistics.digests
-
-    @property
-    def digests_total(self) -> Mapping[Any, float]:
+    )
+    digests_total: _Statistic[defaultdict[Hashable, float]] = _Statistic(
         """The sum of each metric."""
-        return self._statistics.digests_total
-
-    @property
-    def digests_total_since_heartbeat(self) -> Mapping[Any, float]:
+    )
+    digests_total_since_heartbeat: _Statistic[defaultdict[Hashable, float]] = _Statistic(
         """The sum of each metric since it was last cleared."""
-        return self._statistics.digests_total_since_heartbeat
-
-    @property
-    def digests_max(self) -> Mapping[Any, float]:
+    )
+    digests_max: _Statistic[defaultdict[Hashable, float]] = _Statistic(
         """The largest value of each metric."""
-        return self._statistics.digests_max
+    )
+    monitor: _Statistic[SystemMonitor] = _Statistic(
+        """What this process takes of its host; made on first use."""
+    )
+    _last_tick: _Statistic[float] = _Statistic(
+        """When the event loop last came round, in seconds since the epoch."""
+    )
+    _tick_counter: _Statistic[int] = _Statistic("""How often it came round.""")
+    _tick_interval_observed: _Statistic[float] = _Statistic(
+        """The time between two ticks, in seconds, on average."""
+    )
 
     def digest_metric(self, name: Any, value: float) -> None:
         """Take note of one value of a metric."""
         self._statistics.digest_metric(name, value)
-
-    @property
-    def monitor(self) -> SystemMonitor:
-        """What this process takes of its host; made on first use."""
-        return self._statistics.monitor
-
-    @property
-    def _last_tick(self) -> float:
-        """When the event loop last came round, in seconds since the epoch."""
-        return self._statistics._last_tick
-
-    @property
-    def _tick_counter(self) -> int:
-        return self._statistics._tick_counter
-
-    @property
-    def _tick_interval_observed(self) -> float:
-        """The time between two ticks, in seconds, on average."""
-        return self._statistics._tick_interval_observed
 
     # Files
 

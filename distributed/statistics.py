@@ -117,6 +117,10 @@ class Statistics:
             self._monitor = SystemMonitor()
         return self._monitor
 
+    @monitor.setter
+    def monitor(self, value: SystemMonitor) -> None:
+        self._monitor = value
+
     def _update_monitor(self) -> None:
         self.monitor.update()
 

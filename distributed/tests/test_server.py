@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 
 import pytest
 from tornado.ioloop import PeriodicCallback
@@ -190,6 +191,32 @@ async def test_what_is_counted_since_the_heartbeat_can_be_cleared():
         server.digest_metric("transfer", 2)
         assert server.digests_total_since_heartbeat["transfer"] == 2
         assert server.digests_total["transfer"] == 3
+
+
+@gen_test()
+async def test_subclasses_may_replace_what_is_counted():
+    class Worker(Server):
+        def take_digests(self):
+            taken = self.digests_total_since_heartbeat
+            self.digests_total_since_heartbeat = defaultdict(float)
+            return dict(taken)
+
+    async with Worker({}) as worker:
+        worker.digest_metric("transfer", 1)
+        assert worker.take_digests()["transfer"] == 1
+        worker.digest_metric("transfer", 2)
+        assert worker.take_digests()["transfer"] == 2
+        assert worker.digests_total["transfer"] == 3
+
+
+@gen_test()
+async def test_subclasses_may_bring_a_monitor_of_their_own():
+    async with Server({}) as server:
+        server.monitor = mine = SystemMonitor(maxlen=5)
+        sampled = mine.count
+        server.periodic_callbacks["monitor"].callback()
+        assert server.monitor is mine
+        assert mine.count > sampled
 
 
 @gen_test()

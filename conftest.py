@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["distributed.tests.leaks"]
+pytest_plugins = ["distributed.tests.environments", "distributed.tests.leaks"]

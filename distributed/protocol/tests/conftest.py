@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distributed.tests.environments import ORIGINAL, _or_skip, original_python
-
-__all__ = ["original_python"]
+from distributed.tests.environments import ORIGINAL, _or_skip
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         -------
         dict
             ``ssl_context`` (None unless both an authority and a certificate of the role are set),
-            ``require_encryption`` and ``extra_conn_args``.
+            ``require_encryption`` and ``extra_conn_args``; ``token`` if there is one.
 
         Raises
         ------
@@ -222,6 +222,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
             "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_CLIENT),
             "require_encryption": self.require_encryption,
             "extra_conn_args": self.extra_conn_args,
+            **self._get_token(),
         }
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
@@ -232,7 +233,11 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         return {
             "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_SERVER),
             "require_encryption": self.require_encryption,
+            **self._get_token(),
         }
+
+    def _get_token(self) -> dict[str, Any]:
+        return {} if self.token is None else {"token": self.token}
 
     def _get_tls_context(self, role: str, protocol: ssl._SSLMethod) -> ssl.SSLContext | None:
         tls = self.get_tls_config_for_role(role)

@@ -70,6 +70,23 @@ def configured_token() -> str | None:
     return token
 
 
+def choose_token(given: str | bytes | None) -> str | bytes | None:
+    """Return the *given* token, or the one of the configuration, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither text nor bytes, or empty.
+    """
+    if given is None:
+        return configured_token()
+    if not isinstance(given, str | bytes):
+        raise TypeError(f"a token is text or bytes, not {type(given).__name__}")
+    if not given:
+        raise ValueError("an empty token would let anybody in")
+    return given
+
+
 class Authentication:
     """One side of one challenge and response.
 
@@ -97,9 +114,9 @@ class Authentication:
     """
 
     # State.  `_peer_nonce` is set once the other side's challenge has come.
-    def __init__(self, token: str, role: Role, channel: bytes | None = None) -> None:
+    def __init__(self, token: str | bytes, role: Role, channel: bytes | None = None) -> None:
         self.role: Role = role
-        self._token = token.encode()
+        self._token = token.encode() if isinstance(token, str) else token
         self._channel = channel
         self._nonce = secrets.token_bytes(NONCE_SIZE)
         self._peer_nonce: bytes | None = None

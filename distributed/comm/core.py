@@ -26,7 +26,7 @@ from distributed.comm.auth import (
     Authentication,
     AuthenticationError,
     Penalties,
-    configured_token,
+    choose_token,
 )
 from distributed.comm.registry import get_backend
 from distributed.protocol.compression import get_compression_settings
@@ -350,7 +350,7 @@ class BaseListener(Listener):
 
     # State.  `_handshaking` are the comms whose handshake is under way.
     # `_penalties` remembers the hosts from which peers came without the token.
-    token: str | None = None
+    token: str | bytes | None = None
     allow_pickle: bool | None = None
 
     def __init__(self) -> None:
@@ -531,7 +531,7 @@ async def connect(
         assert seconds is not None
     else:
         seconds = parse_timedelta(timeout, default="seconds")
-    token = connection_args.pop("token", None) or configured_token()
+    token = choose_token(connection_args.pop("token", None))
     allow_pickle = connection_args.pop("allow_pickle", None)
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
@@ -607,7 +607,7 @@ def listen(
         If the address cannot be understood.  An address that cannot be bound is
         an ``OSError`` when the listener is awaited.
     """
-    token = kwargs.pop("token", None) or configured_token()
+    token = choose_token(kwargs.pop("token", None))
     allow_pickle = kwargs.pop("allow_pickle", None)
     scheme, loc = parse_address(addr)
     listener: Listener

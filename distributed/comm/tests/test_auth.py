@@ -25,6 +25,7 @@ from distributed.comm.core import FatalCommClosedError, Listener
 from distributed.comm.tests.transports import TRANSPORTS
 from distributed.core import Server, rpc
 from distributed.protocol.framing import MessageDecoder, pack_message
+from distributed.security import Security
 from distributed.utils_test import captured_logger, gen_test
 
 TOKEN = "correct horse battery staple"
@@ -220,6 +221,35 @@ async def test_a_server_and_its_callers_may_be_given_the_token():
         async with rpc(server.address) as stranger:
             with pytest.raises(OSError, match="requires a token"):
                 await stranger.add(x=1, y=2)
+
+
+@gen_test()
+async def test_a_security_brings_its_token_to_both_sides():
+    security = Security(token=TOKEN)
+    async with Server({"add": lambda x, y: x + y}) as server:
+        await server.listen("tcp://127.0.0.1:0", **security.get_listen_args("worker"))
+        async with rpc(
+            server.address, connection_args=security.get_connection_args("client")
+        ) as remote:
+            assert await remote.add(x=1, y=2) == 3
+        with pytest.raises(FatalCommClosedError, match="requires a token"):
+            await connect(server.address)
+
+
+@pytest.mark.parametrize(("token", "error"), [("", ValueError), (b"", ValueError), (7, TypeError)])
+@gen_test()
+async def test_what_is_no_token_is_an_error(token, error):
+    with pytest.raises(error, match="token"):
+        listen("tcp://127.0.0.1:0", lambda comm: None, token=token)
+    with pytest.raises(error, match="token"):
+        await connect("tcp://127.0.0.1:1", token=token)
+
+
+@gen_test()
+async def test_a_token_may_be_bytes(transport):
+    async with transport.pair({"token": b"\xff\x00"}, token=b"\xff\x00") as (client, server):
+        await client.write(1)
+        assert await server.read() == 1
 
 
 @gen_test()

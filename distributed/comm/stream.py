@@ -67,7 +67,9 @@ class StreamComm(Comm):
             shard=self._shard,
         )
         key = "distributed.comm.max-handshake-size"
-        self._handshake_limits = Limits(config.get_bytes(key), max_frames=1, size_key=key)
+        self._handshake_limits = Limits(
+            config.get_bytes(key), max_frames=1, size_key=key, frames_key=None
+        )
         self._reading = False
         self._served = 0
         self._context: dict[str, Any] | None = None

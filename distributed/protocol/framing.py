@@ -69,11 +69,15 @@ class Limits(NamedTuple):
         Largest number of frames of one message.
     size_key
         Where the configuration has the largest size.
+    frames_key
+        Where it has the largest number of frames; None where that is not up to
+        anybody, as in a handshake.
     """
 
     max_message_size: int | None = None
     max_frames: int | None = 10_000_000
     size_key: str = "distributed.comm.max-message-size"
+    frames_key: str | None = "distributed.comm.max-frames"
 
 
 def allocate(nbytes: int) -> bytearray:
@@ -347,8 +351,13 @@ class MessageDecoder:
         if not count:
             raise FramingError("a message of no frames")
         if self.limits.max_frames is not None and count > self.limits.max_frames:
+            if self.limits.frames_key is None:
+                raise FramingError(
+                    f"what begins like a message of {count:,} frames, instead of "
+                    f"{self.limits.max_frames:,}; does the peer speak another protocol?"
+                )
             raise FramingError(
-                f"a message of {count:,} frames, where 'distributed.comm.max-frames' allows "
+                f"a message of {count:,} frames, where {self.limits.frames_key!r} allows "
                 f"{self.limits.max_frames:,}"
             )
         if first < 8 + 8 * count:

@@ -473,6 +473,18 @@ async def test_connecting_to_what_is_no_peer_fails_at_once(data):
 
 
 @gen_test()
+async def test_who_speaks_another_protocol_is_not_taken_for_too_many_frames():
+    async def serve(peer: RawPeer) -> None:
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await peer.is_closed()
+
+    async with raw_server(serve) as address:
+        with pytest.raises(FatalCommClosedError, match="speak another protocol") as caught:
+            await connect(address, timeout=20)
+    assert "max-frames" not in str(caught.value)
+
+
+@gen_test()
 async def test_connecting_to_a_server_that_says_nothing_times_out():
     async def serve(peer: RawPeer) -> None:
         await peer.is_closed()

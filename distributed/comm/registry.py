@@ -31,6 +31,8 @@ _BUILT_IN: Final = {
     "tcp": "distributed.comm.tcp:TCPBackend",
     "tls": "distributed.comm.tcp:TLSBackend",
     "unix": "distributed.comm.unix:UnixBackend",
+    "ws": "distributed.comm.ws:WSBackend",
+    "wss": "distributed.comm.ws:WSSBackend",
 }
 
 

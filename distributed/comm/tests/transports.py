@@ -107,6 +107,14 @@ def _unused_tls() -> str:
     return f"tls://127.0.0.1:{unused_port()}"
 
 
+def _unused_ws() -> str:
+    return f"ws://127.0.0.1:{unused_port()}"
+
+
+def _unused_wss() -> str:
+    return f"wss://127.0.0.1:{unused_port()}/a/path"
+
+
 def _unused_unix() -> str:
     return f"unix://{tempfile.gettempdir()}/dask-test-{uuid.uuid4().hex}.sock"
 
@@ -122,6 +130,13 @@ TRANSPORTS = {
     "tls": Transport(
         "tls://127.0.0.1:0",
         _unused_tls,
+        listen_args=lambda: tls_security().get_listen_args("scheduler"),
+        connect_args=lambda: tls_security().get_connection_args("client"),
+    ),
+    "ws": Transport("ws://127.0.0.1:0", _unused_ws),
+    "wss": Transport(
+        "wss://127.0.0.1:0/a/path",
+        _unused_wss,
         listen_args=lambda: tls_security().get_listen_args("scheduler"),
         connect_args=lambda: tls_security().get_connection_args("client"),
     ),

@@ -160,4 +160,6 @@ class RemoteCalls(ABC):
             finally:
                 self._release(comm)
 
+        # For who forgets to await it, or passes arguments without their names.
+        remote_call.__qualname__ = f"{type(self).__name__}.{name}"
         return remote_call

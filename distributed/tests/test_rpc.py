@@ -212,6 +212,15 @@ async def test_a_connection_closed_by_its_call_is_not_used_again(listen_at):
         assert await remote.inc(x=2) == 3
 
 
+def test_a_call_that_is_made_wrongly_is_named():
+    with rpc("tcp://127.0.0.1:1") as remote:
+        with pytest.raises(TypeError, match=r"^rpc\.add\(\) takes 0 positional arguments"):
+            remote.add(1, 2)
+        call = remote.add(x=1)
+        with pytest.warns(RuntimeWarning, match=r"'rpc\.add' was never awaited"):
+            del call
+
+
 @over_each_transport
 @gen_test()
 async def test_an_operation_that_does_not_exist_is_an_error_that_names_it(listen_at):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, final
 from tornado.ioloop import IOLoop
 
 from distributed.status import Status
+from distributed.utils import parse_timedelta
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,15 @@ class LifeCycle:
     thread_id
         The thread in which it was started, 0 before.
     death_timeout
-        Time in seconds that starting may take; None (the default) for any.
+        Time that starting may take, in seconds or like ``"2 minutes"``; None
+        (the default) for any.
     """
 
     # State.  `_status` moves init -> running -> closing -> closed, or to failed
     # if it did not start; subclasses may set it in between.  `_start_failure` is
     # set once, with failed.  `_close_begun` is set by the first call of close(),
     # `_event_finished` at its end, whatever happened.
-    death_timeout: float | None = None
+    death_timeout: float | str | None = None
 
     def __init__(self) -> None:
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
@@ -122,7 +124,7 @@ class LifeCycle:
             if self._status is not Status.init:
                 return self
             name = type(self).__name__
-            timeout = self.death_timeout
+            timeout = parse_timedelta(self.death_timeout)
             limit = asyncio.timeout(timeout)
             try:
                 async with limit:

@@ -235,6 +235,15 @@ async def test_the_death_timeout_of_one_server_can_be_set():
 
 
 @gen_test()
+async def test_the_death_timeout_may_have_a_unit():
+    server = Gated({})
+    server.death_timeout = "10ms"
+    with pytest.raises(asyncio.TimeoutError, match=r"timed out after 0\.01"):
+        await server
+    assert server.status is Status.failed
+
+
+@gen_test()
 async def test_a_timeout_within_start_unsafe_is_a_failure_like_any_other():
     class Impatient(Server):
         death_timeout = 20

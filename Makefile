@@ -7,9 +7,10 @@ VENV_DEMO := .venv-demo
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts format docs pytest clean python-is-new-enough
+.PHONY: help demo test check lint types contracts format docs pytest fuzz clean python-is-new-enough
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -45,9 +46,13 @@ contracts: $(VENV)/.made
 pytest: $(VENV)/.made
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+fuzz: $(VENV)/.made  ## search for messages that break the protocol, until interrupted (FUZZ_ARGS for libFuzzer)
+	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'
+	$(BIN)/python -m distributed.protocol.tests.fuzzing $(FUZZ_ARGS)
+
 clean:  ## remove the environments and all that was built
 	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made anew, not amended, when the declared requirements change: what was dropped from

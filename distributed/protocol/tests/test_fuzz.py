@@ -1,0 +1,43 @@
+"""Whatever arrives ends in a message or in an error of ours, soon and in little memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from distributed.protocol.tests import fuzzing
+
+INPUTS = 70_000
+
+RUN = """
+import json, sys
+from distributed.protocol.tests import fuzzing
+print(json.dumps(fuzzing.run(int(sys.argv[1]), int(sys.argv[2]))))
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wrong_messages_end_soon_in_a_message_or_an_error_of_ours(seed):
+    # In a process of its own, whose memory nothing else has used.
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(seed), str(INPUTS)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = fuzzing.Report(*json.loads(done.stdout))
+    assert INPUTS / 10 < report.right < INPUTS * 9 / 10
+    assert report.slowest < 1
+    assert report.grown < 32 * 2**20
+
+
+def test_the_messages_that_are_made_wrong_are_right():
+    readable = [frames for frames in fuzzing.seeds() if fuzzing.take(frames)]
+    assert len(readable) > 20
+
+
+def test_the_same_wrong_messages_are_made_again():
+    one, other = fuzzing.Mutator(5), fuzzing.Mutator(5)
+    assert [one.frames() for _ in range(50)] == [other.frames() for _ in range(50)]
+    assert [one.stream() for _ in range(50)] == [other.stream() for _ in range(50)]

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.util
 from array import array
 
 from hypothesis import strategies as st
 
 from distributed.core import Status
-from distributed.protocol import Serialize, ToPickle
+from distributed.protocol import (
+    Serialize,
+    ToPickle,
+    register_generic,
+    register_serialization,
+)
+
+
+class Pair:
+    """Has serializers of its own."""
+
+    def __init__(self, left, right):
+        self.left, self.right = left, right
+
+    def __eq__(self, other):
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None
+
+
+class Record:
+    """Is serialized by its attributes."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+register_serialization(
+    Pair, lambda x: ({}, [x.left, x.right]), lambda header, frames: Pair(*map(bytes, frames))
+)
+register_generic(Record)
 
 scalars = (
     st.none()
@@ -39,8 +70,35 @@ def collections(inner):
     )
 
 
+def arrays():
+    if importlib.util.find_spec("numpy") is None:
+        return st.nothing()
+    # Only seen as a part of numpy, this imports it.
+    from hypothesis.extra import numpy as hnp
+
+    dtypes = hnp.scalar_dtypes() | hnp.array_dtypes(max_size=3)
+    whole = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, min_side=0))
+    return whole | whole.map(lambda x: x.T) | whole.map(lambda x: x[..., ::-1] if x.ndim else x)
+
+
+typed_views = st.sampled_from("bBhHiIqQfd?").flatmap(
+    lambda format: st.integers(1, 5).map(lambda n: memoryview(bytes(8 * n)).cast(format))
+)
+#: Values whose types are registered, besides those that pickles give back as they were.
+registered = (
+    typed_views
+    | st.binary(max_size=50).map(memoryview)
+    | st.builds(Pair, st.binary(max_size=20), st.binary(max_size=20))
+    | arrays()
+)
+
 #: What `Serialize` may hold: arrives as it was, lists as lists.
-values = st.recursive(scalars | buffers, collections, max_leaves=8)
+picklable_values = st.recursive(scalars | buffers, collections, max_leaves=8)
+values = st.recursive(
+    scalars | buffers | registered,
+    lambda inner: collections(inner) | st.builds(Record, a=buffers | registered | st.integers()),
+    max_leaves=8,
+)
 
 
 def messages_with(pickled):
@@ -49,7 +107,7 @@ def messages_with(pickled):
 
 
 #: Messages: lists in them arrive as tuples.
-messages = messages_with(values)
+messages = messages_with(picklable_values)
 
 #: Messages that arrive the same when they were passed on: what is to be pickled is a plain value
 #: to those who do so.
@@ -68,11 +126,20 @@ def arrives(x):
 
 
 def same(x, y):
-    """Equality that tells types apart, as 1, 1.0 and True are."""
+    """Whether *x* is what arrives of *y*: types count, too, as 1, 1.0 and True are equal."""
+    if type(x) is bytes and isinstance(y, memoryview):
+        # In the midst of what is pickled, views go as bytes: also those of the original.
+        return x == y.tobytes()
     if type(x) is not type(y):
         return False
     if isinstance(x, (list, tuple)):
         return len(x) == len(y) and all(map(same, x, y))
     if isinstance(x, dict):
         return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
+    if isinstance(x, Record):
+        return same(vars(x), vars(y))
+    if isinstance(x, memoryview):
+        return (x.format, x.shape, x.tobytes()) == (y.format, y.shape, y.tobytes())
+    if type(x).__name__ == "ndarray":
+        return (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
     return bool(x == y)

@@ -25,6 +25,7 @@ from distributed.protocol.exceptions import (
     ProtocolError,
     SerializationError,
 )
+from distributed.protocol.tests.fuzzing import codecs
 from distributed.protocol.tests.strategies import (
     arrives,
     forwardable_messages,
@@ -36,8 +37,12 @@ from distributed.protocol.tests.test_vectors import VECTORS, frames_of
 
 REFUSALS = (ProtocolError, FamilyNotAllowedError, SerializationError)
 
-slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-contexts = st.sampled_from([None, {"compression": "zlib"}, {"pickle-protocol": 4}])
+slow = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+contexts = st.sampled_from(
+    [None, {"pickle-protocol": 4}, *({"compression": name} for name in codecs())]
+)
 sizes = st.sampled_from([None, 1000, 64, 7])
 
 

@@ -111,6 +111,10 @@ class BatchedSend:
         if max_buffer_size is None:
             max_buffer_size = config.get_bytes("distributed.comm.batched.max-buffer-size") or 0
         self.max_buffer_size = parse_bytes(max_buffer_size)
+        if interval is None:
+            raise TypeError(
+                "interval is a number of milliseconds or a text such as '2ms', not None"
+            )
         self.interval = parse_timedelta(interval, default="ms")
         self.loop = loop
         self.serializers = serializers

@@ -33,6 +33,8 @@ def coerce_to_address(o: str | tuple[str, int | None] | list[Any]) -> str:
     """
     if isinstance(o, list | tuple):
         o = unparse_host_port(*o)
+    if not isinstance(o, str):
+        raise TypeError(f"expected an address or (host, port), got {o!r}")
     return normalize_address(o)
 
 

@@ -210,6 +210,7 @@ class rpc(RemoteCalls):
                         self.comms[comm] = False
                         return comm
                     del self.comms[comm]
+                    comm.abort()
             # Whoever took a comm by live_comm() only marks it.
             self._released += [comm for comm, idle in self.comms.items() if idle]
             if not self._released:
@@ -644,9 +645,9 @@ class Server(BaseServer):
         await self.rpc.start()
         return self
 
-    async def _close(self, timeout: float | None) -> None:
+    async def _close_unsafe(self, timeout: float | None) -> None:
         try:
-            await super()._close(timeout)
+            await super()._close_unsafe(timeout)
         finally:
             await self.rpc.close()
 

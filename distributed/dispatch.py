@@ -84,9 +84,9 @@ class Dispatcher(LifeCycle):
     """
 
     # State.  `_comms` are the comms that requests are read from, each with the
-    # operation in progress or None; `_serving` the tasks that do so, each with
+    # operation in progress or None; `_serving_tasks` the tasks that do so, each with
     # its comm.  `_idle_streams` are comms on which handle_stream waits for a
-    # message.  `_calls` remembers how the handlers in `handlers` are called.
+    # message.  `_handler_calls` remembers how the handlers in `handlers` are called.
     counters: Mapping[str, Counter]
 
     def __init__(
@@ -96,6 +96,10 @@ class Dispatcher(LifeCycle):
         stream_handlers: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
+        for kind, given in (("handler", handlers), ("stream handler", stream_handlers or {})):
+            for op, handler in given.items():
+                if not callable(handler):
+                    raise TypeError(f"the {kind} of {op!r} is not callable: {handler!r}")
         self.handlers: dict[str, Callable[..., Any]] = {
             "identity": self.identity,
             "echo": self.echo,
@@ -116,10 +120,10 @@ class Dispatcher(LifeCycle):
         self.blocked_handlers = list(blocked_handlers)
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         self._comms: dict[Comm, str | None] = {}
-        self._serving: dict[asyncio.Task[Any], Comm] = {}
+        self._serving_tasks: dict[asyncio.Task[Any], Comm] = {}
         self._idle_streams: set[Comm] = set()
-        self._admission = Admission.configured()
-        self._calls: dict[str, _Call] = {}
+        self._comm_admission = Admission.configured()
+        self._handler_calls: dict[str, _Call] = {}
         self._ongoing_background_tasks = AsyncTaskGroup()
 
     # Built-in operations
@@ -160,19 +164,19 @@ class Dispatcher(LifeCycle):
         if not self._accepts_requests:
             comm.abort()
             return NoOpAwaitable()
-        refusal = self._admission.enter(comm)
-        serve = self._serve(comm) if refusal is None else self._refuse(comm, refusal)
+        refusal = self._comm_admission.enter(comm)
+        serve = self._serve_comm(comm) if refusal is None else self._refuse_comm(comm, refusal)
         task = asyncio.create_task(serve, name=f"serve {comm.peer_address}")
-        self._serving[task] = comm
-        task.add_done_callback(self._served)
+        self._serving_tasks[task] = comm
+        task.add_done_callback(self._comm_served)
         return NoOpAwaitable()
 
-    def _served(self, task: asyncio.Task[Any]) -> None:
-        self._admission.leave(self._serving.pop(task))
+    def _comm_served(self, task: asyncio.Task[Any]) -> None:
+        self._comm_admission.leave(self._serving_tasks.pop(task))
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving a comm", self.id, exc_info=exc)
 
-    async def _serve(self, comm: Comm) -> None:
+    async def _serve_comm(self, comm: Comm) -> None:
         self._comms[comm] = None
         try:
             await self.start()
@@ -186,7 +190,7 @@ class Dispatcher(LifeCycle):
                     if comm.closed():
                         raise
                     logger.warning("Received an unreadable request in %r", comm, exc_info=True)
-                    await self._answer(comm, None, error_message(exc, "uncaught-error"))
+                    await self._write_answer(comm, None, error_message(exc, "uncaught-error"))
                     continue
                 in_time = not self._close_begun
                 keep = await self._handle_request(comm, msg)
@@ -199,7 +203,7 @@ class Dispatcher(LifeCycle):
             comm.abort()
 
     async def _read_request(self, comm: Comm) -> Any:
-        idle = self._admission.idle
+        idle = self._comm_admission.idle
         if idle is None:
             return await comm.read()
         try:
@@ -210,14 +214,16 @@ class Dispatcher(LifeCycle):
                 f"no request for {idle:g} s ('distributed.comm.timeouts.idle')"
             ) from None
 
-    async def _refuse(self, comm: Comm, reason: str) -> None:
+    async def _refuse_comm(self, comm: Comm, reason: str) -> None:
         """Answer the first request on a comm that is one too many, and close it."""
         message = f"{self._name_in_messages} refuses a connection: {reason}"
         logger.warning("%s (it came from %s)", message, comm.peer_address)
         try:
             async with asyncio.timeout(_REFUSAL_TIME):
                 await comm.read()
-                await self._answer(comm, None, error_message(OSError(message), "uncaught-error"))
+                await self._write_answer(
+                    comm, None, error_message(OSError(message), "uncaught-error")
+                )
                 await comm.close()
         except (TimeoutError, CommClosedError) as exc:
             logger.debug("%s did not wait to be refused: %r", comm.peer_address, exc)
@@ -249,7 +255,7 @@ class Dispatcher(LifeCycle):
             op = msg.pop("op")
             if op == "close":
                 if reply:
-                    await self._answer(comm, op, "OK")
+                    await self._write_answer(comm, op, "OK")
                 return False
             if self._close_begun:
                 raise RuntimeError(
@@ -301,7 +307,7 @@ class Dispatcher(LifeCycle):
         if (
             reply
             and result is not Status.dont_reply
-            and not await self._answer(comm, op, result, serializers)
+            and not await self._write_answer(comm, op, result, serializers)
         ):
             return False
         return not close
@@ -311,7 +317,9 @@ class Dispatcher(LifeCycle):
         task = asyncio.current_task()
         return self._close_begun or (task is not None and task.cancelling() > 0)
 
-    async def _answer(self, comm: Comm, op: Any, result: Any, serializers: Any = None) -> bool:
+    async def _write_answer(
+        self, comm: Comm, op: Any, result: Any, serializers: Any = None
+    ) -> bool:
         """Write the *result* of a request; return whether the comm still works."""
         try:
             families = None if serializers is _ANY else serializers
@@ -326,7 +334,7 @@ class Dispatcher(LifeCycle):
             is_error = isinstance(result, dict) and result.get("status") == "uncaught-error"
             error = error_message(exc, "uncaught-error")
             # In the caller's families if he can read an error in these, else in any.
-            return await self._answer(comm, op, error, _ANY if is_error else serializers)
+            return await self._write_answer(comm, op, error, _ANY if is_error else serializers)
         return True
 
     def _find_handler(self, op: Any) -> _Call:
@@ -345,10 +353,10 @@ class Dispatcher(LifeCycle):
         handler = self.handlers.get(op) if isinstance(op, str) else None
         if handler is None:
             raise ValueError(f"No handler for op {_shorten(op)} in {self._name_in_messages}")
-        call = self._calls.get(op)
+        call = self._handler_calls.get(op)
         if call is None or call.handler is not handler:
             call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
-            self._calls[op] = call
+            self._handler_calls[op] = call
         return call
 
     @property
@@ -449,19 +457,19 @@ class Dispatcher(LifeCycle):
             comm.abort()
         running = [
             task
-            for task, comm in self._serving.items()
+            for task, comm in self._serving_tasks.items()
             if task is not me and self._comms.get(comm) is not None
         ]
         try:
             if running:
                 await asyncio.wait(running, timeout=grace)
         finally:
-            for task, comm in self._serving.items():
+            for task, comm in self._serving_tasks.items():
                 if task is not me:
                     if self._comms.get(comm) is None:
                         comm.abort()
                     task.cancel()
-        left = {task for task in self._serving if task is not me}
+        left = {task for task in self._serving_tasks if task is not me}
         if left:
             _, left = await asyncio.wait(left, timeout=max(grace, 1))
         for task in left:

@@ -3,7 +3,7 @@
 :class:`LifeCycle` knows the order of things, not what they are: it starts once
 whoever asks and however many ask, bounds that in time, turns a failure into a
 closed server and one clear error, and closes once.  What starting and closing
-mean is in the hooks :meth:`LifeCycle.start_unsafe` and :meth:`LifeCycle._close`.
+mean is in the hooks :meth:`LifeCycle.start_unsafe` and :meth:`LifeCycle._close_unsafe`.
 """
 
 from __future__ import annotations
@@ -137,16 +137,18 @@ class LifeCycle:
                 else:
                     failure = RuntimeError(f"{name} failed to start.")
                 failure.__cause__ = exc
-                await self._fail(failure)
+                await self._fail_to_start(failure)
                 raise failure from exc
             except BaseException:
-                await self._fail(RuntimeError(f"{name} failed to start: it was cancelled."))
+                await self._fail_to_start(
+                    RuntimeError(f"{name} failed to start: it was cancelled.")
+                )
                 raise
             if self._status is Status.init:
                 self.status = Status.running
         return self
 
-    async def _fail(self, failure: Exception) -> None:
+    async def _fail_to_start(self, failure: Exception) -> None:
         self._start_failure = failure
         if self._close_begun:
             # Whoever closes may be waiting for this.
@@ -172,6 +174,9 @@ class LifeCycle:
         reason
             Why, for the log.
         """
+        # Whoever configures may write "2s"; whoever writes what cannot be understood
+        # learns that before anything is closed.
+        grace = None if timeout is None else parse_timedelta(timeout)
         if self._close_begun:
             await self._event_finished.wait()
             return
@@ -180,12 +185,12 @@ class LifeCycle:
             self.status = Status.closing
         logger.debug("Closing %s%s", self.id, f": {reason}" if reason else "")
         try:
-            await self._close(timeout)
+            await self._close_unsafe(grace)
         finally:
             self.status = Status.closed
             self._event_finished.set()
 
-    async def _close(self, timeout: float | None) -> None:
+    async def _close_unsafe(self, timeout: float | None) -> None:
         """Do what closing takes; called once."""
 
     async def finished(self) -> None:

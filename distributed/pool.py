@@ -34,6 +34,8 @@ class PoolState:
     # waits while a place is free or a connection idle.  Only `_settle` gives
     # waiting calls what they need; whatever makes room calls it.
     def __init__(self, limit: int) -> None:
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"a pool has place for at least one connection, not for {limit!r}")
         self.limit = limit
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
         self.occupied: defaultdict[str, set[Comm]] = defaultdict(set)
@@ -109,6 +111,7 @@ class PoolState:
         while idle and comm is None:
             comm = idle.pop()
             if comm.closed():
+                comm.abort()
                 comm = None
         if idle is not None and not idle:
             del self.available[addr]

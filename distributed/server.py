@@ -94,11 +94,11 @@ class _Statistic(Generic[_T]):
     def __get__(self, server: BaseServer | None, owner: type) -> _Statistic[_T] | _T:
         if server is None:
             return self
-        value: _T = getattr(server._statistics, self._attribute)
+        value: _T = getattr(server._server_statistics, self._attribute)
         return value
 
     def __set__(self, server: BaseServer, value: _T) -> None:
-        setattr(server._statistics, self._attribute, value)
+        setattr(server._server_statistics, self._attribute, value)
 
 
 class BaseServer(Dispatcher):
@@ -111,8 +111,9 @@ class BaseServer(Dispatcher):
     allow_pickle: bool | None = None
 
     # State.  `listeners` in the order in which they were bound.  `_address` and
-    # `_listen_address` are None until they are asked for or set.  `_binding` are
-    # the calls of listen() that did not come to an end.
+    # `_listen_address` are None until they are asked for or set, `_local_directory`
+    # unless it is set.  `_binding_tasks` are the calls of listen() that did not come
+    # to an end.
     def __init__(
         self,
         handlers: Mapping[str, Callable[..., Any]],
@@ -128,13 +129,14 @@ class BaseServer(Dispatcher):
         self.listeners: list[Listener] = []
         self._address: str | None = None
         self._listen_address: str | None = None
+        self._local_directory: str | None = None
         self._bind_lock = asyncio.Lock()
-        self._binding: set[asyncio.Task[Any]] = set()
-        self._statistics = Statistics(type(self).__name__, tick_limit=tick_limit)
+        self._binding_tasks: set[asyncio.Task[Any]] = set()
+        self._server_statistics = Statistics(type(self).__name__, tick_limit=tick_limit)
         self.periodic_callbacks: dict[str, PeriodicCallback] = (
-            self._statistics.make_periodic_callbacks()
+            self._server_statistics.make_periodic_callbacks()
         )
-        self._scratch = ScratchDirectory(
+        self._scratch_directory = ScratchDirectory(
             type(self).__name__,
             local_directory=None if local_directory is None else os.fspath(local_directory),
             needs_workdir=needs_workdir,
@@ -153,7 +155,7 @@ class BaseServer(Dispatcher):
         if not self._accepts_requests:
             # Closed while it started.
             return
-        self._statistics.reset_ticks()
+        self._server_statistics.reset_ticks()
         for callback in self.periodic_callbacks.values():
             if not callback.is_running():
                 callback.start()
@@ -168,13 +170,13 @@ class BaseServer(Dispatcher):
         self._stop_listeners()
 
     def _stop_listeners(self) -> None:
-        for task in self._binding:
+        for task in self._binding_tasks:
             task.cancel()
-        self._binding.clear()
+        self._binding_tasks.clear()
         for listener in self.listeners:
             listener.stop()
 
-    async def _close(self, timeout: float | None) -> None:
+    async def _close_unsafe(self, timeout: float | None) -> None:
         try:
             self.stop()
             await self._finish_handlers(CLOSE_GRACE if timeout is None else timeout)
@@ -183,10 +185,10 @@ class BaseServer(Dispatcher):
             me = asyncio.current_task()
             for comm, op in list(self._comms.items()):
                 # The comm over which close() was called still wants its answer.
-                if op is None or me not in self._serving:
+                if op is None or me not in self._serving_tasks:
                     comm.abort()
-            self._statistics.close()
-            await self._scratch.close_async()
+            self._server_statistics.close()
+            await self._scratch_directory.close_async()
 
     # Addresses
 
@@ -234,7 +236,7 @@ class BaseServer(Dispatcher):
         async def bind() -> None:
             task = asyncio.current_task()
             assert task is not None
-            self._binding.add(task)
+            self._binding_tasks.add(task)
             try:
                 async with self._bind_lock:
                     if not self._accepts_requests:
@@ -249,11 +251,11 @@ class BaseServer(Dispatcher):
                         )
                     )
             except asyncio.CancelledError:
-                if task in self._binding:
+                if task in self._binding_tasks:
                     raise
                 raise RuntimeError(f"cannot listen at {addr}: {self.id} was stopped") from None
             finally:
-                self._binding.discard(task)
+                self._binding_tasks.discard(task)
 
         loop: asyncio.AbstractEventLoop
         try:
@@ -361,18 +363,24 @@ class BaseServer(Dispatcher):
 
     def digest_metric(self, name: Any, value: float) -> None:
         """Take note of one value of a metric."""
-        self._statistics.digest_metric(name, value)
+        self._server_statistics.digest_metric(name, value)
 
     # Files
 
     @property
     def local_directory(self) -> str:
         """A scratch directory; made on first use, removed when the server closes."""
-        return self._scratch.path
+        if self._local_directory is None:
+            return self._scratch_directory.path
+        return self._local_directory
+
+    @local_directory.setter
+    def local_directory(self, path: str) -> None:
+        self._local_directory = path
 
     @property
     def _original_local_dir(self) -> str | None:
-        return self._scratch.original
+        return self._scratch_directory.original
 
     async def upload_file(
         self, filename: str, data: str | bytes, load: bool = True
@@ -394,7 +402,7 @@ class BaseServer(Dispatcher):
             ``{"status": "OK", "nbytes": …}``, or an error message.
         """
         try:
-            return await self._scratch.upload_file_async(filename, data, load=load)
+            return await self._scratch_directory.upload_file_async(filename, data, load=load)
         except Exception as exc:
             logger.exception("Cannot store %r", filename)
             return dict(error_message(exc))

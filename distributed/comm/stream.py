@@ -70,6 +70,7 @@ class StreamComm(Comm):
         self._handshake_limits = Limits(
             config.get_bytes(key), max_frames=1, size_key=key, frames_key=None
         )
+        self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop  # type: ignore[attr-defined]
         self._reading = False
         self._served = 0
         self._context: dict[str, Any] | None = None
@@ -207,17 +208,18 @@ class StreamComm(Comm):
         except (TimeoutError, StreamClosedError) as exc:
             logger.info("Closed %r before all that was written had left: %r", self, exc)
         finally:
-            stream.close()
+            _close_stream(stream)
 
     def abort(self) -> None:
         stream, self.stream = self.stream, None
         self._finalizer.detach()
         if stream is not None:
-            stream.close()
+            _close_stream(stream)
 
     def closed(self) -> bool:
         stream = self.stream
-        return stream is None or stream.closed()
+        # A stream whose loop was closed can do no more than be closed.
+        return stream is None or stream.closed() or self._loop.is_closed()
 
     def _invalid_error(self, exc: FramingError) -> CommClosedError:
         """Tell what arrived instead of a message."""
@@ -234,8 +236,16 @@ class StreamComm(Comm):
         return CommClosedError(f"in {self!r}: Stream is closed")
 
 
+def _close_stream(stream: IOStream) -> None:
+    """Close *stream*, also after the loop that it was made on."""
+    if stream.io_loop.asyncio_loop.is_closed():  # type: ignore[attr-defined]
+        stream.close_fd()
+    else:
+        stream.close()
+
+
 def _close_dangling(stream: IOStream, comm: str) -> None:
     """Close the stream of a comm that was forgotten."""
     if not stream.closed():
         logger.warning("Closing dangling stream in %s", comm)
-        stream.close()
+        _close_stream(stream)

@@ -176,6 +176,11 @@ class BaseTCPConnector(Connector):
             If the connection cannot be made.
         """
         host, port = parse_host_port(address)
+        if not host:
+            raise ValueError(
+                f"cannot connect to {self.prefix}{address}: it names no host, "
+                "as only an address to listen at may"
+            )
         client = self._make_client(address, connection_args)
         try:
             stream = await client.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)

@@ -149,3 +149,8 @@ async def test_there_is_no_wait_where_there_is_room():
     stream.send(b"x" * 400)
     await stream.drain()
     stream.abort()
+
+
+def test_an_interval_of_none_is_refused_at_once():
+    with pytest.raises(TypeError, match="interval"):
+        BatchedSend(None)

@@ -424,3 +424,11 @@ class Handlers:
 )
 def test_a_handler_expects_the_comm_if_its_first_parameter_is_named_so(func, expected):
     assert _expects_comm(func) is expected
+
+
+@gen_test()
+async def test_an_address_that_only_a_listener_may_have_is_refused_at_once():
+    with pytest.raises(ValueError, match="names no host"):
+        await connect("tcp://:8888")
+    with pytest.raises(TypeError, match="expected an address or"):
+        rpc(5)

@@ -350,9 +350,9 @@ async def test_a_graceful_close_keeps_its_status_until_the_end():
     seen = []
 
     class Graceful(Server):
-        async def _close(self, timeout):
+        async def _close_unsafe(self, timeout):
             seen.append(self.status)
-            await super()._close(timeout)
+            await super()._close_unsafe(timeout)
 
     server = await Graceful({})
     server.status = Status.closing_gracefully
@@ -409,10 +409,10 @@ async def test_close_runs_once():
     closes = 0
 
     class Counting(Server):
-        async def _close(self, timeout):
+        async def _close_unsafe(self, timeout):
             nonlocal closes
             closes += 1
-            await super()._close(timeout)
+            await super()._close_unsafe(timeout)
 
     server = await Counting({})
     await asyncio.gather(server.close(), server.close())

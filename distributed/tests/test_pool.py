@@ -986,3 +986,9 @@ async def test_serializers_of_the_pool_limit_what_its_calls_may_send():
             await remote.inc(x=to_serialize(1j))
         assert pool.open == 1
         assert await remote.inc(x=1) == 2
+
+
+@pytest.mark.parametrize("limit", [0, -1, "5", None, 2.5])
+def test_a_limit_that_leaves_no_place_is_an_error(limit):
+    with pytest.raises(ValueError, match="at least one connection"):
+        ConnectionPool(limit=limit)

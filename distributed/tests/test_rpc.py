@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -739,3 +740,32 @@ def test_the_protocols_of_the_language_are_no_remote_calls(name):
 def test_an_operation_whose_name_is_private_is_a_remote_call():
     with rpc("tcp://127.0.0.1:1") as remote:
         assert callable(remote._private)
+
+
+def test_an_rpc_outlives_the_loop_that_its_comms_were_made_on():
+    ready, stop = threading.Event(), threading.Event()
+    address = ""
+
+    async def serve():
+        nonlocal address
+        async with Server({}) as server:
+            await server.listen("tcp://127.0.0.1:0")
+            address = server.address
+            ready.set()
+            await async_poll_for(stop.is_set, timeout=30)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        remote = rpc(address)
+
+        async def call(x):
+            return await remote.echo(data=x)
+
+        assert [asyncio.run(call(1)), asyncio.run(call(2))] == [1, 2]
+        assert len(remote.comms) == 1
+        remote.close_rpc()
+    finally:
+        stop.set()
+        thread.join()

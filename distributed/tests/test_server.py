@@ -367,3 +367,34 @@ asyncio.run(main())
 def test_an_unknown_keyword_is_a_type_error():
     with pytest.raises(TypeError, match="no_such_keyword"):
         Server({}, no_such_keyword=1)
+
+
+def test_a_handler_that_cannot_be_called_is_an_error_that_names_its_op():
+    with pytest.raises(TypeError, match="the handler of 'add' is not callable: 3"):
+        Server({"add": 3})
+    with pytest.raises(TypeError, match="the stream handler of 'note' is not callable"):
+        Server({}, stream_handlers={"note": "x"})
+
+
+def test_the_names_of_hooks_and_parts_are_free_for_subclasses():
+    taken = {name for name in dir(Server({})) if name.startswith("_") and name[1] != "_"}
+    assert not taken & {
+        *("_close", "_fail", "_answer", "_calls", "_serving", "_serve", "_name", "_scratch"),
+        *("_statistics", "_binding", "_admission", "_start", "_stop", "_task", "_tasks", "_loop"),
+    }
+
+
+@gen_test()
+async def test_the_grace_of_close_may_be_given_with_a_unit():
+    server = await Server({})
+    with pytest.raises(ValueError, match="soon"):
+        await server.close(timeout="soon")
+    assert server.status is Status.running
+    await server.close(timeout="200ms")
+    assert server.status is Status.closed
+
+
+def test_the_local_directory_may_be_set(tmp_path):
+    server = Server({})
+    server.local_directory = str(tmp_path)
+    assert server.local_directory == str(tmp_path)

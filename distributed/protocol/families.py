@@ -132,6 +132,7 @@ def register_serialization(
 
     Examples
     --------
+    >>> from distributed.protocol import deserialize, serialize
     >>> class Ratio:
     ...     def __init__(self, text):
     ...         self.text = text

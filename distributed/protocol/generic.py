@@ -14,7 +14,12 @@ from distributed.protocol import pickle
 from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.limits import check_unpickling, may_unpickle
-from distributed.protocol.objects import _is_msgpack_serializable, deserialize, serialize
+from distributed.protocol.objects import (
+    _can_be_key,
+    _is_msgpack_serializable,
+    deserialize,
+    serialize,
+)
 
 __all__ = ["ObjectDictSerializer", "register_generic"]
 
@@ -44,19 +49,31 @@ class ObjectDictSerializer:
 
     def serialize(self, est: Any, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
         """Return a header and frames for *est*; *context* is as for `serialize`."""
-        simple: dict[str, Any] = {}
-        complex: dict[str, dict[str, Any]] = {}
         frames: list[Any] = []
-        for name, value in est.__dict__.items():
+        return self._describe(type(est), est.__dict__, frames, context), frames
+
+    def _describe(
+        self, cls: type, attributes: dict[Any, Any], frames: list[Any], context: Any
+    ) -> dict[str, Any]:
+        """The header for *attributes*, whose frames are appended to *frames*."""
+        simple: dict[Any, Any] = {}
+        complex: dict[Any, dict[str, Any]] = {}
+        for name, value in attributes.items():
             if _is_msgpack_serializable(value):
                 simple[name] = value
                 continue
-            sub_header, sub_frames = serialize(
-                value,
-                serializers=(self.serializer, "pickle"),
-                on_error="raise",
-                context=context,
-            )
+            sub_frames: list[Any]
+            if type(value) is dict and all(map(_can_be_key, value)):
+                # The original takes dictionaries apart as it does objects.
+                sub_frames = []
+                sub_header = {"nested-dict": self._describe(dict, value, sub_frames, context)}
+            else:
+                sub_header, sub_frames = serialize(
+                    value,
+                    serializers=(self.serializer, "pickle"),
+                    on_error="raise",
+                    context=context,
+                )
             complex[name] = {
                 "header": sub_header,
                 "start": len(frames),
@@ -65,15 +82,19 @@ class ObjectDictSerializer:
             frames += sub_frames
         return {
             "serializer": self.serializer,
-            "type-serialized": pickle.dumps(type(est)),
+            "type-serialized": pickle.dumps(cls),
             "simple": simple,
             "complex": complex,
-        }, frames
+        }
 
     def deserialize(self, header: dict[str, Any], frames: Sequence[Any]) -> Any:
         """Make an object from what `serialize` gave, without calling its ``__init__``."""
         cls = self._find_type(header["type-serialized"])
         est: Any = object.__new__(cls)
+        est.__dict__.update(self._attributes(header, frames))
+        return est
+
+    def _attributes(self, header: dict[str, Any], frames: Sequence[Any]) -> dict[str, Any]:
         attributes = dict(header["simple"])
         for name, part in header["complex"].items():
             start, stop = part["start"], part["stop"]
@@ -82,9 +103,12 @@ class ObjectDictSerializer:
                     f"attribute {name!r:.100} is said to be in frames {start} to {stop} "
                     f"of {len(frames)}"
                 )
-            attributes[name] = deserialize(part["header"], frames[start:stop])
-        est.__dict__.update(attributes)
-        return est
+            sub_header = part["header"]
+            if "nested-dict" in sub_header:
+                attributes[name] = self._attributes(sub_header["nested-dict"], frames[start:stop])
+            else:
+                attributes[name] = deserialize(sub_header, frames[start:stop])
+        return attributes
 
     @staticmethod
     def _find_type(pickled: bytes) -> type:

@@ -25,7 +25,7 @@ __all__ = ["deserialize_keras_model", "serialize_keras_model"]
 Header = dict[str, Any]
 
 
-def serialize_keras_model(model: keras.Model) -> tuple[Header, list[Any]]:
+def serialize_keras_model(model: keras.Model, context: Any = None) -> tuple[Header, list[Any]]:
     """Describe a model and give its weights, and its optimizer's state if it has any.
 
     Raises
@@ -44,7 +44,7 @@ def serialize_keras_model(model: keras.Model) -> tuple[Header, list[Any]]:
     weights = model.get_weights()
     headers, counts, frames = [], [], []
     for array in (*weights, *(keras.ops.convert_to_numpy(v) for v in state)):
-        sub_header, sub_frames = serialize(array, on_error="raise")
+        sub_header, sub_frames = serialize(array, on_error="raise", context=context)
         headers.append(sub_header)
         counts.append(len(sub_frames))
         frames += sub_frames

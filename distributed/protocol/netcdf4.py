@@ -81,10 +81,12 @@ def deserialize_netcdf4_group(header: Header, frames: Sequence[Buffer]) -> netCD
     return deserialize_netcdf4_dataset(header, frames)[header["path"]]
 
 
-def serialize_netcdf4_variable(x: netCDF4.Variable) -> tuple[Header, list[Any]]:
+def serialize_netcdf4_variable(
+    x: netCDF4.Variable, context: Any = None
+) -> tuple[Header, list[Any]]:
     """What the variable's group or file is sent as, and its name there."""
     parent = x.group()
-    header, frames = serialize(parent, on_error="raise")
+    header, frames = serialize(parent, on_error="raise", context=context)
     header["parent-type"] = typename(type(parent))
     header["parent-type-serialized"] = pickle.dumps(type(parent))
     header["name"] = x.name

@@ -23,6 +23,7 @@ from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.families import pickle_dumps, pickle_loads
+from distributed.protocol.objects import accepts_pickles
 from distributed.protocol.utils import Buffer, host_array_from_buffers, join_frames
 from distributed.utils import ensure_memoryview
 
@@ -45,8 +46,8 @@ Header = dict[str, Any]
 # Above this an element's size says nothing about where it is sensible to cut the memory.
 _MAX_ITEMSIZE = 255
 
-# Types that stand in the "dtype" of a header: whether the value is pickled, and the value.
-_PLAIN, _PICKLED = 0, 1
+# How the type of elements is given in the "dtype" of a header.  The original knows the first two.
+_PLAIN, _PICKLED, _SPELLED_OUT = 0, 1, 2
 
 # Python types that msgpack gives back as they were.
 _PLAIN_SCALARS = (bool, int, float)
@@ -81,12 +82,14 @@ def serialize_numpy_ndarray(
     if type(x) not in _MERE_MEMORY:
         raise NotImplementedError(f"{type(x).__name__} may hold more than its elements")
     if x.dtype.hasobject:
-        return _serialize_objects(x)
-    return _describe(np.asarray(x))
+        return _serialize_objects(x, context)
+    return _describe(np.asarray(x), context)
 
 
-def _serialize_objects(x: np.ndarray[Any, Any]) -> tuple[Header, list[Any]]:
-    pickled, frames = pickle_dumps(x)
+def _serialize_objects(x: np.ndarray[Any, Any], context: Any) -> tuple[Header, list[Any]]:
+    if not accepts_pickles(context):
+        raise TypeError("the elements of an array of objects have to be pickled")
+    pickled, frames = pickle_dumps(x, context)
     header: Header = {"pickle": True}
     if len(frames) > 1:
         header["writeable"] = pickled["writeable"]
@@ -95,9 +98,9 @@ def _serialize_objects(x: np.ndarray[Any, Any]) -> tuple[Header, list[Any]]:
     return header, frames
 
 
-def _describe(x: np.ndarray[Any, Any]) -> tuple[Header, list[Any]]:
+def _describe(x: np.ndarray[Any, Any], context: Any) -> tuple[Header, list[Any]]:
     header: Header = {
-        "dtype": _describe_dtype(x.dtype),
+        "dtype": _describe_dtype(x.dtype, context),
         "shape": x.shape,
         "strides": x.strides,
         "writeable": [x.flags.writeable],
@@ -117,11 +120,43 @@ def _describe(x: np.ndarray[Any, Any]) -> tuple[Header, list[Any]]:
     return header, [_memory(flat)]
 
 
-def _describe_dtype(dtype: np.dtype[Any]) -> tuple[int, str | bytes]:
-    if dtype.kind == "V" or dtype.isbuiltin == 2:
-        # Fields, or a type of another library: more than dtype.str tells.
+def _describe_dtype(dtype: np.dtype[Any], context: Any) -> tuple[int, Any]:
+    if dtype.kind != "V" and dtype.isbuiltin != 2:
+        return _PLAIN, dtype.str
+    # Fields, or a type of another library: more than dtype.str tells.
+    if accepts_pickles(context):
         return _PICKLED, pickle.dumps(dtype, protocol=4)
-    return _PLAIN, dtype.str
+    return _SPELLED_OUT, _spell_out(dtype)
+
+
+def _spell_out(dtype: np.dtype[Any]) -> str | dict[str, Any]:
+    """A type in words that msgpack has, for receivers that unpickle nothing."""
+    if dtype.isbuiltin == 2:
+        raise TypeError(f"the type {dtype} of an array's elements has to be pickled")
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"base": _spell_out(base), "shape": shape}
+    if dtype.names is None:
+        return dtype.str
+    # A field is given by its type, its offset in bytes and, if it has one, its title.
+    fields = [dtype.fields[name] for name in dtype.names]
+    return {
+        "names": dtype.names,
+        "formats": [_spell_out(field[0]) for field in fields],
+        "offsets": [field[1] for field in fields],
+        "titles": [field[2] if len(field) > 2 else None for field in fields],
+        "itemsize": dtype.itemsize,
+    }
+
+
+def _read_spelled_out(spelled: Any) -> np.dtype[Any]:
+    if not isinstance(spelled, dict):
+        return plain_dtype(spelled)
+    if "base" in spelled:
+        return np.dtype((_read_spelled_out(spelled["base"]), spelled["shape"]))
+    formats = [_read_spelled_out(format) for format in spelled["formats"]]
+    fields = {key: spelled[key] for key in ("names", "offsets", "titles", "itemsize")}
+    return np.dtype({**fields, "formats": formats})
 
 
 def _flatten(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
@@ -214,6 +249,8 @@ def _read_dtype(described: Any) -> np.dtype[Any]:
     kind, value = described
     if kind == _PLAIN:
         return plain_dtype(value)
+    if kind == _SPELLED_OUT:
+        return _read_spelled_out(value)
     if kind == _PICKLED and isinstance(value, bytes):
         dtype = pickle.loads(value)
     else:
@@ -294,17 +331,21 @@ def serialize_numpy_maskedarray(
     """
     if type(x) is not np.ma.MaskedArray or x.baseclass is not np.ndarray:
         raise NotImplementedError(f"{type(x).__name__} may hold more than data and mask")
-    data_header, frames = serialize_numpy_ndarray(x.data)
+    data_header, frames = serialize_numpy_ndarray(x.data, context)
     header: Header = {"data-header": data_header, "nframes": len(frames)}
     if x.mask is not np.ma.nomask:
-        header["mask-header"], mask_frames = serialize_numpy_ndarray(np.asarray(x.mask))
+        header["mask-header"], mask_frames = serialize_numpy_ndarray(np.asarray(x.mask), context)
         frames += mask_frames
     fill_value = x.fill_value
     scalar = fill_value.item() if isinstance(fill_value, np.generic) else fill_value
     if type(scalar) in _PLAIN_SCALARS:
         header["fill-value"] = (False, scalar)
-    else:
+    elif accepts_pickles(context):
         header["fill-value"] = (True, pickle.dumps(fill_value))
+    else:
+        header["fill-value"] = (False, None)
+        header["fill-value-header"], fill_value_frames = _describe(np.asarray(fill_value), context)
+        frames += fill_value_frames
     if x.hardmask:
         header["hard-mask"] = True
     return header, frames
@@ -328,8 +369,10 @@ def deserialize_numpy_maskedarray(
     data = deserialize_numpy_ndarray(header["data-header"], frames[:n])
     mask: Any = np.ma.nomask
     if "mask-header" in header:
-        mask = deserialize_numpy_ndarray(header["mask-header"], frames[n:])
+        mask = deserialize_numpy_ndarray(header["mask-header"], frames[n : n + 1])
     pickled, fill_value = header["fill-value"]
+    if "fill-value-header" in header:
+        fill_value = deserialize_numpy_ndarray(header["fill-value-header"], frames[-1:])[()]
     if pickled:
         fill_value = pickle.loads(fill_value)
     if data.dtype.names is None and fill_value == np.ma.default_fill_value(data):
@@ -355,7 +398,7 @@ def deserialize_numpy_ma_masked(header: Header, frames: Sequence[Buffer]) -> Any
 
 def serialize_numpy_matrix(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
     """A matrix as an array that is marked as one."""
-    header, frames = serialize_numpy_ndarray(x)
+    header, frames = serialize_numpy_ndarray(x, context)
     header["matrix"] = True
     return header, frames
 

@@ -24,9 +24,11 @@ Header = dict[str, Any]
 _by_attribute = ObjectDictSerializer("dask")
 
 
-def serialize_scipy_sparse_dok(x: scipy.sparse.dok_matrix) -> tuple[Header, list[Any]]:
+def serialize_scipy_sparse_dok(
+    x: scipy.sparse.dok_matrix, context: Any = None
+) -> tuple[Header, list[Any]]:
     """A dictionary of keys as the matrix of coordinates that it amounts to."""
-    header, frames = _by_attribute.serialize(x.tocoo())
+    header, frames = _by_attribute.serialize(x.tocoo(), context)
     return {"coo_header": header}, frames
 
 

@@ -22,7 +22,7 @@ __all__ = ["deserialize_sparse", "serialize_sparse"]
 Header = dict[str, Any]
 
 
-def serialize_sparse(x: sparse.COO) -> tuple[Header, list[Any]]:
+def serialize_sparse(x: sparse.COO, context: Any = None) -> tuple[Header, list[Any]]:
     """Coordinates and values, and what stands between them where that is not zero.
 
     Raises
@@ -32,8 +32,8 @@ def serialize_sparse(x: sparse.COO) -> tuple[Header, list[Any]]:
     """
     if type(x) is not sparse.COO:
         raise NotImplementedError(f"{type(x).__name__} may hold more than a sparse.COO")
-    coords_header, coords_frames = serialize(x.coords, on_error="raise")
-    data_header, data_frames = serialize(x.data, on_error="raise")
+    coords_header, coords_frames = serialize(x.coords, on_error="raise", context=context)
+    data_header, data_frames = serialize(x.data, on_error="raise", context=context)
     header: Header = {
         "coords-header": coords_header,
         "data-header": data_header,
@@ -43,7 +43,9 @@ def serialize_sparse(x: sparse.COO) -> tuple[Header, list[Any]]:
     frames = coords_frames + data_frames
     if x.fill_value != 0:
         # The original leaves this out, and is none the wiser for finding it.
-        header["fill-value-header"], fill_value_frames = serialize(x.fill_value, on_error="raise")
+        header["fill-value-header"], fill_value_frames = serialize(
+            x.fill_value, on_error="raise", context=context
+        )
         frames += fill_value_frames
     return header, frames
 

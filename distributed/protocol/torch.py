@@ -24,7 +24,7 @@ import torch
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import ObjectDictSerializer
-from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.objects import accepts_pickles, deserialize, serialize
 from distributed.protocol.utils import Buffer
 from distributed.utils import ensure_memoryview
 
@@ -85,7 +85,7 @@ def _from_host(x: Any) -> torch.Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
-def serialize_torch_Tensor(t: torch.Tensor) -> tuple[Header, list[Any]]:
+def serialize_torch_Tensor(t: torch.Tensor, context: Any = None) -> tuple[Header, list[Any]]:
     """A tensor, and its gradient if it has one, as arrays.
 
     Raises
@@ -95,10 +95,10 @@ def serialize_torch_Tensor(t: torch.Tensor) -> tuple[Header, list[Any]]:
     """
     _check_mere_tensor(t, torch.Tensor)
     gradient = _gradient(t)
-    sub_header, frames = serialize(_to_host(t), on_error="raise")
+    sub_header, frames = serialize(_to_host(t), on_error="raise", context=context)
     header: Header = {"sub-header": sub_header}
     if gradient is not None:
-        grad_header, grad_frames = serialize(_to_host(gradient), on_error="raise")
+        grad_header, grad_frames = serialize(_to_host(gradient), on_error="raise", context=context)
         header["grad"] = {"header": grad_header, "start": len(frames)}
         frames += grad_frames
     header["requires_grad"] = t.requires_grad
@@ -121,7 +121,9 @@ def deserialize_torch_Tensor(header: Header, frames: Sequence[Buffer]) -> torch.
     return t
 
 
-def serialize_torch_Parameters(p: torch.nn.Parameter) -> tuple[Header, list[Any]]:
+def serialize_torch_Parameters(
+    p: torch.nn.Parameter, context: Any = None
+) -> tuple[Header, list[Any]]:
     """A parameter as the tensor that it is made of.
 
     Raises
@@ -132,7 +134,7 @@ def serialize_torch_Parameters(p: torch.nn.Parameter) -> tuple[Header, list[Any]
     _check_mere_tensor(p, torch.nn.Parameter)
     t = p.detach()
     t.grad = _gradient(p)
-    sub_header, frames = serialize(t, on_error="raise")
+    sub_header, frames = serialize(t, on_error="raise", context=context)
     return {"sub-header": sub_header, "requires_grad": p.requires_grad}, frames
 
 
@@ -190,7 +192,7 @@ def _pickle(x: Any) -> tuple[Header, list[Any], set[int]]:
     return {"serializer": "pickle", "writeable": writeable}, [pickled, *buffers], pickler.parts
 
 
-def serialize_torch_module(m: torch.nn.Module) -> tuple[Header, list[Any]]:
+def serialize_torch_module(m: torch.nn.Module, context: Any = None) -> tuple[Header, list[Any]]:
     """A module attribute by attribute, each of them pickled as a whole.
 
     What is shared within an attribute, as tied weights of submodules are, arrives shared.
@@ -202,6 +204,8 @@ def serialize_torch_module(m: torch.nn.Module) -> tuple[Header, list[Any]]:
         themselves how they are pickled.
     """
     cls = type(m)
+    if not accepts_pickles(context):
+        raise TypeError(f"the attributes of a {cls.__name__} have to be pickled")
     if _SAYS_HOW & _defined_below_module(cls):
         raise NotImplementedError(f"{cls.__name__} says itself how it is pickled")
     header: Header = {

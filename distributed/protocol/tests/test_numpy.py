@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
-from distributed.protocol.exceptions import HeaderError, ProtocolError
+from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
+from distributed.protocol.limits import default_policy, reading
 from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received, sent
 from distributed.protocol.tests.test_vectors import frames_of, joined, named
 from distributed.utils_test import gen_test
@@ -286,6 +287,53 @@ def test_a_masked_subclass_arrives_as_itself():
     assert arrived.tolist() == x.tolist()
 
 
+# Without pickles
+
+NO_PICKLES = {"allow-pickle": False}
+
+
+def sent_without_pickles(x):
+    frames = received(dumps(Serialize(x), on_error="raise", context=NO_PICKLES))
+    with reading(default_policy()._replace(allow_pickle=False)):
+        return loads(frames)
+
+
+@each_array
+def test_an_array_travels_where_nothing_is_unpickled_unless_it_holds_objects(x):
+    if x.dtype.hasobject:
+        with pytest.raises(SerializationError, match="have to be pickled"):
+            sent_without_pickles(x)
+    else:
+        assert_same(sent_without_pickles(x), x)
+
+
+@pytest.mark.parametrize("name", [name for name, x in MASKED.items() if x.dtype != object])
+def test_a_masked_array_travels_where_nothing_is_unpickled(name):
+    arrived = sent_without_pickles(MASKED[name])
+    assert repr(arrived) == repr(MASKED[name])
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        {"names": ("a",), "formats": ("i4",), "offsets": (5,), "titles": (None,), "itemsize": 8},
+        {"names": ("a",), "formats": ("O",), "offsets": (0,), "titles": (None,), "itemsize": 8},
+        {"names": ("a",), "formats": ("i8",), "offsets": (-8,), "titles": (None,), "itemsize": 8},
+        {"names": ("a", "b"), "formats": ("i8",), "offsets": (0,), "titles": (), "itemsize": 8},
+        {"base": "i8", "shape": (2,)},
+        {"base": "i8", "shape": (2**70,)},
+        {"names": ("a",)},
+        None,
+    ],
+    ids=str,
+)
+def test_a_spelled_out_type_that_lies_is_refused(spelled):
+    header, frames = serialize(M)
+    header["sub-header"]["dtype"] = (2, spelled)
+    with pytest.raises(ProtocolError):
+        deserialize(header, frames)
+
+
 # Memory
 
 
@@ -476,7 +524,7 @@ def hostile(**changes):
         {"dtype": (1, b"no pickle")},
         {"dtype": (1, pickle.dumps("i8"))},
         {"dtype": (1, pickle.dumps(np.dtype(object)))},
-        {"dtype": (2, "i8")},
+        {"dtype": (3, "i8")},
         {"dtype": "<i8"},
         {"dtype": None},
         {"writeable": 5},

@@ -185,7 +185,7 @@ async def test_later_messages_wait_for_the_interval_together():
         stream.send(1)
         await peer.has(1)
         stream.send(2)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         stream.send(3)
         await peer.has(3)
         assert asyncio.get_running_loop().time() - start >= 0.099

@@ -22,6 +22,12 @@ from distributed.protocol import Serialized, to_serialize
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 
+async def turns(n=10):
+    """Let the event loop turn a few times, so that what was begun is under way."""
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
 @pytest.fixture(params=TRANSPORTS.values(), ids=list(TRANSPORTS))
 def transport(request) -> Transport:
     return request.param
@@ -368,7 +374,7 @@ async def test_comm_closed_error_is_an_os_error(transport):
 async def test_a_cancelled_read_closes_the_comm(transport):
     async with transport.pair() as (client, server):
         reading = asyncio.create_task(server.read())
-        await asyncio.sleep(0.01)
+        await turns()
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -417,7 +423,7 @@ async def test_a_read_cancelled_while_it_deserializes_closes_the_comm(
 async def test_a_cancelled_write_closes_the_comm(serializing_transport):
     async with serializing_transport.pair() as (client, server):
         writing = asyncio.create_task(client.write(b"x" * 100_000_000))
-        await asyncio.sleep(0.01)
+        await turns()
         assert not writing.done()
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -620,8 +626,9 @@ async def test_the_timeout_is_configured(transport):
 @gen_test()
 async def test_connect_tries_again_until_somebody_listens(transport):
     address = transport.unused_address()
-    connecting = asyncio.create_task(transport.connect(address, timeout=20))
-    await asyncio.sleep(0.1)
+    with captured_logger("distributed.comm", level=logging.DEBUG) as log:
+        connecting = asyncio.create_task(transport.connect(address, timeout=20))
+        await async_poll_for(lambda: "trying again" in log.getvalue(), timeout=10)
     assert not connecting.done()
     listener = await transport.listen(echo, address)
     comm = await connecting
@@ -634,7 +641,7 @@ async def test_connect_tries_again_until_somebody_listens(transport):
 @gen_test()
 async def test_a_cancelled_connect_ends_at_once(transport):
     connecting = asyncio.create_task(transport.connect(transport.unused_address()))
-    await asyncio.sleep(0.02)
+    await turns()
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await connecting

@@ -335,9 +335,8 @@ async def test_a_reset_connection_is_told_as_that(sent):
     async with target() as it, it.past_the_handshake() as (peer, comm):
         reading = asyncio.create_task(comm.read())
         await peer.send(message("x" * 1000)[:sent])
-        await asyncio.sleep(0.01)
         peer.reset()
-        with pytest.raises(CommClosedError, match=r"reset by peer|Stream is closed|middle"):
+        with pytest.raises(CommClosedError, match=r"reset by peer"):
             await reading
         assert comm.closed()
 

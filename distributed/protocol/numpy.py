@@ -49,6 +49,9 @@ _MAX_ITEMSIZE = 255
 # How the type of elements is given in the "dtype" of a header.  The original knows the first two.
 _PLAIN, _PICKLED, _SPELLED_OUT = 0, 1, 2
 
+# Axes that an array may have.
+_MAX_AXES = 64
+
 # Python types that msgpack gives back as they were.
 _PLAIN_SCALARS = (bool, int, float)
 
@@ -271,12 +274,12 @@ def checked_layout(
     Raises
     ------
     HeaderError
-        If they do not, or anything but repetition makes elements share memory.
+        If they do not, or claim to be more elements than came otherwise than by repetition.
     """
     if dtype.hasobject or dtype.subdtype is not None:
         raise HeaderError(f"bytes cannot be viewed as elements of type {dtype!s:.100}")
     shape, strides = _checked_integers(header, "shape"), _checked_integers(header, "strides")
-    if len(shape) != len(strides) or (shape and min(shape) < 0):
+    if len(shape) != len(strides) or min(shape, default=0) < 0:
         raise HeaderError(f"no array has shape {shape!r:.100} and strides {strides!r:.100}")
     count = math.prod(shape)
     if count * dtype.itemsize != nbytes or (not dtype.itemsize and count > 1):
@@ -284,8 +287,12 @@ def checked_layout(
             f"an array of shape {shape!r:.100} and type {dtype!s:.100} was sent as {nbytes} bytes"
         )
     if count:
-        steps = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
-        if min(steps, default=0) < 0 or sum(steps) + dtype.itemsize > nbytes:
+        last = 0
+        for stride, length in zip(strides, shape, strict=True):
+            if stride < 0 and length > 1:
+                raise HeaderError(f"strides {strides!r:.100} of an array begin before its memory")
+            last += stride * (length - 1)
+        if last + dtype.itemsize > nbytes:
             raise HeaderError(
                 f"strides {strides!r:.100} for shape {shape!r:.100} reach beyond {nbytes} bytes"
             )
@@ -305,8 +312,12 @@ def checked_layout(
 
 def _checked_integers(header: Header, key: str) -> Sequence[int]:
     numbers = header.get(key)
-    if not isinstance(numbers, (tuple, list)) or not all(type(n) is int for n in numbers):
+    # NumPy's own limit is checked here, for the product of many numbers takes long.
+    if not isinstance(numbers, (tuple, list)) or len(numbers) > _MAX_AXES:
         raise HeaderError(f"the {key} of an array is given as {numbers!r:.100}")
+    for number in numbers:
+        if type(number) is not int:
+            raise HeaderError(f"the {key} of an array is given as {numbers!r:.100}")
     return numbers
 
 

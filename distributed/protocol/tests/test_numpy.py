@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import time
 import tracemalloc
 from typing import Any
 
@@ -537,6 +538,15 @@ def test_a_header_that_lies_is_refused(changes):
     header, _ = serialize(M)
     with pytest.raises(ProtocolError):
         deserialize({**header, "sub-header": sub_header}, frames)
+
+
+def test_a_header_of_very_many_axes_is_refused_at_once():
+    many = (2**63,) * 100_000
+    header, frames = hostile(shape=many, strides=many)
+    started = time.perf_counter()
+    with pytest.raises(HeaderError):
+        deserialize_numpy_ndarray(header, frames)
+    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize("key", ["dtype", "shape", "strides"])

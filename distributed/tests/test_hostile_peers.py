@@ -1,0 +1,440 @@
+"""Hostile peers of a server in another process.
+
+In each test an honest client is served within two seconds throughout, and afterwards the server has
+no more memory and descriptors than before: `besieged` sees to that from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import zlib
+
+import msgpack
+import pytest
+
+from distributed.protocol import ToPickle, dumps, to_serialize
+from distributed.tests.besieged import (
+    HANDSHAKE,
+    MB,
+    Siege,
+    besieged,
+    message,
+    packed,
+    u64,
+)
+from distributed.utils_test import async_poll_for, gen_test
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+DEADLINE = {"timeouts__handshake": "1s"}
+
+HELLO = message(HANDSHAKE)
+
+#: Bytes of a reply that fills all buffers on its way, many times.
+LARGE = 4 * MB
+
+
+def frames_of(data):
+    """Return the frames of a request that echoes *data*, which is serialized."""
+    return [bytes(frame) for frame in dumps({"op": "echo", "data": to_serialize(data)})]
+
+
+def with_header(changes, *data):
+    """Return a request whose data has a header with some *changes*, and these frames."""
+    request, header, _ = frames_of(b"abc")
+    header = {**msgpack.unpackb(header, strict_map_key=False), **changes}
+    return packed(request, msgpack.packb(header), *data)
+
+
+# Who keeps the server waiting
+
+
+@gen_test(timeout=60)
+async def test_silence_after_connecting():
+    async with besieged(**DEADLINE) as siege:
+        for _ in range(500):
+            await siege.connect()
+        await siege.all_closed()
+
+
+@gen_test(timeout=60)
+async def test_silence_after_the_handshake_is_ended_where_the_configuration_says_so():
+    async with besieged(timeouts__idle="300ms") as siege:
+        for _ in range(300):
+            await siege.past_the_handshake()
+        await siege.all_closed()
+
+
+@gen_test(timeout=60)
+async def test_half_a_handshake():
+    async with besieged(**DEADLINE) as siege:
+        for size in range(1, len(HELLO)):
+            for _ in range(4):
+                await (await siege.connect()).send(HELLO[:size])
+        await siege.all_closed()
+
+
+@pytest.mark.parametrize("stage", ["handshake", "request"])
+@gen_test(timeout=60)
+async def test_dribbled_bytes(stage):
+    async def dribble(data):
+        peer = await siege.connect()
+        if stage == "request":
+            await peer.shake_hands()
+        try:
+            for i in range(len(data)):
+                await peer.send(data[i : i + 1])
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            return
+        raise AssertionError("the server has waited for all of it")
+
+    async with besieged(**DEADLINE, timeouts__idle="1s") as siege:
+        # What is announced may be sent, were it not for the deadline.
+        data = u64(16 + 60_000, 1, 60_000) + bytes(60_000)
+        await asyncio.gather(*(dribble(data) for _ in range(100)))
+
+
+# Who sends what is no message
+
+
+GARBAGE = [
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(100)),
+    b"SSH-2.0-OpenSSH_9.6\r\n" * 4,
+    bytes(64),
+    b"\xff" * 64,
+    *(random.Random(seed).randbytes(10**4) for seed in range(20)),
+]
+
+#: Payloads that are no msgpack of a message, or no message that means anything.
+NONSENSE = [
+    b"\xc1\xc1\xc1",
+    b"\xdf\xff\xff\xff\xff",  # a map of 2**32 - 1 entries
+    b"\xdd\xff\xff\xff\xff" * 10,  # lists of so many
+    b"\xc6\xff\xff\xff\xff",  # as many bytes
+    b"\x91" * 50_000,  # a list in a list in a list …
+    b"\x81\xa1a" * 50_000,
+    msgpack.packb([1, 2, 3]),
+    msgpack.packb({"op": ["echo"]}),
+    msgpack.packb({"op": "echo", "x" * 1000: 1}),
+    msgpack.packb({"op": "__class__", "reply": {}, "close": [], "serializers": 5}),
+    msgpack.packb({"__Enum__": "x", "__module__": "os", "name": "system"}),
+    msgpack.packb(msgpack.ExtType(5, b"abc")),
+    *(random.Random(seed).randbytes(1000) for seed in range(20)),
+]
+
+LIES = [
+    u64(8, 0),
+    u64(0, 1, 0),
+    u64(10, 1, 5),
+    u64(16 + 3, 1, 5),
+    u64(16 + 9, 1, 5),
+    u64(2**40, 2**33),
+    u64(2**64 - 1, 2**64 - 1),
+    u64(16, 1, 2**63),
+    u64(8 + 8 * 4, 4, *[2**62] * 4),
+    u64(8 + 8 * 9_000_000, 9_000_000),
+    u64(16, 1, 2**34),
+    u64(8 + 8 * 16, 16, *[2**30] * 16),
+]
+
+
+async def give(siege: Siege, stage: str, data: bytes) -> None:
+    """Send *data* where a stage of a connection begins, and close."""
+    peer = await siege.connect()
+    if stage == "request":
+        await peer.shake_hands()
+    elif stage == "stream":
+        await peer.shake_hands()
+        await peer.send(message({"op": "connection_stream"}))
+    elif stage == "body of a request":
+        await peer.shake_hands()
+        await peer.send(u64(16 + 2 * len(data), 1, 2 * len(data)))
+    try:
+        await peer.send(data)
+        # What the server says to it, and that it is still there.
+        async with asyncio.timeout(0.05):
+            await peer.see_it_closed()
+    except (TimeoutError, ConnectionError):
+        pass
+    peer.sock.close()
+
+
+STAGES = pytest.mark.parametrize("stage", ["handshake", "request", "body of a request", "stream"])
+
+
+@STAGES
+@gen_test(timeout=60)
+async def test_garbage_at_every_stage(stage):
+    async with besieged(**DEADLINE) as siege:
+        for data in GARBAGE:
+            await asyncio.gather(*(give(siege, stage, data) for _ in range(5)))
+
+
+@STAGES
+@gen_test(timeout=60)
+async def test_nonsense_in_a_frame_at_every_stage(stage):
+    async with besieged(**DEADLINE) as siege:
+        for data in NONSENSE:
+            await asyncio.gather(*(give(siege, stage, packed(data)) for _ in range(3)))
+
+
+@pytest.mark.parametrize("stage", ["handshake", "request", "stream"])
+@gen_test(timeout=60)
+async def test_lengths_and_counts_that_lie_in_the_prelude(stage):
+    async with besieged(**DEADLINE) as siege:
+        for data in LIES:
+            await asyncio.gather(
+                *(give(siege, stage, data + bytes(more)) for more in (0, 10, 100_000))
+            )
+
+
+@gen_test(timeout=60)
+async def test_counts_and_offsets_that_lie_in_a_header():
+    lies = [
+        {"num-sub-frames": 10**12},
+        {"num-sub-frames": -1},
+        {"num-sub-frames": "x"},
+        {"split-num-sub-frames": [10**12]},
+        {"split-num-sub-frames": [-5, 6]},
+        {"split-offsets": [2**62]},
+        {"split-offsets": [-1]},
+        {"compression": ["zlib"]},
+        {"compression": [None] * 10**5},
+        {"serializer": "no such"},
+        {"serializer": ["dask"]},
+        {"type": "no.such.Type"},
+        {"type-serialized": b"\x80\x05nonsense"},
+        {"writeable": [10**12]},
+        {"shape": [2**40, 2**40], "strides": [-8, 2**50], "dtype": [0, "<f8"]},
+        {"lengths": [10**12]},
+    ]
+    async with besieged() as siege:
+        peer = await siege.past_the_handshake()
+        for lie in lies:
+            await peer.send(with_header(lie, b"abc"))
+            await peer.read_message()
+        for index in (-1, 0, 2, 10**12, "x", None, [1]):
+            request, *rest = frames_of(b"abc")
+            request = msgpack.packb({"op": "echo", "data": {"__Serialized__": index}})
+            await peer.send(packed(request, *rest))
+            await peer.read_message()
+        # The connection is as usable as it was.
+        await peer.send(message({"op": "echo", "data": "still there"}))
+        assert await peer.read_message() == [msgpack.packb("still there")]
+
+
+@gen_test(timeout=60)
+async def test_messages_with_wrong_bytes_anywhere():
+    rng = random.Random(4)
+    frames = frames_of([b"abc", bytes(1000), bytearray(10)])
+    async with besieged(allow_pickle=False) as siege:
+        for _ in range(10):
+            peer = await siege.past_the_handshake()
+            for _ in range(100):
+                changed = [bytearray(frame) for frame in frames]
+                for _ in range(rng.randint(1, 4)):
+                    frame = rng.choice(changed[:2])
+                    frame[rng.randrange(len(frame))] = rng.randrange(256)
+                await peer.send(packed(*map(bytes, changed)))
+                await peer.read_message()
+
+
+@gen_test(timeout=60)
+async def test_inflating_frames():
+    # The message itself, and what is allowed, in a few copies.
+    async with besieged(max_growth=(20 + 3 * 64) * MB, max_inflated_size="64MiB") as siege:
+        size = 60 * MB
+        bomb = zlib.compress(bytes(size))
+        assert len(bomb) < size / 500
+        peer = await siege.past_the_handshake()
+        for count in (300, 2, 100):
+            header = {
+                "type": "list",
+                "split-num-sub-frames": [1] * count,
+                "split-offsets": list(range(count)),
+                "compression": ["zlib"] * count,
+                "num-sub-frames": count,
+            }
+            await peer.send(with_header(header, *[bomb] * count))
+            answer = b"".join(await peer.read_message())
+            assert b"distributed.comm.max-inflated-size" in answer
+
+
+class Bomb:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@gen_test(timeout=60)
+async def test_a_pickle_in_the_handshake_is_not_unpickled(tmp_path):
+    marker = tmp_path / "exploded"
+    wrapped = [bytes(frame) for frame in dumps({**HANDSHAKE, "x": ToPickle(Bomb(marker))})]
+    serialized = [bytes(frame) for frame in dumps({**HANDSHAKE, "x": to_serialize(Bomb(marker))})]
+    attacks = [
+        *(packed(*frames) for frames in (wrapped, serialized)),
+        # In one frame, as a handshake is.
+        *(packed(frame) for frame in (*wrapped, *serialized)),
+        *(packed(msgpack.packb({**HANDSHAKE, "x": frame})) for frame in wrapped),
+        *(
+            packed(msgpack.packb({**HANDSHAKE, "x": msgpack.ExtType(1, frame)}))
+            for frame in wrapped
+        ),
+    ]
+    async with besieged(**DEADLINE) as siege:
+        for data in attacks:
+            await give(siege, "handshake", data)
+        assert not marker.exists()
+        # After the handshake, and where that is allowed, it would be.
+        await give(siege, "request", message({"op": "echo", "data": ToPickle(Bomb(marker))}))
+        await async_poll_for(marker.exists, timeout=5)
+
+
+@gen_test(timeout=60)
+async def test_a_pickle_from_a_peer_without_the_token_is_not_unpickled(tmp_path):
+    marker = tmp_path / "exploded"
+    request = message({"op": "echo", "data": ToPickle(Bomb(marker))})
+    async with besieged(auth__token="0123456789abcdef", **DEADLINE) as siege:
+        for data in (HELLO + request, request, request + HELLO):
+            for _ in range(20):
+                await give(siege, "handshake", data)
+        assert not marker.exists()
+
+
+# Who sends, and does not read
+
+
+@pytest.mark.parametrize("size", [100, MB], ids=["small replies", "large replies"])
+@gen_test(timeout=60)
+async def test_a_flood_of_requests_whose_replies_are_not_read(size):
+    request = message({"op": "echo", "data": bytes(size)})
+    flood = request * max(1, 100_000 // size)
+    most = 400 * MB
+
+    async def send_on(peer):
+        sent = 0
+        try:
+            while sent < most:
+                # Until the server has not read for a while.
+                async with asyncio.timeout(1):
+                    await peer.send(flood)
+                sent += len(flood)
+        except TimeoutError:
+            return sent
+        raise AssertionError("the server reads on and on")
+
+    async with besieged() as siege:
+        peers = [await siege.past_the_handshake(receive_buffer=4096) for _ in range(5)]
+        sent = await asyncio.gather(*map(send_on, peers))
+        assert max(sent) < most / 5
+
+
+@pytest.mark.parametrize("how", ["one call", "many calls", "calls sent ahead"])
+@pytest.mark.timeout(180)
+@gen_test(timeout=120)
+async def test_a_slow_reader_of_2_gb_of_replies(how):
+    count = 2048
+    one = message({"op": "chunks", "count": count, "size": MB})
+    call = message({"op": "blob", "size": MB})
+    total = count * MB
+
+    async with besieged(max_growth=100 * MB) as siege:
+        peer = await siege.past_the_handshake(receive_buffer=2**16)
+        if how == "one call":
+            await peer.send(one)
+        elif how == "calls sent ahead":
+            await peer.send(call * count)
+        buffer = bytearray(2**18)
+        loop = asyncio.get_running_loop()
+        received = 0
+        for i in range(count):
+            if how == "many calls":
+                await peer.send(call)
+            while received < (i + 1) * MB:
+                received += await loop.sock_recv_into(peer.sock, buffer)
+            # Slower than the server can send.
+            await asyncio.sleep(0.001)
+        assert total <= received < total * 1.01
+        # And one who takes a little of another two.
+        await peer.send(one)
+        await peer.receive(1000)
+        peer.sock.close()
+
+
+# Who is gone all of a sudden
+
+REQUEST = message({"op": "echo", "data": bytes(1000)})
+
+#: What is sent, and how many bytes of what comes back are read, before the connection is reset.
+MIDDLES = {
+    "the beginning": (b"", 0),
+    "the handshake": (HELLO[:20], 0),
+    "a handshake that was not read": (HELLO, 0),
+    "a pause": (HELLO, 40),
+    "a prelude": (HELLO + REQUEST[:12], 40),
+    "a request": (HELLO + REQUEST[:500], 40),
+    "requests": (HELLO + REQUEST * 100, 40),
+    "a reply": (HELLO + message({"op": "blob", "size": LARGE}), 100_000),
+    "the first of many replies": (HELLO + message({"op": "blob", "size": MB}) * 100, 100_000),
+    "a reply in parts": (HELLO + message({"op": "chunks", "count": 99, "size": MB}), 10 * MB),
+    "the beginning of a stream": (HELLO + message({"op": "connection_stream"}), 40),
+    "a stream": (
+        HELLO
+        + message({"op": "connection_stream"})
+        + message([{"op": "note", "x": i} for i in range(100)]) * 10
+        + REQUEST[:500],
+        40,
+    ),
+}
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+@gen_test(timeout=60)
+async def test_resets_in_the_middle_of_everything(middle):
+    data, size = MIDDLES[middle]
+    async with besieged(max_growth=200 * MB, **DEADLINE) as siege:
+        for _ in range(30):
+            peer = await siege.connect()
+            await peer.send(data)
+            await peer.read_exactly(size)
+            peer.reset()
+
+
+# Who is one too many
+
+
+@gen_test(timeout=60)
+async def test_more_connections_than_a_host_may_have():
+    async with besieged(max_connections_per_host=20) as siege:
+        for i in range(200):
+            peer = await siege.past_the_handshake()
+            await peer.send(message({"op": "echo", "data": i}))
+            answer = b"".join(await peer.read_message())
+            assert (b"distributed.comm.max-connections-per-host" in answer) == (i >= 20)
+
+
+# Other transports
+
+
+@pytest.mark.parametrize(
+    "address", ["unix://", "tls://127.0.0.1:0", "ws://127.0.0.1:0", "wss://127.0.0.1:0"]
+)
+@gen_test(timeout=60)
+async def test_silence_and_garbage_over_other_transports(address):
+    async with besieged(address, **DEADLINE) as siege:
+        for _ in range(200):
+            await siege.connect()
+        for data in (*GARBAGE, *map(packed, NONSENSE), *LIES, HELLO[:20]):
+            await give(siege, "handshake", data)
+        for _ in range(50):
+            (await siege.connect()).reset()
+        await siege.all_closed()

@@ -58,6 +58,14 @@ def port_is_free():
         return sock.connect_ex(("127.0.0.1", 8888)) == errno.ECONNREFUSED
 
 
+def wait_for_the_port():
+    poll_for(
+        port_is_free,
+        timeout=30,  # another run of these tests may be using it
+        fail_func=lambda: pytest.fail("port 8888, which the document names, is taken: free it"),
+    )
+
+
 def run_demo():
     return subprocess.run(
         [sys.executable, EXAMPLES / "demo.py"],
@@ -69,7 +77,7 @@ def run_demo():
 
 
 def test_the_demo_shows_what_the_document_says():
-    poll_for(port_is_free, timeout=30)  # another run of these tests may be using it
+    wait_for_the_port()
     demo = run_demo()
     assert demo.stderr == ""
     assert demo.stdout.split("\n") == [
@@ -87,7 +95,7 @@ def test_the_demo_shows_what_the_document_says():
 
 
 def test_the_demo_says_that_its_port_is_taken():
-    poll_for(port_is_free, timeout=30)
+    wait_for_the_port()
     with socket.create_server(("", 8888)):
         demo = run_demo()
     assert demo.returncode == 1

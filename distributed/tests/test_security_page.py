@@ -1,0 +1,72 @@
+"""The tables in docs/security.rst say what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from distributed import config
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "security.rst").read_text()
+
+
+def rows(heading):
+    """Return the rows of the last table below a heading, each a list of cells."""
+    section = PAGE.split(f"\n{heading}\n=", 1)[1]
+    section = re.split(r"\n\S[^\n]*\n=+\n", section, maxsplit=1)[0]
+    table = section.split(".. list-table::")[1]
+    return [re.split(r"\n     - ", row) for row in re.split(r"\n   \* - ", table)[2:]]
+
+
+THREATS = rows("What stops whom")
+LIMITS = rows("Limits")
+
+
+def named_in(threat):
+    return re.findall(r"``(test_\w+)``", threat[2])
+
+
+def defined_tests():
+    found = set()
+    for path in (ROOT / "distributed").rglob("test_*.py"):
+        found.update(re.findall(r"^ *(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat[0].split("\n")[0])
+def test_each_threat_is_stopped_by_something_and_that_has_a_test(threat):
+    what, stopped_by, _ = threat
+    assert what.strip()
+    assert stopped_by.strip()
+    assert named_in(threat)
+
+
+def test_each_test_that_is_named_exists():
+    named = {name for threat in THREATS for name in named_in(threat)}
+    assert named <= defined_tests()
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit[0])
+def test_each_limit_has_the_default_that_is_shown(limit):
+    key, default, what = (cell.strip() for cell in limit)
+    value = config.DEFAULTS
+    for part in key.strip("`").split("."):
+        value = value[part]
+    assert default.strip("`") == (value if isinstance(value, str) else json.dumps(value))
+    assert what
+
+
+def test_each_limit_that_there_is_is_shown():
+    comm = config.DEFAULTS["distributed"]["comm"]
+    limits = {f"distributed.comm.{key}" for key in comm if key.startswith("max-")}
+    limits |= {f"distributed.comm.timeouts.{key}" for key in comm["timeouts"]}
+    assert limits <= {limit[0].strip("`") for limit in LIMITS}
+
+
+def test_each_key_that_is_mentioned_exists():
+    for key in re.findall(r"``(distributed\.[\w.-]+\w)(?::[^`]*)?``", PAGE):
+        config.get(key)

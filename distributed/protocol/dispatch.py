@@ -60,6 +60,7 @@ class Dispatch:
     # found along its mro; only ever a cache of _functions, emptied whenever that changes.  _lazy:
     # top-level module -> functions that register its types, removed once all of them have run;
     # guarded by _lock, so that no thread overlooks types that another one is about to register.
+    # _libraries: the top-level modules that ever were in _lazy.
 
     def __init__(self, name: str = "dispatch"):
         self.name = name
@@ -67,6 +68,7 @@ class Dispatch:
         self._named: dict[str, type] = {}
         self._resolved: dict[type, Callable[..., Any]] = {}
         self._lazy: dict[str, list[Callable[[], Any]]] = {}
+        self._libraries: set[str] = set()
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -119,6 +121,7 @@ class Dispatch:
 
         def enter(func: F) -> F:
             self._lazy.setdefault(toplevel, []).append(func)
+            self._libraries.add(toplevel)
             self._resolved.clear()
             return func
 
@@ -144,6 +147,10 @@ class Dispatch:
                 func = self._resolved[cls] = self._functions[base]
                 return func
         raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
+
+    def is_of_library(self, cls: type) -> bool:
+        """Whether *cls* itself is registered, by a library that registers its types lazily."""
+        return cls in self._functions and cls.__module__.partition(".")[0] in self._libraries
 
     def find_type(self, name: str) -> type:
         """Return the type of that name, without running or importing what a message asks for.

@@ -159,9 +159,32 @@ def register_serialization(
 # Functions are few and live long; types may be made by the thousand, so they are not kept.
 _wants_context: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
 
-# The pickled forms of types that cannot change, in both directions.
-_PICKLED_BUILTINS = {cls: pickle.dumps(cls) for cls in (bytes, bytearray, memoryview)}
-_BUILTINS_BY_PICKLE = {pickled: cls for cls, pickled in _PICKLED_BUILTINS.items()}
+# The pickled forms of types that do not change, in both directions: those of builtins, and of the
+# libraries whose types have been met.
+_PICKLED_TYPES: dict[type, bytes] = {
+    cls: pickle.dumps(cls) for cls in (bytes, bytearray, memoryview)
+}
+_TYPES_BY_PICKLE: dict[bytes, type] = {pickled: cls for cls, pickled in _PICKLED_TYPES.items()}
+
+
+def _pickle_type(table: Dispatch, cls: type) -> bytes:
+    pickled = _PICKLED_TYPES.get(cls)
+    if pickled is None:
+        pickled = pickle.dumps(cls)
+        if table.is_of_library(cls):
+            _PICKLED_TYPES[cls] = pickled
+            _TYPES_BY_PICKLE[pickled] = cls
+    return pickled
+
+
+def _unpickle_type(table: Dispatch, pickled: bytes) -> type:
+    cls = _TYPES_BY_PICKLE.get(pickled)
+    if cls is None:
+        cls = pickle.loads(pickled)
+        # Any number of pickles may name one type, of which only ours is kept.
+        if table.is_of_library(cls) and pickled == _pickle_type(table, cls):
+            _TYPES_BY_PICKLE[pickled] = cls
+    return cls
 
 
 def _asks_for_context(func: Callable[..., Any]) -> bool:
@@ -187,15 +210,14 @@ def _dispatch_dumps(table: Dispatch, x: Any, context: Any = None) -> tuple[Heade
     header = {
         "sub-header": sub_header,
         "type": typename(cls),
-        "type-serialized": _PICKLED_BUILTINS.get(cls) or pickle.dumps(cls),
+        "type-serialized": _pickle_type(table, cls),
     }
     return header, frames
 
 
 def _dispatch_loads(table: Dispatch, header: Header, frames: Sequence[Any]) -> Any:
     if may_unpickle():
-        pickled = header["type-serialized"]
-        cls = _BUILTINS_BY_PICKLE.get(pickled) or pickle.loads(pickled)
+        cls = _unpickle_type(table, header["type-serialized"])
     else:
         cls = table.find_type(header["type"])
     return table.dispatch(cls)(header["sub-header"], frames)

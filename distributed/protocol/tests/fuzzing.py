@@ -257,6 +257,18 @@ def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
         rest = rest[step:]
 
 
+def peak_memory() -> int:
+    """The most bytes of memory that this process ever had."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Unlike getrusage(), this does not begin with what the parent had.
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 class Report(NamedTuple):
     """What became of wrong messages."""
 
@@ -284,7 +296,7 @@ def run(seed: int, count: int) -> Report:
     slowest = 0.0
     for frames in mutator.seeds:  # whatever these import does not count
         take(frames)
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_before = peak_memory()
     for i in range(count):
         stream = mutator.stream() if i % 3 == 2 else b""
         frames = [] if stream else mutator.frames()
@@ -294,8 +306,7 @@ def run(seed: int, count: int) -> Report:
         except Exception as e:
             raise AssertionError(f"input {i} of seed {seed}: {stream or frames!r}") from e
         slowest = max(slowest, time.process_time() - begin)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before
-    return Report(right, slowest, grown * 1024)
+    return Report(right, slowest, peak_memory() - peak_before)
 
 
 def main(corpus: Path) -> None:

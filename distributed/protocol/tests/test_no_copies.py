@@ -11,9 +11,10 @@ GIGABYTE = 10**9
 
 # Both ends tell by how many bytes the most memory that they ever had grows with the transfer.
 COMMON = """
-import asyncio, resource, sys
+import asyncio, sys
 from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
+from distributed.protocol.tests.fuzzing import peak_memory as peak
 
 kind, size = sys.argv[1], int(sys.argv[2])
 
@@ -22,9 +23,6 @@ def make(size):
         import numpy
         return numpy.ones(size, dtype="u1")
     return memoryview(bytearray(b"1") * size)
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 """
 
 RECEIVE = """

@@ -21,7 +21,7 @@ from distributed.background import AsyncTaskGroup
 from distributed.comm.core import Comm, CommClosedError
 from distributed.counter import Counter
 from distributed.lifecycle import LifeCycle
-from distributed.remote_errors import error_message
+from distributed.remote_errors import ErrorMessage, error_message
 from distributed.status import Status
 from distributed.utils import has_keyword
 
@@ -190,7 +190,7 @@ class Dispatcher(LifeCycle):
                     if comm.closed():
                         raise
                     logger.warning("Received an unreadable request in %r", comm, exc_info=True)
-                    await self._write_answer(comm, None, error_message(exc, "uncaught-error"))
+                    await self._write_answer(comm, None, _unreadable(exc))
                     continue
                 in_time = not self._close_begun
                 keep = await self._handle_request(comm, msg)
@@ -332,7 +332,7 @@ class Dispatcher(LifeCycle):
                 raise
             logger.error("Cannot serialize the result of op %s", op, exc_info=True)
             is_error = isinstance(result, dict) and result.get("status") == "uncaught-error"
-            error = error_message(exc, "uncaught-error")
+            error = _unreadable(exc)
             # In the caller's families if he can read an error in these, else in any.
             return await self._write_answer(comm, op, error, _ANY if is_error else serializers)
         return True
@@ -474,6 +474,12 @@ class Dispatcher(LifeCycle):
             _, left = await asyncio.wait(left, timeout=max(grace, 1))
         for task in left:
             logger.error("A handler does not end although it was cancelled: %s", task)
+
+
+def _unreadable(exc: Exception) -> ErrorMessage:
+    """Return what to answer where the protocol failed, in a class that any peer has."""
+    kind = TypeError if isinstance(exc, TypeError) else ValueError
+    return error_message(kind(str(exc)).with_traceback(exc.__traceback__), "uncaught-error")
 
 
 def _shorten(value: Any) -> str:

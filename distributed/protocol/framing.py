@@ -93,16 +93,18 @@ def allocate(nbytes: int) -> bytearray:
         If so much memory cannot be had.
     """
     if nbytes <= sys.maxsize:
+        memory = bytearray()
         try:
-            return _new_bytearray(None, nbytes)
+            _resize(memory, nbytes)
+            return memory
         except MemoryError:
             pass
     raise FramingError(f"cannot allocate {nbytes:,} bytes for an incoming message")
 
 
-_new_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
-_new_bytearray.restype = ctypes.py_object
-_new_bytearray.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t]
+_resize = ctypes.pythonapi.PyByteArray_Resize
+_resize.restype = ctypes.c_int
+_resize.argtypes = [ctypes.py_object, ctypes.c_ssize_t]
 
 
 def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[list[Buffer], int]:

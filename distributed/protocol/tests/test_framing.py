@@ -248,3 +248,9 @@ def test_allocated_memory_can_be_written():
     memory[:] = b"x" * 100
     assert len(memory) == 100
     assert memory.count(b"x") == 100
+
+
+def test_memory_that_cannot_be_had_is_an_error_and_nothing_else(capfd):
+    with pytest.raises(FramingError, match="cannot allocate"):
+        allocate(2**60)
+    assert capfd.readouterr() == ("", "")

@@ -348,19 +348,30 @@ class BaseListener(Listener):
         configuration says.
     """
 
-    # State.  `_handshaking` are the comms whose handshake is under way.
+    # State.  `_handshaking` are the comms whose handshake is under way, oldest first.
     # `_penalties` remembers the hosts from which peers came without the token.
     token: str | bytes | None = None
     allow_pickle: bool | None = None
 
     def __init__(self) -> None:
-        self._handshaking: set[Comm] = set()
+        self._handshaking: dict[Comm, None] = {}
         self._penalties = Penalties()
 
     def abort_handshaking_comms(self) -> None:
         """Abort the comms whose handshake is not done."""
         for comm in list(self._handshaking):
             comm.abort()
+
+    def abort_oldest_handshake(self) -> bool:
+        """Abort the comm that has not done its handshake for longest; return whether there is one.
+
+        Who means well has done his soon.
+        """
+        for comm in self._handshaking:
+            if not comm.closed():
+                comm.abort()
+                return True
+        return False
 
     async def on_connection(
         self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
@@ -382,7 +393,7 @@ class BaseListener(Listener):
         timeout = _handshake_timeout()
         if self.allow_pickle is not None:
             comm.allow_pickle = self.allow_pickle
-        self._handshaking.add(comm)
+        self._handshaking[comm] = None
         try:
             async with asyncio.timeout(timeout):
                 await self._shake_hands(comm, handshake_overrides)
@@ -396,7 +407,7 @@ class BaseListener(Listener):
             comm.abort()
             raise
         finally:
-            self._handshaking.discard(comm)
+            self._handshaking.pop(comm, None)
 
     async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         if self.token is None:

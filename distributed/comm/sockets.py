@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tornado import netutil
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.tcpclient import TCPClient
 
 from distributed import config
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.tls import TLSStream
+
+logger = logging.getLogger(__name__)
 
 #: Tornado's bound on what a stream holds of incoming data.  It would also apply to
 #: memory that a message is read into, whose size the framing bounds; of data that
@@ -29,6 +34,12 @@ MAX_BUFFER_SIZE = sys.maxsize
 
 #: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
 _KEEPALIVE_PROBES = 10
+
+#: What `accept` fails with where descriptors, or memory of the kernel, have run out.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+#: Seconds until connections are accepted again after that, and until it is logged again.
+_EXHAUSTION_PAUSE, _EXHAUSTION_SILENCE = 0.1, 60.0
 
 #: How often to look for a port that is free for IPv4 and IPv6 both.
 _BIND_ATTEMPTS = 10
@@ -144,6 +155,73 @@ class Client(TCPClient):
     def close_streams(self) -> None:
         for stream in self.streams:
             stream.close()
+
+
+class ListeningSocket(socket.socket):
+    """Accepts connections also where descriptors have run out, if room can be made for them.
+
+    Tornado would try again at once, and log an error, over and over.
+
+    Parameters
+    ----------
+    sock
+        A listening socket, which is taken over.
+    make_room
+        Closes the connection that is missed least; returns whether there was one.
+    prefix
+        The scheme, for people who read the log.
+    """
+
+    # State.  `_told` is when it was last logged that descriptors have run out.
+    def __init__(self, sock: socket.socket, make_room: Callable[[], bool], prefix: str) -> None:
+        super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self.setblocking(False)
+        self._make_room = make_room
+        self._prefix = prefix
+        self._told: float | None = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection.
+
+        Raises
+        ------
+        BlockingIOError
+            If there is none, or no room for one.
+        """
+        while True:
+            try:
+                return super().accept()
+            except OSError as exc:
+                if exc.errno not in _EXHAUSTED:
+                    raise
+                self._tell(exc)
+                if not self._make_room():
+                    self._pause()
+                    raise BlockingIOError(errno.EAGAIN, str(exc)) from exc
+
+    def _tell(self, exc: OSError) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._told is None or now - self._told > _EXHAUSTION_SILENCE:
+            self._told = now
+            name = self.getsockname()
+            logger.warning(
+                "Too many connections to %s%s: %s.  Those longest in their handshake are closed, "
+                "and others have to wait; does this process need a higher limit (ulimit -n), or a "
+                "lower 'distributed.comm.max-connections'?",
+                self._prefix,
+                unparse_host_port(*name[:2]) if isinstance(name, tuple) else name,
+                exc.strerror,
+            )
+
+    def _pause(self) -> None:
+        """Do not look for connections for a while."""
+        loop = IOLoop.current()
+        loop.update_handler(self, IOLoop.NONE)
+        loop.call_later(_EXHAUSTION_PAUSE, self._go_on, loop)
+
+    def _go_on(self, loop: IOLoop) -> None:
+        if self.fileno() >= 0:
+            loop.update_handler(self, IOLoop.READ)
 
 
 def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:

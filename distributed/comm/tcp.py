@@ -34,6 +34,7 @@ from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     Client,
+    ListeningSocket,
     _getaddrinfo,
     bind_sockets,
     get_stream_address,
@@ -320,7 +321,8 @@ class BaseTCPListener(BaseListener):
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port)
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
-        server.add_sockets(sockets)
+        make_room = self.abort_oldest_handshake
+        server.add_sockets([ListeningSocket(sock, make_room, self.prefix) for sock in sockets])
         self.tcp_server = server
         self.bound_address = get_tcp_server_address(server)[:2]
 

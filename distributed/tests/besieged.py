@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -221,6 +222,16 @@ class Process:
         """Return the most resident memory that it has had, in bytes."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has taken."""
+        # The name, which comes first, may hold anything.
+        stat = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+    def limit_descriptors(self, number: int) -> None:
+        """Let it have no descriptors from this number on but those that it has."""
+        resource.prlimit(self.popen.pid, resource.RLIMIT_NOFILE, (number, number))
 
     def descriptors(self) -> int:
         """Return the number of its open descriptors."""

@@ -422,6 +422,33 @@ async def test_more_connections_than_a_host_may_have():
             assert (b"distributed.comm.max-connections-per-host" in answer) == (i >= 20)
 
 
+@gen_test(timeout=60)
+async def test_more_silent_connections_than_there_are_descriptors():
+    async with besieged() as siege:
+        siege.server.limit_descriptors(100)
+        for _ in range(400):
+            await siege.connect()
+        # Who says something is let in.
+        await siege.past_the_handshake()
+        assert siege.server.logged().count("Too many connections") == 1
+
+
+@gen_test(timeout=60)
+async def test_more_connections_than_there_are_descriptors():
+    async with besieged() as siege:
+        peers = [await siege.past_the_handshake() for _ in range(50)]
+        siege.server.limit_descriptors(siege.server.descriptors() - 1)
+        await async_poll_for(lambda: "Too many connections" in siege.server.logged(), timeout=5)
+        # Nobody is thrown out, so that others have to wait; meanwhile the server has little to do.
+        busy = siege.server.cpu_seconds()
+        await asyncio.sleep(0.5)
+        assert siege.server.cpu_seconds() - busy < 0.25
+        for peer in peers:
+            await peer.send(message({"op": "echo", "data": 1}))
+            assert await peer.read_message() == [msgpack.packb(1)]
+            peer.sock.close()
+
+
 # Other transports
 
 

@@ -202,7 +202,8 @@ class Protocol(WebSocketProtocol13):
         self.stream.close()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        if code == 1009:
+        # Not where it only confirms what the peer has said of ours.
+        if code == 1009 and not self.client_terminated:
             self.inbox.too_large = True
         if self._ping_timer is not None:
             self._ping_timer.cancel()

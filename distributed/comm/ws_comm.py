@@ -52,9 +52,10 @@ class WS(Comm):
     """
 
     # State.  `_protocol` is None once this side has closed the comm.  `_inbox` holds what has
-    # arrived.  `_reading` is true while a read is under way, `_in_message` while it has a part of
-    # a message.  `_writing` is held by who writes.  `_read`, `_written` count the messages in a
-    # row without waiting.  `_context`, made with the handshake, is passed to serializers.
+    # arrived, and `_accepted` says what may arrive at the moment.  `_reading` is true while a read
+    # is under way, `_in_message` while it has a part of a message.  `_writing` is held by who
+    # writes.  `_read`, `_written` count the messages in a row without waiting.  `_context`, made
+    # with the handshake, is passed to serializers.
     _protocol: Protocol | None
 
     def __init__(
@@ -75,7 +76,8 @@ class WS(Comm):
         )
         key = "distributed.comm.max-handshake-size"
         self._handshake_limits = Limits(config.get_bytes(key), max_frames=1, size_key=key)
-        protocol.limit = self._handshake_limits.max_message_size
+        self._accepted = self._handshake_limits
+        protocol.limit = self._accepted.max_message_size
         self._reading = False
         self._in_message = False
         self._writing = asyncio.Lock()
@@ -109,6 +111,7 @@ class WS(Comm):
             "recipient": self.remote_info,
             **self.handshake_options,
         }
+        self._accepted = self._limits
         if self._protocol is not None:
             self._protocol.limit = self._limits.max_message_size
         self._inbox.open()
@@ -170,7 +173,7 @@ class WS(Comm):
                 self._read = 0
                 await asyncio.sleep(0)
         except StreamClosedError as exc:
-            error = self._closed_error(limits)
+            error = self._closed_error()
             self.abort()
             raise error from (error.__cause__ or exc)
         except FramingError as exc:
@@ -227,7 +230,7 @@ class WS(Comm):
                     await asyncio.sleep(0)
                 return size
         except (WebSocketClosedError, StreamClosedError) as exc:
-            error = self._closed_error(self._limits)
+            error = self._closed_error()
             self.abort()
             raise error from (error.__cause__ or exc)
         except BaseException:
@@ -268,12 +271,14 @@ class WS(Comm):
         protocol = self._protocol
         return protocol is None or protocol.is_closing()
 
-    def _closed_error(self, limits: Limits) -> CommClosedError:
+    def _closed_error(self) -> CommClosedError:
         """Tell why the websocket came to its end."""
         inbox = self._inbox
         if inbox.too_large:
-            error = CommClosedError(f"received no valid message in {self!r}: {_too_large(limits)}")
-            error.__cause__ = FramingError(_too_large(limits))
+            error = CommClosedError(
+                f"received no valid message in {self!r}: {_too_large(self._accepted)}"
+            )
+            error.__cause__ = FramingError(_too_large(self._accepted))
             return error
         if self._stream.error is not None:
             return failure(f"in {self!r}", self._stream.error)

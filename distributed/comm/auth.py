@@ -176,6 +176,9 @@ class Authentication:
 class Penalties:
     """How long hosts wait whose peers gave wrong proofs: twice as long each time.
 
+    Those who know the token wait as well where they come from the same host, or through the same
+    proxy.  Were it for long, anybody there could lock them out.
+
     Parameters
     ----------
     first, longest
@@ -202,7 +205,7 @@ class Penalties:
     def __init__(
         self,
         first: float = 0.1,
-        longest: float = 5.0,
+        longest: float = 1.0,
         forgotten_after: float = 300.0,
         max_hosts: int = 1000,
         clock: Callable[[], float] = monotonic,

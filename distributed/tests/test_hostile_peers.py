@@ -310,6 +310,23 @@ async def test_a_pickle_from_a_peer_without_the_token_is_not_unpickled(tmp_path)
         assert not marker.exists()
 
 
+@gen_test(timeout=60)
+async def test_guesses_at_the_token_from_the_host_of_an_honest_client():
+    async def guess(number):
+        peer = await siege.connect()
+        challenge = {"scheme": "hmac-sha256", "nonce": bytes(32)}
+        await peer.send(packed(msgpack.packb({**HANDSHAKE, "auth": challenge})))
+        await peer.read_message()
+        await peer.send(packed(msgpack.packb({"proof": bytes([number]) * 32})))
+        (answer,) = await peer.read_message()
+        assert msgpack.unpackb(answer) == {"refused": "the token is wrong"}
+        await peer.see_it_closed()
+
+    async with besieged("unix://", auth__token="0123456789abcdef") as siege:
+        for _ in range(4):
+            await asyncio.gather(*map(guess, range(20)))
+
+
 # Who sends, and does not read
 
 

@@ -351,6 +351,8 @@ def _side_by_side(parts: list[bytes]) -> list[memoryview]:
 
 
 def _too_large(limits: Limits) -> str:
+    if limits.max_message_size is None:
+        return "a websocket message of more bytes than any memory has"
     return f"a message larger than {limits.size_key!r} allows: {limits.max_message_size:,} bytes"
 
 

@@ -747,6 +747,17 @@ async def test_a_length_without_data_costs_no_memory():
         stream.close()
 
 
+@gen_test()
+async def test_a_length_that_nobody_has_memory_for_is_refused():
+    async with past_the_handshake() as (peer, comm):
+        assert peer.websocket.protocol is not None
+        stream: Any = peer.websocket.protocol.stream
+        await stream.write(b"\x82\xff" + b"\xff" * 8)
+        with pytest.raises(CommClosedError, match="more bytes than any memory has"):
+            await comm.read()
+        assert await peer.is_closed()
+
+
 # Hostile peers, before the handshake
 
 GARBAGE = {

@@ -77,7 +77,7 @@ logger = logging.getLogger(__name__)
 class TCP(StreamComm):
     """A comm over a TCP connection."""
 
-    def _closed_error(self, exc: StreamClosedError) -> CommClosedError:
+    def _closed_error(self, exc: Exception) -> CommClosedError:
         return self._peer_speaks_tls() or super()._closed_error(exc)
 
     def _invalid_error(self, exc: FramingError) -> CommClosedError:
@@ -144,8 +144,8 @@ class TLS(TCP):
             "cipher": stream.socket.cipher(),
         }
 
-    def _closed_error(self, exc: StreamClosedError) -> CommClosedError:
-        reason = exc.real_error
+    def _closed_error(self, exc: Exception) -> CommClosedError:
+        reason = getattr(exc, "real_error", None)
         if not isinstance(reason, ssl.SSLError):
             return super()._closed_error(exc)
         if is_final(reason):

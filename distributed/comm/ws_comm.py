@@ -14,17 +14,15 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import msgpack
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
-from distributed import config
-from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
+from distributed.comm.core import CommClosedError, FatalCommClosedError
+from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.sockets import MAX_BUFFER_SIZE
-from distributed.comm.utils import from_frames, to_frames
 from distributed.comm.websocket import Protocol, explanation, forget_outcome
-from distributed.protocol.exceptions import FramingError, MessageError
-from distributed.protocol.framing import Limits
+from distributed.protocol.exceptions import FramingError
+from distributed.protocol.framing import Buffer, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +30,11 @@ _COUNT = struct.Struct("<Q")
 
 #: Bytes of a message that are handed to the stream at a time.  Each is copied, masked or not.
 _WRITE_AHEAD = 8 * 2**20
-#: So many messages are read or written without waiting before others get their turn.
-_UNINTERRUPTED = 64
 #: Time that a peer has to confirm that a websocket is closed, in seconds.
 _CLOSING_TIMEOUT = 1.0
 
 
-class WS(Comm):
+class WS(FramedComm):
     """A comm over a websocket.
 
     Parameters
@@ -51,38 +47,27 @@ class WS(Comm):
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # State.  `_protocol` is None once this side has closed the comm.  `_inbox` holds what has
-    # arrived, and `_accepted` says what may arrive at the moment.  `_reading` is true while a read
-    # is under way, `_in_message` while it has a part of a message.  `_writing` is held by who
-    # writes.  `_read`, `_written` count the messages in a row without waiting.  `_context`, made
-    # with the handshake, is passed to serializers.
+    # State, besides that of FramedComm.  `_protocol` is None once this side has closed the comm.
+    # `_inbox` holds what has arrived, and `_accepted` says what may arrive at the moment.
+    # `_in_message` is true while a read has a part of a message.  `_writing` is held by who writes,
+    # `_written` counts the messages written in a row without waiting.
+    _end_of_connection = (StreamClosedError, WebSocketClosedError)
+    _shard_key = "distributed.comm.websockets.shard"
     _protocol: Protocol | None
 
     def __init__(
         self, protocol: Protocol, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
-        super().__init__(deserialize)
-        self._local_addr = local_addr
-        self._peer_addr = peer_addr
+        super().__init__(local_addr, peer_addr, deserialize)
         self._protocol = protocol
         self._stream = protocol.stream
         self._inbox = protocol.inbox
         self._abandon = protocol.abandon
-        self._linger = config.get_timedelta("distributed.comm.timeouts.tcp")
-        self._shard = config.get_bytes("distributed.comm.websockets.shard")
-        self._limits = Limits(
-            max_message_size=config.get_bytes("distributed.comm.max-message-size"),
-            max_frames=config.get("distributed.comm.max-frames"),
-        )
-        key = "distributed.comm.max-handshake-size"
-        self._handshake_limits = Limits(config.get_bytes(key), max_frames=1, size_key=key)
         self._accepted = self._handshake_limits
         protocol.limit = self._accepted.max_message_size
-        self._reading = False
         self._in_message = False
         self._writing = asyncio.Lock()
-        self._read = self._written = 0
-        self._context: dict[str, Any] | None = None
+        self._written = 0
         self._extra_info = self._get_extra_info()
         self._finalizer = weakref.finalize(self, _close_dangling, protocol, repr(self))
         self._finalizer.atexit = False
@@ -93,150 +78,69 @@ class WS(Comm):
         return {}
 
     @property
-    def local_address(self) -> str:
-        return self._local_addr
-
-    @property
-    def peer_address(self) -> str:
-        return self._peer_addr
-
-    @property
     def extra_info(self) -> dict[str, Any]:
         return self._extra_info
 
+    @property
+    def _is_open(self) -> bool:
+        return self._protocol is not None
+
     def _agree(self, local: dict[str, Any], remote: Any) -> None:
         super()._agree(local, remote)
-        self._context = {
-            "sender": self.local_info,
-            "recipient": self.remote_info,
-            **self.handshake_options,
-        }
         self._accepted = self._limits
         if self._protocol is not None:
             self._protocol.limit = self._limits.max_message_size
         self._inbox.open()
 
-    async def read(self, deserializers: Any = None) -> Any:
-        frames = await self._read_frames(self._limits)
-        try:
-            return await from_frames(
-                frames,
-                deserialize=self.deserialize,
-                deserializers=deserializers,
-                allow_offload=self.allow_offload,
-                policy=self.load_policy,
-            )
-        except asyncio.CancelledError:
-            # Who read on would take the next message for this one.
-            self.abort()
-            raise
+    async def _receive(self, limits: Limits) -> tuple[list[Buffer], bool]:
+        head, waited = await self._inbox.get()
+        count = _read_count(head, limits)
+        self._in_message = True
+        size = 0
+        frames: list[Buffer] = []
+        parts: list[bytes] = []
+        while len(frames) < count:
+            frame, had_to_wait = await self._inbox.get()
+            if isinstance(frame, str):
+                raise FramingError("a websocket message of text, where a frame is binary")
+            waited = waited or had_to_wait
+            size += len(frame)
+            if limits.max_message_size is not None and size > limits.max_message_size:
+                raise FramingError(_too_large(limits))
+            if not frames:
+                frames.append(frame)
+                continue
+            parts.append(frame)
+            if len(frame) != self._shard or len(frames) + len(parts) == count:
+                frames += _side_by_side(parts)
+                parts = []
+        self._in_message = False
+        return frames, waited
 
-    async def read_handshake(self) -> Any:
-        frames = await self._read_frames(self._handshake_limits)
-        try:
-            return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
-        except Exception as exc:
-            raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
-
-    async def _read_frames(self, limits: Limits) -> list[bytes | memoryview]:
-        """Read the frames of one message."""
-        if self._protocol is None:
-            raise CommClosedError(f"cannot read: {self!r}")
-        if self._reading:
-            raise RuntimeError(f"another coroutine is already reading from {self!r}")
-        self._reading = True
-        try:
-            head, waited = await self._inbox.get()
-            count = _read_count(head, limits)
-            self._in_message = True
-            size = 0
-            frames: list[bytes | memoryview] = []
-            parts: list[bytes] = []
-            while len(frames) < count:
-                frame, had_to_wait = await self._inbox.get()
-                if isinstance(frame, str):
-                    raise FramingError("a websocket message of text, where a frame is binary")
-                waited = waited or had_to_wait
+    async def _send(self, frames: Sequence[Buffer]) -> int:
+        async with self._writing:
+            protocol = self._protocol
+            if protocol is None:
+                raise CommClosedError(f"cannot write: {self!r}")
+            if protocol.is_closing():
+                raise WebSocketClosedError
+            sent = _send(protocol, _COUNT.pack(len(frames)))
+            size = unsent = 0
+            for frame in frames:
                 size += len(frame)
-                if limits.max_message_size is not None and size > limits.max_message_size:
-                    raise FramingError(_too_large(limits))
-                if not frames:
-                    frames.append(frame)
-                    continue
-                parts.append(frame)
-                if len(frame) != self._shard or len(frames) + len(parts) == count:
-                    frames += _side_by_side(parts)
-                    parts = []
-            self._in_message = False
-            self._read = 0 if waited else self._read + 1
-            if self._read >= _UNINTERRUPTED:
-                self._read = 0
-                await asyncio.sleep(0)
-        except StreamClosedError as exc:
-            error = self._closed_error()
-            self.abort()
-            raise error from (error.__cause__ or exc)
-        except FramingError as exc:
-            self.abort()
-            raise CommClosedError(f"received no valid message in {self!r}: {exc}") from exc
-        except BaseException:
-            # Cancelled, most likely.  Who read on would get the rest of a message.
-            self.abort()
-            raise
-        finally:
-            self._reading = False
-        return frames
-
-    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
-        if self._protocol is None:
-            raise CommClosedError(f"cannot write: {self!r}")
-        frames = await to_frames(
-            msg,
-            allow_offload=self.allow_offload,
-            serializers=serializers,
-            on_error="message" if on_error is None else on_error,
-            context=self._context,
-            frame_split_size=self._shard,
-        )
-        return await self._write_frames(frames)
-
-    async def write_handshake(self, msg: dict[str, Any]) -> None:
-        await self._write_frames([msgpack.packb(msg)])
-
-    async def _write_frames(self, frames: Sequence[Any]) -> int:
-        """Write the frames of one message, wait until they have left, and return their size."""
-        try:
-            async with self._writing:
-                protocol = self._protocol
-                if protocol is None:
-                    raise CommClosedError(f"cannot write: {self!r}")
-                if protocol.is_closing():
-                    raise WebSocketClosedError
-                sent = _send(protocol, _COUNT.pack(len(frames)))
-                size = unsent = 0
-                for frame in frames:
-                    size += len(frame)
-                    unsent += len(frame)
-                    if unsent > _WRITE_AHEAD:
-                        await asyncio.shield(sent)
-                        unsent = len(frame)
-                    sent = _send(protocol, frame)
-                self._written += 1
-                if protocol.stream.writing() or protocol.stream.closed():
-                    self._written = 0
+                unsent += len(frame)
+                if unsent > _WRITE_AHEAD:
                     await asyncio.shield(sent)
-                elif self._written >= _UNINTERRUPTED:
-                    self._written = 0
-                    await asyncio.sleep(0)
-                return size
-        except (WebSocketClosedError, StreamClosedError) as exc:
-            error = self._closed_error()
-            self.abort()
-            raise error from (error.__cause__ or exc)
-        except BaseException:
-            # Cancelled, most likely, with a part of the message sent.
-            self.abort()
-            raise
+                    unsent = len(frame)
+                sent = _send(protocol, frame)
+            self._written += 1
+            if protocol.stream.writing() or protocol.stream.closed():
+                self._written = 0
+                await asyncio.shield(sent)
+            elif self._written >= UNINTERRUPTED_READS:
+                self._written = 0
+                await asyncio.sleep(0)
+            return size
 
     async def close(self) -> None:
         protocol, self._protocol = self._protocol, None
@@ -271,8 +175,7 @@ class WS(Comm):
         protocol = self._protocol
         return protocol is None or protocol.is_closing()
 
-    def _closed_error(self) -> CommClosedError:
-        """Tell why the websocket came to its end."""
+    def _closed_error(self, exc: Exception) -> CommClosedError:
         inbox = self._inbox
         if inbox.too_large:
             error = CommClosedError(
@@ -329,13 +232,7 @@ def _read_count(head: str | bytes, limits: Limits) -> int:
             f"{len(head):,} {'characters' if isinstance(head, str) else 'bytes'}"
         )
     count: int = _COUNT.unpack(head)[0]
-    if not count:
-        raise FramingError("a message of no frames")
-    if limits.max_frames is not None and count > limits.max_frames:
-        raise FramingError(
-            f"a message of {count:,} frames, where 'distributed.comm.max-frames' allows "
-            f"{limits.max_frames:,}"
-        )
+    limits.check_count(count)
     return count
 
 

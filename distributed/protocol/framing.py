@@ -79,6 +79,29 @@ class Limits(NamedTuple):
     size_key: str = "distributed.comm.max-message-size"
     frames_key: str | None = "distributed.comm.max-frames"
 
+    def check_count(self, count: int) -> None:
+        """Raise FramingError if a message must not have *count* frames."""
+        if not count:
+            raise FramingError("a message of no frames")
+        if self.max_frames is None or count <= self.max_frames:
+            return
+        if self.frames_key is None:
+            raise FramingError(
+                f"what begins like a message of {count:,} frames, instead of "
+                f"{self.max_frames:,}; does the peer speak another protocol?"
+            )
+        raise FramingError(
+            f"a message of {count:,} frames, where {self.frames_key!r} allows {self.max_frames:,}"
+        )
+
+    def check_size(self, nbytes: int) -> None:
+        """Raise FramingError if a message must not have *nbytes* bytes."""
+        if self.max_message_size is not None and nbytes > self.max_message_size:
+            raise FramingError(
+                f"a message of {nbytes:,} bytes, where {self.size_key!r} allows "
+                f"{self.max_message_size:,}"
+            )
+
 
 def allocate(nbytes: int) -> bytearray:
     """Return a bytearray of *nbytes* whose memory was not touched yet.
@@ -350,18 +373,7 @@ class MessageDecoder:
         return True
 
     def _check_head(self, first: int, count: int) -> None:
-        if not count:
-            raise FramingError("a message of no frames")
-        if self.limits.max_frames is not None and count > self.limits.max_frames:
-            if self.limits.frames_key is None:
-                raise FramingError(
-                    f"what begins like a message of {count:,} frames, instead of "
-                    f"{self.limits.max_frames:,}; does the peer speak another protocol?"
-                )
-            raise FramingError(
-                f"a message of {count:,} frames, where {self.limits.frames_key!r} allows "
-                f"{self.limits.max_frames:,}"
-            )
+        self.limits.check_count(count)
         if first < 8 + 8 * count:
             raise FramingError(
                 f"a message whose first {first:,} bytes cannot hold the lengths of its "
@@ -370,11 +382,7 @@ class MessageDecoder:
 
     def _lay_out(self, first: int, lengths: tuple[int, ...]) -> None:
         total = sum(lengths)
-        if self.limits.max_message_size is not None and total > self.limits.max_message_size:
-            raise FramingError(
-                f"a message of {total:,} bytes, where {self.limits.size_key!r} allows "
-                f"{self.limits.max_message_size:,}"
-            )
+        self.limits.check_size(total)
         leading = first - 8 - 8 * len(lengths)
         if leading != total:
             for length in lengths:

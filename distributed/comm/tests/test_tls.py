@@ -489,7 +489,7 @@ async def test_the_end_of_a_connection_is_told_as_over_tcp(version):
     async with await listen(LOCALHOST, accepted.put, **server(**version)) as listener:
         comm = await connect(listener.contact_address, **client(**version))
         other = await accepted.get()
-        await other._write_buffers([bytes([200, 0, 0, 0])])
+        await other.stream.write(bytes([200, 0, 0, 0]))
         other.abort()
         with pytest.raises(CommClosedError, match="in the middle of a message") as caught:
             await comm.read()

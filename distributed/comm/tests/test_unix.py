@@ -471,7 +471,7 @@ async def test_a_reset_in_the_middle_of_a_message_closes_the_comm(address):
     async with await listen(address, accepted.put):
         comm = await connect(address)
         other = await accepted.get()
-        await other._write_buffers([b"\xc8\0\0\0"])
+        await other.stream.write(b"\xc8\0\0\0")
         other.abort()
         with pytest.raises(CommClosedError, match=r"in the middle of a message|reset"):
             await comm.read()

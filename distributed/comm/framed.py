@@ -1,0 +1,196 @@
+"""What comms have in common whose messages travel as frames.
+
+:class:`FramedComm` is the way of a message between :mod:`distributed.protocol`,
+which makes frames of it and understands them, and a transport, which moves them.
+It sees to it that there is one reader at a time, that nobody is starved by a peer
+who always has more to say, that the handshake is small and plain, and that
+whatever goes wrong on the way closes the comm.  It knows no sockets; those are in
+:mod:`distributed.comm.stream` and :mod:`distributed.comm.ws_comm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import msgpack
+from tornado.iostream import StreamClosedError
+
+from distributed import config
+from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.utils import from_frames, to_frames
+from distributed.protocol.exceptions import FramingError, MessageError
+from distributed.protocol.framing import Buffer, Limits
+
+#: So many messages that need no waiting are read before others get their turn.
+UNINTERRUPTED_READS = 64
+
+
+class FramedComm(Comm):
+    """A comm that sends and receives messages as frames.
+
+    Parameters
+    ----------
+    local_addr, peer_addr
+        The addresses of both ends, as URI.
+    deserialize
+        See :class:`~distributed.comm.core.Comm`.
+    """
+
+    # State.  `_reading` is true while a read is under way.  `_unwaited` counts the
+    # messages that were read without waiting since one had to be waited for.
+    # `_context`, made with the handshake, is passed to serializers.
+
+    #: What the transport raises where the connection has ended.
+    _end_of_connection: ClassVar[tuple[type[Exception], ...]] = (StreamClosedError,)
+    #: Where the configuration has the size at which frames are split.
+    _shard_key: ClassVar[str] = "distributed.comm.shard"
+
+    def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
+        super().__init__(deserialize)
+        self._local_addr = local_addr
+        self._peer_addr = peer_addr
+        self._linger = config.get_timedelta("distributed.comm.timeouts.tcp")
+        self._shard = config.get_bytes(self._shard_key)
+        self._limits = Limits(
+            max_message_size=config.get_bytes("distributed.comm.max-message-size"),
+            max_frames=config.get("distributed.comm.max-frames"),
+        )
+        key = "distributed.comm.max-handshake-size"
+        self._handshake_limits = Limits(
+            config.get_bytes(key), max_frames=1, size_key=key, frames_key=None
+        )
+        self._reading = False
+        self._unwaited = 0
+        self._context: dict[str, Any] | None = None
+
+    @property
+    def local_address(self) -> str:
+        return self._local_addr
+
+    @property
+    def peer_address(self) -> str:
+        return self._peer_addr
+
+    # What a transport does
+
+    @property
+    @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether this side has not closed the comm."""
+
+    @abstractmethod
+    async def _receive(self, limits: Limits) -> tuple[Sequence[Buffer], bool]:
+        """Return the frames of the next message, and whether it had to be waited for.
+
+        Raises
+        ------
+        FramingError
+            If what arrives is no message within *limits*.
+        """
+
+    @abstractmethod
+    async def _send(self, frames: Sequence[Buffer]) -> int:
+        """Write a message, wait until it has left, and return its size in bytes."""
+
+    @abstractmethod
+    def _closed_error(self, exc: Exception) -> CommClosedError:
+        """Tell why the connection has ended, of which *exc* is what the transport says."""
+
+    def _invalid_error(self, exc: FramingError) -> CommClosedError:
+        """Tell what arrived instead of a message."""
+        return CommClosedError(f"received no valid message in {self!r}: {exc}")
+
+    # What comes of it
+
+    def _agree(self, local: dict[str, Any], remote: Any) -> None:
+        super()._agree(local, remote)
+        self._context = {
+            "sender": self.local_info,
+            "recipient": self.remote_info,
+            **self.handshake_options,
+        }
+
+    async def read(self, deserializers: Any = None) -> Any:
+        frames = await self._read_frames(self._limits)
+        try:
+            return await from_frames(
+                frames,  # type: ignore[arg-type]
+                deserialize=self.deserialize,
+                deserializers=deserializers,
+                allow_offload=self.allow_offload,
+                policy=self.load_policy,
+            )
+        except asyncio.CancelledError:
+            # Who read on would take the next message for this one.
+            self.abort()
+            raise
+
+    async def read_handshake(self) -> Any:
+        frames = await self._read_frames(self._handshake_limits)
+        try:
+            return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
+        except Exception as exc:
+            raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
+
+    async def _read_frames(self, limits: Limits) -> Sequence[Buffer]:
+        """Read the frames of one message."""
+        if not self._is_open:
+            raise CommClosedError(f"cannot read: {self!r}")
+        if self._reading:
+            raise RuntimeError(f"another coroutine is already reading from {self!r}")
+        self._reading = True
+        try:
+            frames, waited = await self._receive(limits)
+            self._unwaited = 0 if waited else self._unwaited + 1
+            if self._unwaited >= UNINTERRUPTED_READS:
+                self._unwaited = 0
+                await asyncio.sleep(0)
+        except self._end_of_connection as exc:
+            error = self._closed_error(exc)
+            self.abort()
+            raise error from (error.__cause__ or exc)
+        except FramingError as exc:
+            error = self._invalid_error(exc)
+            self.abort()
+            raise error from exc
+        except BaseException:
+            # Cancelled, most likely.  Who read on would get the rest of a message.
+            self.abort()
+            raise
+        finally:
+            self._reading = False
+        return frames
+
+    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+        if not self._is_open:
+            raise CommClosedError(f"cannot write: {self!r}")
+        frames = await to_frames(
+            msg,
+            allow_offload=self.allow_offload,
+            serializers=serializers,
+            on_error="message" if on_error is None else on_error,
+            context=self._context,
+            frame_split_size=self._shard,
+        )
+        return await self._write_frames(frames)
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None:
+        await self._write_frames([msgpack.packb(msg)])
+
+    async def _write_frames(self, frames: Sequence[Buffer]) -> int:
+        """Write the frames of one message and wait until they have left."""
+        if not self._is_open:
+            raise CommClosedError(f"cannot write: {self!r}")
+        try:
+            return await self._send(frames)
+        except self._end_of_connection as exc:
+            error = self._closed_error(exc)
+            self.abort()
+            raise error from (error.__cause__ or exc)
+        except BaseException:
+            # Cancelled, most likely, with a part of the message sent.
+            self.abort()
+            raise

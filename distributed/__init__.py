@@ -30,8 +30,50 @@ _MODULES = {
     "Status": "distributed.status",
 }
 
+#: What code that was written for the original may look for here, and dask where it finds
+#: something of this name.  It must be absent, not broken: callers do without it.
+_ELSEWHERE = frozenset(
+    {
+        "Actor",
+        "Client",
+        "CompatibleExecutor",
+        "Event",
+        "Future",
+        "KilledWorker",
+        "LocalCluster",
+        "Lock",
+        "MultiLock",
+        "Nanny",
+        "Queue",
+        "SSHCluster",
+        "Scheduler",
+        "Semaphore",
+        "SpecCluster",
+        "Variable",
+        "Worker",
+        "as_completed",
+        "default_client",
+        "fire_and_forget",
+        "get_client",
+        "get_task_stream",
+        "get_worker",
+        "performance_report",
+        "progress",
+        "rejoin",
+        "secede",
+        "wait",
+        "worker_client",
+    }
+)
+
 
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}: this is distributed-core, which is "
+            f"the networking core alone. {name} is in dask.distributed; as that is imported by "
+            "the same name, install it into another environment."
+        )
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -15,7 +15,7 @@ from distributed.comm import CommClosedError, connect, listen
 from distributed.core import ConnectionPool
 from distributed.protocol import to_serialize
 from distributed.tests import interop_worker
-from distributed.tests.environments import _or_skip, clean_environ, run_in
+from distributed.tests.environments import clean_environ, run_in
 from distributed.tests.interop_worker import Guest
 from distributed.utils_test import async_poll_for, gen_test, popen
 
@@ -84,12 +84,6 @@ async def fetch(pool, address, keys):
     await comm.write("OK")
     pool.reuse(address, comm)
     return answer["data"]
-
-
-@pytest.fixture(scope="module")
-def dask_python():
-    """A Python with this checkout and dask: a task of the original is an object of dask's."""
-    return _or_skip("dask", ["dask"], project=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,162 @@
+"""dask works as if this package were not there, although it answers to the name ``distributed``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distributed.tests.environments import _or_skip, run_in
+
+#: What has been imported before dask is used: nothing, or this package.
+BEFORE = {
+    "alone": "",
+    "after_this_package": "import distributed.core, distributed.protocol, distributed.utils_test\n",
+}
+SCHEDULERS = ["sync", "threads", "processes"]
+
+#: name → what is computed, as an expression of `S` (the scheduler), and what comes out
+WORK = {
+    "array": ("int(da.arange(100, chunks=10).reshape(10, 10).T.sum().compute(scheduler=S))", 4950),
+    "bag": ("db.range(20, npartitions=4).map(str).map(len).sum().compute(scheduler=S)", 30),
+    "delayed": ("dask.compute(dask.delayed(sum)([dask.delayed(abs)(-1), 2]), scheduler=S)[0]", 3),
+    "dataframe": (
+        "frame().groupby('b').a.sum().compute(scheduler=S).to_dict()",
+        {"x": 20, "y": 25},
+    ),
+    "shuffle": ("len(frame().merge(frame(), on='b').compute(scheduler=S))", 50),
+}
+
+NAMES = """
+import json, sys
+import dask, dask.array as da, dask.bag as db, dask.dataframe as dd
+import pandas as pd
+
+def frame():
+    return dd.from_pandas(pd.DataFrame({"a": range(10), "b": list("xyxyxyxyxy")}), npartitions=3)
+"""
+
+
+@pytest.fixture(scope="module")
+def dask_collections_python():
+    """A Python with this checkout, and dask with all that its collections need."""
+    return _or_skip("dask-collections", ["dask[array,dataframe]"], project=True)
+
+
+@pytest.fixture(scope="module", params=BEFORE)
+def computed(request, dask_collections_python):
+    code = BEFORE[request.param] + NAMES
+    code += "if __name__ == '__main__':\n    results = {}\n"
+    for scheduler in SCHEDULERS:
+        for name, (expression, _) in WORK.items():
+            code += f"    S = {scheduler!r}; results[{name + '-' + scheduler!r}] = {expression}\n"
+    code += "    print(json.dumps(results))\n"
+    return json.loads(run_in(dask_collections_python, code, timeout=100).stdout)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", WORK)
+def test_a_local_scheduler_computes(computed, name, scheduler):
+    assert computed[f"{name}-{scheduler}"] == WORK[name][1]
+
+
+def run_beside_dask(python, code):
+    return json.loads(run_in(python, "import json\n" + code).stdout)
+
+
+def test_dask_loads_nothing_of_this_package_to_compute_but_its_name(dask_collections_python):
+    code = "import sys, dask.array as da\nda.ones(4, chunks=2).sum().compute()\n"
+    code += "print(json.dumps([name for name in sys.modules if name.startswith('distributed')]))"
+    loaded = run_beside_dask(dask_collections_python, code)
+    assert set(loaded) <= {"distributed", "distributed._version"}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_without_a_scheduler_dask_chooses_its_own(dask_collections_python, before):
+    code = BEFORE[before] + "import dask\ndask.compute(dask.delayed(len)('abc'))\n"
+    code += "print(json.dumps([dask.base.get_scheduler(), dask.delayed(len)('abc').compute()]))"
+    assert run_beside_dask(dask_collections_python, code) == [None, 3]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_who_asks_for_the_distributed_scheduler_is_told_that_there_is_no_client(
+    dask_collections_python, before
+):
+    code = """
+import dask
+try:
+    dask.delayed(len)('abc').compute(scheduler="distributed")
+except RuntimeError as exc:
+    print(json.dumps(str(exc)))
+"""
+    told = run_beside_dask(dask_collections_python, BEFORE[before] + code)
+    assert told == "Requested distributed scheduler but no Client active."
+
+
+def test_the_configuration_of_dask_is_as_before_but_for_the_defaults_of_this_package(
+    dask_collections_python,
+):
+    code = """
+import copy, dask
+before = copy.deepcopy(dask.config.config)
+import distributed.core, distributed.comm, distributed.config
+distributed.config.get("distributed.comm.timeouts.connect")
+after = copy.deepcopy(dask.config.config)
+after.pop("distributed"), before.pop("distributed", None)
+print(json.dumps([before == after, sorted(set(after) - set(before))]))
+"""
+    assert run_beside_dask(dask_collections_python, code) == [True, []]
+
+
+def test_what_is_set_in_dask_config_holds_for_this_package_and_back(dask_collections_python):
+    code = """
+import dask.config, distributed.config
+key = "distributed.comm.timeouts.connect"
+with dask.config.set({key: "7s"}):
+    seen = distributed.config.get_timedelta(key)
+with distributed.config.set({key: "8s", "array.chunk-size": "1MiB"}):
+    there = [dask.config.get(key), dask.config.get("array.chunk-size")]
+print(json.dumps([seen, there, dask.config.get("array.chunk-size")]))
+"""
+    assert run_beside_dask(dask_collections_python, code) == [7.0, ["8s", "1MiB"], "128MiB"]
+
+
+def test_the_command_line_of_dask_works(dask_collections_python):
+    told = run_in(dask_collections_python, ["-m", "dask", "info", "versions"]).stdout
+    from distributed import __version__
+
+    assert json.loads(told)["distributed"] == __version__
+    assert "Commands:" in run_in(dask_collections_python, ["-m", "dask", "--help"]).stdout
+
+
+def test_dask_distributed_is_this_package(dask_collections_python):
+    code = "from dask.distributed import Server\nimport distributed\n"
+    code += "print(json.dumps(Server is distributed.Server))"
+    assert run_beside_dask(dask_collections_python, code)
+
+
+@pytest.mark.parametrize("name", ["Client", "LocalCluster", "get_client"])
+def test_who_misses_a_role_of_the_original_is_told_where_it_is(dask_collections_python, name):
+    code = f"""
+import distributed
+try:
+    distributed.{name}
+except AttributeError as exc:
+    told = str(exc)
+print(json.dumps(told))
+"""
+    told = run_beside_dask(dask_collections_python, code)
+    assert told.startswith(f"module 'distributed' has no attribute '{name}'")
+    assert f"{name} is in dask.distributed" in told
+
+
+def test_code_that_does_without_a_role_still_does(dask_collections_python):
+    code = """
+import distributed
+try:
+    from distributed import get_client
+except ImportError as exc:
+    told = type(exc).__name__
+print(json.dumps([told, hasattr(distributed, "Client")]))
+"""
+    assert run_beside_dask(dask_collections_python, code) == ["ImportError", False]

@@ -43,7 +43,7 @@ from distributed.comm.core import (
     call_comm_handler,
 )
 from distributed.comm.registry import Backend
-from distributed.comm.sockets import MAX_BUFFER_SIZE
+from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 from distributed.comm.stream import StreamComm
 from distributed.comm.tcp import log_failed_connection
 from distributed.comm.tls import refuse_unencrypted
@@ -280,7 +280,7 @@ class UnixListener(BaseListener):
         self._bound = loc
         self.server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE)
         self.server.handle_stream = self._handle_stream  # type: ignore[method-assign]
-        self.server.add_socket(sock)
+        self.server.add_socket(ListeningSocket(sock, self.abort_oldest_handshake, _PREFIX))
 
     def stop(self) -> None:
         """Stop accepting connections and remove the file; handshakes are aborted."""

@@ -39,6 +39,7 @@ from distributed.comm.core import (
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     Client,
+    ListeningSocket,
     bind_sockets,
     get_stream_address,
     set_tcp_timeout,
@@ -315,9 +316,19 @@ class WSListener(BaseTCPListener):
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port) + self.path
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
-        server.add_sockets(sockets)
+        server.add_sockets(
+            [ListeningSocket(sock, self._make_room, self.prefix) for sock in sockets]
+        )
         self.tcp_server = server
         self.bound_address = get_tcp_server_addresses(server)[0][:2]
+
+    def _make_room(self) -> bool:
+        """Close the connection that has opened no websocket for longest; as for a handshake."""
+        for stream in self._opening:
+            if not stream.closed():
+                stream.close()
+                return True
+        return self.abort_oldest_handshake()
 
     def _find_server(self) -> HTTPServer | None:
         """Return the HTTP server to be shared."""

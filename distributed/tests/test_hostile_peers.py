@@ -469,9 +469,12 @@ async def test_more_connections_than_there_are_descriptors():
 # Other transports
 
 
-@pytest.mark.parametrize(
+OTHER_TRANSPORTS = pytest.mark.parametrize(
     "address", ["unix://", "tls://127.0.0.1:0", "ws://127.0.0.1:0", "wss://127.0.0.1:0"]
 )
+
+
+@OTHER_TRANSPORTS
 @gen_test(timeout=60)
 async def test_silence_and_garbage_over_other_transports(address):
     async with besieged(address, **DEADLINE) as siege:
@@ -482,3 +485,14 @@ async def test_silence_and_garbage_over_other_transports(address):
         for _ in range(50):
             (await siege.connect()).reset()
         await siege.all_closed()
+
+
+@OTHER_TRANSPORTS
+@gen_test(timeout=60)
+async def test_more_silence_than_there_are_descriptors_over_other_transports(address):
+    async with besieged(address) as siege:
+        siege.server.limit_descriptors(100)
+        for _ in range(400):
+            await siege.connect()
+        await async_poll_for(lambda: "Too many connections" in siege.server.logged(), timeout=5)
+        assert siege.server.logged().count("Too many connections") == 1

@@ -1,0 +1,327 @@
+"""The cluster of ``examples/cluster``: it does what ``docs/cluster.rst`` says."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import os
+import signal
+
+import pytest
+
+from distributed import config
+from distributed.protocol.exceptions import DeserializationError
+from distributed.tests.clusters import EXAMPLES, cluster, program, workers_come
+from distributed.tests.environments import environment, run_in
+from distributed.utils_test import async_poll_for, gen_test, tls_security
+
+from cluster import Client, KilledWorker, LostData, Nanny, Scheduler  # isort: skip
+
+PEM = tls_security().tls_ca_file
+
+
+class WhereUnpickled:
+    """Becomes the id of the process that unpickles it."""
+
+    def __reduce__(self):
+        return os.getpid, ()
+
+
+async def forgotten(scheduler):
+    await async_poll_for(lambda: not scheduler.state.tasks, timeout=10)
+
+
+@gen_test()
+async def test_a_task_is_submitted_and_its_result_awaited():
+    async with cluster(1) as (_, client):
+        assert await client.submit(operator.add, 1, 2) == 3
+        assert await client.submit(int, "11", base=2) == 3
+
+
+@gen_test()
+async def test_a_function_is_mapped_and_the_results_gathered_in_any_shape():
+    async with cluster(1) as (_, client):
+        one, two = client.map(operator.add, [0, 1], [1, 1])
+        assert await client.gather({"a": [one, (two,)], "b": 3}) == {"a": [1, (2,)], "b": 3}
+
+
+@gen_test()
+async def test_what_is_scattered_is_spread_over_the_workers_and_an_input_of_tasks():
+    async with cluster(2) as (scheduler, client):
+        futures = await client.scatter([[1, 2], [3]])
+        assert await client.submit(operator.add, *futures) == [1, 2, 3]
+        assert await client.gather(futures) == [[1, 2], [3]]
+        assert all(worker.has for worker in scheduler.state.workers.values())
+
+
+@gen_test()
+async def test_to_scatter_without_workers_is_an_error():
+    async with cluster(0) as (_, client):
+        with pytest.raises(RuntimeError, match="has no workers"):
+            await client.scatter([1])
+
+
+@gen_test()
+async def test_inputs_go_from_worker_to_worker_and_not_through_the_scheduler():
+    def make():
+        return os.getpid(), b"x" * 10_000_000
+
+    def use(*inputs):
+        return {pid for pid, _ in inputs}, sum(len(data) for _, data in inputs)
+
+    async with cluster(2) as (scheduler, client):
+        a, b = client.submit(make), client.submit(make)
+        pids, total = await client.submit(use, a, b)
+        assert len(pids) == 2
+        assert total == 20_000_000
+        assert sum(stream.byte_count for stream in scheduler.streams.values()) < 100_000
+
+
+@gen_test()
+async def test_the_scheduler_unpickles_nothing():
+    async with cluster(1) as (scheduler, client):
+        worker = scheduler.nannies[0].worker()["pid"]
+        marker = WhereUnpickled()
+        assert await client.submit(lambda pid: pid, marker) == worker
+        assert await client.gather(await client.scatter([marker])) == [worker]
+        assert worker != os.getpid()
+
+
+@gen_test()
+async def test_an_error_reaches_the_client_with_type_message_and_remote_traceback():
+    def divide(x):
+        return 1 / x
+
+    async with cluster(1) as (_, client):
+        with pytest.raises(ZeroDivisionError, match="division by zero") as info:
+            await client.submit(divide, 0)
+        assert str(info.value) == "division by zero"
+        assert "return 1 / x" in "".join(info.value.__notes__)
+
+
+@gen_test()
+async def test_an_error_is_that_of_all_tasks_that_depend_on_it():
+    async with cluster(1) as (_, client):
+        failing = client.submit(operator.truediv, 1, 0)
+        with pytest.raises(ZeroDivisionError):
+            await client.submit(operator.add, client.submit(operator.add, failing, 1), 1)
+
+
+@gen_test()
+async def test_what_cannot_be_pickled_is_an_error_where_it_is_submitted():
+    async with cluster(1) as (_, client):
+        with pytest.raises(TypeError):
+            client.submit(len, (item for item in ()))
+        assert await client.submit(abs, -1) == 1
+
+
+@gen_test()
+async def test_what_a_worker_cannot_unpickle_fails_its_task_only():
+    class Unreadable:
+        def __reduce__(self):
+            return operator.truediv, (1, 0)
+
+    async with cluster(1) as (_, client):
+        with pytest.raises(DeserializationError, match="division by zero"):
+            await client.submit(len, Unreadable())
+        assert await client.submit(abs, -1) == 1
+
+
+@gen_test()
+async def test_a_result_is_forgotten_with_its_future():
+    async with cluster(1) as (scheduler, client):
+        future = client.submit(abs, -1)
+        await future
+        del future
+        await forgotten(scheduler)
+        assert not any(worker.has for worker in scheduler.state.workers.values())
+
+
+@gen_test()
+async def test_a_cancelled_task_and_its_dependents_are_given_up(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    async with cluster(1) as (scheduler, client):
+        blocked = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+        dependent = client.submit(len, blocked)
+        await async_poll_for(lambda: scheduler.state.tasks, timeout=10)
+        blocked.cancel()
+        for future in (blocked, dependent):
+            with pytest.raises(asyncio.CancelledError):
+                await future
+        await forgotten(scheduler)
+        writer = await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY)
+        os.close(writer)
+        assert await client.submit(abs, -1) == 1
+
+
+@gen_test()
+async def test_what_a_cancelled_task_leaves_undone_does_not_concern_other_clients():
+    async with cluster(1) as (scheduler, client), Client(scheduler.address) as other:
+        mine, theirs = (c.submit(abs, -1, key="same") for c in (client, other))
+        await mine
+        mine.cancel()
+        assert await theirs == 1
+
+
+@gen_test()
+async def test_a_killed_worker_is_restarted_and_its_results_are_computed_again():
+    async with cluster(1) as (scheduler, client):
+        future = client.submit(os.getpid)
+        first = await future
+        os.kill(first, signal.SIGKILL)
+        await async_poll_for(lambda: future.status == "pending" or future.workers, timeout=10)
+        await async_poll_for(lambda: scheduler.nannies[0].restarts == 1, timeout=10)
+        await workers_come(scheduler, 1)
+        second = await client.submit(os.getpid)
+        assert second != first
+        assert await future == second
+
+
+@gen_test()
+async def test_inputs_that_were_let_go_are_computed_again_where_a_result_of_them_is_lost():
+    async with cluster(1) as (_, client):
+        future = client.submit(operator.add, client.submit(abs, -1), client.submit(abs, -2))
+        assert await future == 3
+        os.kill(await client.submit(os.getpid), signal.SIGKILL)
+        assert await client.submit(operator.add, future, 1) == 4
+
+
+@gen_test()
+async def test_scattered_data_that_is_lost_is_an_error_that_says_so():
+    async with cluster(1) as (_, client):
+        (data,) = await client.scatter([1])
+        os.kill(await client.submit(os.getpid), signal.SIGKILL)
+        await async_poll_for(lambda: data.status == "erred", timeout=10)
+        with pytest.raises(LostData, match="it was scattered"):
+            await data
+
+
+@gen_test()
+async def test_a_task_that_kills_its_workers_is_given_up():
+    async with cluster(1) as (_, client):
+        future = client.submit(lambda: os.kill(os.getpid(), signal.SIGKILL), key="deadly")
+        with pytest.raises(KilledWorker, match="4 workers died while they had 'deadly'"):
+            await future
+        assert await client.submit(abs, -1) == 1
+
+
+@gen_test()
+async def test_a_worker_without_heartbeats_counts_as_lost():
+    async with (
+        cluster(1, worker_ttl="2s") as (scheduler, client),
+        program("worker", scheduler.address, "--nthreads=1") as frozen,
+    ):
+        await workers_come(scheduler, 2)
+        frozen.send_signal(signal.SIGSTOP)
+        assert await client.gather(client.map(abs, range(10))) == list(range(10))
+        await workers_come(scheduler, 1)
+        frozen.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(frozen.wait, 10) == 1
+
+
+@gen_test()
+async def test_a_worker_that_comes_later_gets_tasks_that_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    async with cluster(1) as (scheduler, client):
+        blocked = client.map(lambda path: path.read_text(), [tmp_path / "pipe"] * 2)
+        others = client.map(abs, range(10))
+        async with program("worker", scheduler.address, "--nthreads=1"):
+            assert await client.gather(others) == list(range(10))
+        for future in blocked:
+            future.cancel()
+        writer = await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
+def test_the_programs_run_as_documented_and_end_when_interrupted(address):
+    @gen_test()
+    async def run():
+        async with program("scheduler", address) as scheduler:
+            assert scheduler.address.startswith(address[:6])
+            async with (
+                program("nanny", scheduler.address) as nanny,
+                program("worker", scheduler.address),
+            ):
+                async with Client(scheduler.address) as client:
+                    assert await client.submit(operator.add, 1, 2) == 3
+                nanny.send_signal(signal.SIGINT)
+                assert await asyncio.to_thread(nanny.wait, 10) == 0
+            scheduler.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(scheduler.wait, 10) == 0
+
+    run()
+
+
+@gen_test()
+async def test_a_scheduler_that_closes_ends_its_workers_nannies_and_clients():
+    async with Scheduler("tcp://127.0.0.1:0") as scheduler, Nanny(scheduler.address) as nanny:
+        await workers_come(scheduler, 1)
+        async with Client(scheduler.address) as client:
+            future = client.submit(input)
+            await scheduler.close()
+            await nanny.finished()
+            await client.finished()
+            assert nanny.restarts == 0
+            with pytest.raises(OSError, match="is gone"):
+                await future
+
+
+@gen_test()
+async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed():
+    async with cluster(0) as (scheduler, _), program("nanny", scheduler.address) as nanny:
+        await workers_come(scheduler, 1)
+        nanny.kill()
+        await workers_come(scheduler, 0)
+
+
+def test_certificates_and_token_come_from_the_configuration(monkeypatch):
+    comm = {"require-encryption": True, "auth.token": "a secret of thirty-two characters"}
+    comm |= {"tls.ca-file": PEM}
+    comm |= {f"tls.{role}.cert": PEM for role in ("client", "scheduler", "worker")}
+    for key, value in comm.items():
+        name = key.replace("-", "_").replace(".", "__").upper()
+        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__{name}", str(value))
+
+    @gen_test(config={f"distributed.comm.{key}": value for key, value in comm.items()})
+    async def run():
+        async with cluster(2, address="tls://127.0.0.1:0") as (scheduler, client):
+            assert await client.submit(sum, client.map(abs, range(10))) == 45
+            other = config.set(
+                {"distributed.comm.auth.token": "another, but just as long a secret"}
+            )
+            with other, pytest.raises(RuntimeError, match="failed to start"):
+                await Client(scheduler.address)
+
+    run()
+
+
+def test_dask_array_computes_on_it():
+    python = environment("dask-array", ["dask[array]"], project=True)
+    code = """
+        import asyncio, numpy
+        import dask, dask.array
+        from cluster import Client, Nanny, Scheduler
+
+        async def main():
+            async with Scheduler("tcp://127.0.0.1:0") as scheduler, Nanny(scheduler.address):
+                async with Nanny(scheduler.address), Client(scheduler.address) as client:
+                    await asyncio.to_thread(compute, client.get)
+
+        def compute(get):
+            x = dask.array.arange(10_000, chunks=1000).reshape(100, 100).rechunk(25)
+            n = numpy.arange(10_000).reshape(100, 100)
+            assert (x + x.T).sum().compute(scheduler=get) == (n + n.T).sum()
+            assert (x.dot(x)).compute(scheduler=get).tolist() == n.dot(n).tolist()
+            lazy = dask.delayed(sum)([dask.delayed(abs)(-i) for i in range(10)])
+            assert lazy.compute(scheduler=get) == 45
+            a, b = dask.compute(x.mean(), x.std(), scheduler=get)
+            assert a == n.mean() and abs(b - n.std()) < 1e-9
+            assert get({"x": 1, "y": (abs, -2), "z": (sum, ["x", "y"])}, [["z"], "x"]) == [[3], 1]
+            print("computed")
+
+        asyncio.run(main())
+    """
+    done = run_in(python, code, env={"PYTHONPATH": str(EXAMPLES)})
+    assert "computed" in done.stdout
+    assert done.stderr == ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import traceback
 import zlib
 from collections.abc import Awaitable, Callable
@@ -94,6 +95,9 @@ async def serve(address: str) -> None:
         await stream.close()
         return Status.dont_reply
 
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
     def keep(name: str, data: Any) -> str:
         kept[name] = data
         return type(data).__name__
@@ -113,7 +117,8 @@ async def serve(address: str) -> None:
         "give": lambda name: kept.pop(name),
         "where_are_others": lambda: relay.address,
         "never": lambda: asyncio.sleep(600),
-        "unreadable": lambda: to_serialize(Unpicklable("result")),
+        "lock": lambda: threading.Lock(),
+        "cancelled": cancelled,
     }
     found = security(address)
     args = found.get_listen_args("scheduler") if found else {}
@@ -289,8 +294,38 @@ async def errors_that_cannot_be_pickled(client: Client) -> None:
 
 @case
 async def results_that_cannot_be_pickled(client: Client) -> None:
-    await raised(client.remote.unreadable())
+    exc = await raised(client.remote.lock())
+    if client.options["server_is_the_original"]:
+        assert isinstance(exc, OSError), repr(exc)
+    else:
+        assert type(exc) is TypeError, repr(exc)
+        assert "lock" in str(exc)
     assert await client.remote.add(x=1, y=2) == 3
+
+
+@case
+async def handlers_that_are_cancelled(client: Client) -> None:
+    exc = await raised(client.remote.cancelled())
+    if client.options["server_is_the_original"]:
+        assert isinstance(exc, OSError), repr(exc)
+    else:
+        assert type(exc) is RuntimeError, repr(exc)
+        assert "'cancelled'" in str(exc)
+    assert await client.remote.add(x=1, y=2) == 3
+
+
+@case
+async def requests_that_make_no_sense(client: Client) -> None:
+    for request in ("no map", {"x": 1}):
+        comm = await client.connect()
+        await comm.write(request)
+        if client.options["server_is_the_original"]:
+            assert isinstance(await raised(comm.read()), OSError)
+        else:
+            assert (await comm.read())["status"] == "uncaught-error"
+            await comm.write({"op": "add", "x": 1, "y": 2})
+            assert await comm.read() == 3
+        await comm.close()
 
 
 @case

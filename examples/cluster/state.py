@@ -144,7 +144,8 @@ class ClusterState:
             task = self.tasks.get(key)
             if task is not None and task.state == "memory":
                 self._add_holder(task, address, nbytes)
-            else:
+            elif task is None or task.worker is not self.workers[address]:
+                # One that is to compute it now would take this for the end of that.
                 self._send(address, "free", key=key)
         return self._settle()
 

@@ -12,10 +12,11 @@ import pytest
 from distributed import config
 from distributed.protocol.exceptions import DeserializationError
 from distributed.tests.clusters import EXAMPLES, cluster, program, workers_come
-from distributed.tests.environments import environment, run_in
+from distributed.tests.environments import _or_skip, run_in
 from distributed.utils_test import async_poll_for, gen_test, tls_security
 
 from cluster import Client, KilledWorker, LostData, Nanny, Scheduler  # isort: skip
+from cluster.state import ClusterState  # isort: skip
 
 PEM = tls_security().tls_ca_file
 
@@ -219,6 +220,45 @@ async def test_a_worker_without_heartbeats_counts_as_lost():
         assert await asyncio.to_thread(frozen.wait, 10) == 1
 
 
+def workers_of(state, *keys):
+    messages = state.submit("client", {key: (b"", []) for key in keys}, keys)
+    return {message["key"]: to for to, message in messages if message["op"] == "compute"}
+
+
+@pytest.fixture
+def state():
+    state = ClusterState()
+    state.add_client("client")
+    state.add_worker("a", 1)
+    state.add_worker("b", 1)
+    return state
+
+
+def test_work_is_spread_over_workers_that_are_equally_busy(state):
+    given = workers_of(state, "f-1", "f-2", "f-3", "f-4")
+    assert sorted(given.values()) == ["a", "a", "b", "b"]
+
+
+def test_a_task_goes_to_the_worker_that_has_less_to_do(state):
+    state.durations |= {"slow": 10.0, "quick": 0.1}
+    given = workers_of(state, "slow-1", "quick-1", "quick-2")
+    assert given["quick-1"] == given["quick-2"] != given["slow-1"]
+
+
+@pytest.mark.parametrize("holder", ["a", "b"])
+def test_a_task_goes_where_its_inputs_are(state, holder):
+    state.scattered("client", "data", holder, 10**9)
+    ((to, message),) = state.submit("client", {"f-1": (b"", ["data"])}, ["f-1"])
+    assert to == holder
+    assert message["holders"] == {"data": [holder]}
+
+
+def test_tasks_that_no_worker_has_room_for_wait_at_the_scheduler(state):
+    assert len(workers_of(state, *(f"f-{i}" for i in range(10)))) == 4
+    states = [task.state for task in state.tasks.values()]
+    assert states.count("queued") == 6
+
+
 @gen_test()
 async def test_a_worker_that_comes_later_gets_tasks_that_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
@@ -297,7 +337,7 @@ def test_certificates_and_token_come_from_the_configuration(monkeypatch):
 
 
 def test_dask_array_computes_on_it():
-    python = environment("dask-array", ["dask[array]"], project=True)
+    python = _or_skip("dask-array", ["dask[array]"], project=True)
     code = """
         import asyncio, numpy
         import dask, dask.array

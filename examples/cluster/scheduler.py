@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from tornado.ioloop import PeriodicCallback
@@ -14,6 +15,8 @@ from distributed.core import Comm, CommClosedError, Server
 from distributed.metrics import monotonic
 from distributed.security import Security
 from distributed.utils import parse_timedelta
+
+Event = Callable[..., list[Message]]
 
 logger = logging.getLogger("distributed.cluster.scheduler")
 
@@ -79,40 +82,33 @@ class Scheduler(Server):
         return self
 
     async def register_worker(self, comm: Comm, address: str, nthreads: int) -> None:
-        """Make the comm a stream in both directions, for as long as the worker lives."""
         if address in self.state.workers:
             raise ValueError(f"a worker at {address} is registered already")
-        await comm.write("OK")
         self.last_seen[address] = monotonic()
-        self._open_stream(address, comm)
-        self.send(self.state.add_worker(address, nthreads))
-        try:
-            await self.handle_stream(comm, extra={"sender": address})
-        finally:
-            logger.info("Worker %s is gone", address)
-            await self._close_stream(address)
-            self.rpc.remove(address)
-            self.send(self.state.remove_worker(address))
+        add = partial(self.state.add_worker, address, nthreads)
+        await self.stream_with(address, comm, add, partial(self.state.remove_worker, address))
+        self.rpc.remove(address)
 
     async def register_client(self, comm: Comm, client: str) -> None:
+        add = partial(self.state.add_client, client)
+        await self.stream_with(client, comm, add, partial(self.state.remove_client, client))
+
+    async def stream_with(self, name: str, comm: Comm, add: Event, remove: Event) -> None:
+        """Make the comm a stream in both directions, for as long as it lasts."""
         await comm.write("OK")
-        self._open_stream(client, comm)
-        self.state.add_client(client)
+        self.streams[name] = BatchedSend(interval="2ms")
+        self.streams[name].start(comm)
+        self.send(add())
         try:
-            await self.handle_stream(comm, extra={"sender": client})
+            await self.handle_stream(comm, extra={"sender": name})
         finally:
-            await self._close_stream(client)
-            self.send(self.state.remove_client(client))
+            self.streams.pop(name).abort()
+            self.send(remove())
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Return what is known of each worker."""
+        """Return what each worker has to do, by its address."""
         return {
-            address: {
-                "nthreads": worker.nthreads,
-                "processing": len(worker.processing),
-                "has": len(worker.has),
-                "occupancy": worker.occupancy,
-            }
+            address: {"processing": len(worker.processing), "occupancy": worker.occupancy}
             for address, worker in self.state.workers.items()
         }
 
@@ -125,7 +121,7 @@ class Scheduler(Server):
                 logger.warning("No heartbeat of %s for %s s", address, self.worker_ttl)
                 self.streams[address].abort()
 
-    def _event(self, event: Callable[..., list[Message]]) -> Callable[..., None]:
+    def _event(self, event: Event) -> Callable[..., None]:
         return lambda sender, **message: self.send(event(sender, **message))
 
     def send(self, messages: Iterable[Message]) -> None:
@@ -138,13 +134,6 @@ class Scheduler(Server):
             except BufferError as exc:
                 logger.warning("Dropping %s, which does not read: %s", to, exc)
                 stream.abort()
-
-    def _open_stream(self, name: str, comm: Comm) -> None:
-        self.streams[name] = BatchedSend(interval="2ms")
-        self.streams[name].start(comm)
-
-    async def _close_stream(self, name: str) -> None:
-        self.streams[name].abort()
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Tell all workers and clients that this is the end, and close."""

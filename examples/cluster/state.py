@@ -151,8 +151,9 @@ class ClusterState:
 
     # Events from clients
 
-    def add_client(self, client: str) -> None:
+    def add_client(self, client: str) -> list[Message]:
         self.clients[client] = set()
+        return []
 
     def remove_client(self, client: str) -> list[Message]:
         messages = self.release(client, [task.key for task in self.clients[client]])

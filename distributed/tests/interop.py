@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import threading
 import traceback
@@ -57,6 +58,8 @@ def security(address: str) -> Security | None:
 
 async def serve(address: str) -> None:
     """Listen at *address*, tell where in a line, and end with the standard input."""
+    # What fails is told to the caller, and nobody reads more than a line: a full pipe would block.
+    logging.disable(logging.CRITICAL)
     notes: list[Any] = []
     noted = asyncio.Condition()
     kept: dict[str, Any] = {}
@@ -150,8 +153,8 @@ class Client:
     def rpc(self, address: str, **kwargs: Any) -> Any:
         return rpc(address, connection_args=self.args, **kwargs)
 
-    async def connect(self) -> Any:
-        return await connect(self.address, **self.args)
+    async def connect(self, **kwargs: Any) -> Any:
+        return await connect(self.address, **kwargs, **self.args)
 
 
 def case(function: Callable[[Client], Awaitable[None]]) -> Callable[[Client], Awaitable[None]]:
@@ -461,6 +464,16 @@ async def compression(client: Client) -> None:
     written = await comm.write({"op": "echo", "data": to_serialize(data), "reply": True})
     assert await comm.read() == data
     assert (written < len(data) / 10) == (wanted is not None), written
+    await comm.close()
+
+
+@case
+async def handshake_overrides(client: Client) -> None:
+    told = {"compression": "none that the other side names", "pickle-protocol": 4, "unknown": 1}
+    comm = await client.connect(handshake_overrides=told)
+    assert comm.handshake_options == {"compression": None, "pickle-protocol": 4}
+    await comm.write({"op": "agreed", "reply": True})
+    assert await comm.read() is None
     await comm.close()
 
 

@@ -21,10 +21,11 @@ from distributed.utils_test import async_poll_for, gen_test, popen
 
 #: A scheduler with workers in one process, of the original.
 CLUSTER = """
-import asyncio, sys
+import asyncio, logging, sys
 from distributed import LocalCluster
 
 async def main():
+    logging.disable(logging.CRITICAL)  # nobody reads more than a line, and a full pipe would block
     async with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
         dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0", asynchronous=True,

@@ -160,3 +160,51 @@ except ImportError as exc:
 print(json.dumps([told, hasattr(distributed, "Client")]))
 """
     assert run_beside_dask(dask_collections_python, code) == ["ImportError", False]
+
+
+def test_dask_computes_in_a_handler_and_collections_travel_within_an_answer(
+    dask_collections_python,
+):
+    code = """
+import asyncio
+import dask.array as da
+from distributed import Server, rpc
+
+def work(n):
+    array = da.arange(n, chunks=3)
+    return {"sum": int(array.sum().compute()), "lazy": array + 1}
+
+async def main():
+    async with Server({"work": work}) as server:
+        await server.listen("tcp://127.0.0.1:0")
+        async with rpc(server.address) as remote:
+            answer = await remote.work(n=10)
+    print(json.dumps([answer["sum"], int(answer["lazy"].sum().compute())]))
+
+asyncio.run(main())
+"""
+    assert run_beside_dask(dask_collections_python, code) == [45, 55]
+
+
+def test_a_collection_that_is_a_whole_answer_is_refused_since_it_can_be_awaited(
+    dask_collections_python,
+):
+    code = """
+import asyncio, logging
+import dask.array as da
+from distributed import Server, rpc
+logging.disable(logging.CRITICAL)
+
+async def main():
+    async with Server({"work": lambda: da.ones(4, chunks=2)}) as server:
+        await server.listen("tcp://127.0.0.1:0")
+        async with rpc(server.address) as remote:
+            try:
+                await remote.work()
+            except RuntimeError as exc:
+                print(json.dumps(str(exc)))
+
+asyncio.run(main())
+"""
+    told = run_beside_dask(dask_collections_python, code)
+    assert told.startswith("Comm handler returned unknown awaitable")

@@ -21,6 +21,7 @@ from typing import Any
 
 import cloudpickle
 
+from distributed.protocol import out_of_band
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling
 from distributed.protocol.tracebacks import loads_without_tblib
@@ -61,7 +62,7 @@ def dumps(
     buffers: list[pickle.PickleBuffer] = []
     keep = None if buffer_callback is None or protocol < 5 else buffers.append
     try:
-        pickled = pickle.dumps(x, protocol=protocol, buffer_callback=keep)
+        pickled = out_of_band.dumps(x, protocol, keep)
         by_value = _names_what_is_pickled_by_value(pickled)
     except Exception:  # noqa: BLE001 - whatever plain pickle fails on, cloudpickle may not
         by_value = True

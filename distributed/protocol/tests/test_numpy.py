@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
+from distributed.protocol import pickle as wire_pickle
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.limits import default_policy, reading
 from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received, sent
@@ -639,3 +640,22 @@ def test_any_view_arrives_as_it_was(x):
 )
 def test_the_size_of_what_memory_is_made_of(dtype, size):
     assert itemsize(np.dtype(dtype)) == size
+
+
+@pytest.mark.parametrize("dtype", ["M8[ns]", "m8[s]", ">M8[D]"])
+def test_dates_inside_of_pickles_keep_their_memory_apart(dtype):
+    dates = np.arange(10**5).astype(dtype).reshape(100, 1000)
+    for x in (dates, dates.T, dates[::2, ::3]):
+        buffers = []
+        pickled = wire_pickle.dumps({"x": x}, buffer_callback=buffers.append)
+        assert b"distributed" not in pickled
+        arrived = wire_pickle.loads(pickled, buffers=buffers)["x"]
+        assert arrived.dtype == x.dtype
+        assert np.array_equal(arrived, x)
+        if x.flags.forc:
+            assert len(pickled) < 500
+
+
+def test_a_single_date_inside_of_a_pickle_arrives():
+    date = np.array("2026-11-23", "M8[D]")
+    assert wire_pickle.loads(wire_pickle.dumps(date, buffer_callback=print)) == date

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed.protocol import Serialize, dumps, loads, serialize
+from distributed.protocol import Serialize, dumps, loads, pickle, serialize
 from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received
 from distributed.utils_test import gen_test
 
@@ -89,3 +89,17 @@ def test_what_arrived_can_be_written_to():
     arrived = loads(received(dumps(Serialize(FRAME))))
     arrived.loc[0, "f"] = 5
     assert arrived.f[0] == 5
+
+
+def test_dates_are_kept_out_of_the_pickle():
+    frame = pd.DataFrame(
+        {
+            "d": pd.date_range("2026", periods=10**5, freq="s"),
+            "tz": pd.date_range("2026", periods=10**5, freq="s", tz="UTC"),
+            "td": pd.to_timedelta(range(10**5), unit="s"),
+        }
+    )
+    buffers = []
+    pickled = pickle.dumps(frame, buffer_callback=buffers.append)
+    assert len(pickled) < 3000
+    assert pickle.loads(pickled, buffers=buffers).equals(frame)

@@ -1,12 +1,13 @@
-"""polars needs no serializers here: it is pickled in its own format."""
+"""polars needs no serializers here: it is pickled, with its memory apart."""
 
 from __future__ import annotations
 
+import pickle as plain_pickle
 from typing import Any
 
 import pytest
 
-from distributed.protocol import serialize
+from distributed.protocol import pickle, serialize
 from distributed.protocol.tests.round_trips import echoed, family, in_each_way
 from distributed.utils_test import gen_test
 
@@ -54,3 +55,25 @@ def test_it_is_pickled_in_a_format_that_is_no_larger_than_its_memory():
     _, frames = serialize(frame)
     assert family(frame) == "pickle"
     assert sum(len(memoryview(f)) for f in frames) < 1.1 * frame.estimated_size()
+
+
+@pytest.mark.parametrize("x", [pl.DataFrame({"i": range(10**5)}), pl.Series("s", range(10**5))])
+def test_its_memory_is_kept_out_of_the_pickle(x):
+    buffers = []
+    assert len(pickle.dumps(x, buffer_callback=buffers.append)) < 500
+    assert sum(memoryview(buffer).nbytes for buffer in buffers) > 8e5
+
+
+def test_another_process_needs_only_polars_to_read_it():
+    """Such as one of the original."""
+    buffers = []
+    pickled = pickle.dumps(FRAME, buffer_callback=buffers.append)
+    assert b"distributed" not in pickled
+    assert plain_pickle.loads(pickled, buffers=buffers).equals(FRAME)
+
+
+def test_what_polars_cannot_write_is_refused_as_polars_does():
+    with pytest.raises(pl.exceptions.ComputeError, match="Object"):
+        pickle.dumps(
+            pl.DataFrame({"o": [object()]}, schema={"o": pl.Object}), buffer_callback=print
+        )

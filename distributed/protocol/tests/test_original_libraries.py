@@ -219,5 +219,12 @@ def test_the_same_bytes_are_written(data, written_here, written_there):
         )
         if [bytes(frame) for frame in here] != [bytes(frame) for frame in there]
     ]
-    # The original copies memory whose axes are in any order but its own, into another order.
-    assert differ == ["A.transpose(1, 0, 2)"]
+    # The original copies memory whose axes are in any order but its own, into another order; and
+    # dates, like all of polars, are in its pickles rather than beside them.  It reads either.
+    assert differ == [
+        "A.transpose(1, 0, 2)",
+        "FRAME",
+        "FRAME.t",
+        "pl.from_pandas(FRAME[['i']])",
+        "[A, {'a': A.T, 'b': (FRAME, 1)}]",
+    ]

@@ -55,15 +55,21 @@ async def test_a_thousand_dependent_tasks_survive_workers_that_are_killed_at_ran
         last = {name: futures[name] for name in futures if name[0] == LAYERS - 1}
         del futures
 
+        killed = []
+
+        def alive():
+            return {nanny.process.pid for nanny in scheduler.nannies}.difference(killed)
+
         def ready_for_another(threshold):
-            return finished >= threshold and len(scheduler.state.workers) >= 2
+            return finished >= threshold and len(scheduler.state.workers) >= 2 and alive()
 
         for threshold in range(60, 1000, 80):
             await async_poll_for(partial(ready_for_another, threshold), timeout=30)
-            alive = [n.process for n in scheduler.nannies if n.process.returncode is None]
-            os.kill(chance.choice(alive).pid, signal.SIGKILL)
+            killed.append(chance.choice(sorted(alive())))
+            os.kill(killed[-1], signal.SIGKILL)
         assert await client.gather(last) == {name: expected[name] for name in last}
         assert finished > 1000
+        assert len(killed) == 12
 
 
 class Simulation:

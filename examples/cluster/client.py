@@ -222,6 +222,8 @@ class Client(Peer):
             inputs = {needed: Ref(str(needed)) for needed in nodes[key].dependencies}
             tasks[str(key)] = (call_node, (nodes[key], inputs), {})
         wanted = list(_flat(keys))
+        if absent := [key for key in wanted if key not in nodes]:
+            raise KeyError(f"the graph does not have {absent}")
         values = await self.gather(self.submit_graph(tasks, [str(key) for key in wanted]))
         found = dict(zip(wanted, values, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -138,7 +139,7 @@ class Scheduler(Server):
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Tell all workers and clients that this is the end, and close."""
         for stream in list(self.streams.values()):
-            if not stream.closed():
+            with contextlib.suppress(CommClosedError, BufferError, TimeoutError):  # it cannot know
                 stream.send({"op": "close"})
                 await stream.close(timeout=1)
         await super().close(timeout=timeout, reason=reason)

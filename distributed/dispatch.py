@@ -390,7 +390,8 @@ class Dispatcher(LifeCycle):
         comm.name = comm.name or "stream"
         logger.debug("Starting stream from %s to %s", comm.peer_address, self._name_in_messages)
         try:
-            while not comm.closed():
+            # Not while it is open: what arrived before its end is still to be read.
+            while True:
                 self._idle_streams.add(comm)
                 try:
                     msgs = await comm.read()

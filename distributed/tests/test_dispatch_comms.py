@@ -11,10 +11,20 @@ import time
 
 import pytest
 
+from distributed import core
 from distributed.comm import listen
-from distributed.core import CommClosedError, NoOpAwaitable, Server, Status, connect, rpc, send_recv
+from distributed.core import CommClosedError, NoOpAwaitable, Server, Status, rpc, send_recv
 from distributed.protocol import Serialized, to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.tests.servers import (
+    TCP,
+    TRANSPORTS,
+    ask,
+    assert_usable,
+    connected,
+    listen_args,
+    serving,
+    trusting,
+)
 from distributed.utils_test import async_poll_for, captured_logger, gen_test, popen, throws
 
 
@@ -257,8 +267,9 @@ async def test_a_handler_may_talk_over_its_comm(transport):
 @gen_test()
 async def test_handle_comm_answers_on_a_comm_that_it_is_given(transport):
     server = Server({})
-    listener = await listen(transport, server.handle_comm)
-    comm = await connect(listener.contact_address)
+    listener = await listen(transport, server.handle_comm, **listen_args(transport))
+    with trusting(transport):
+        comm = await core.connect(listener.contact_address)
     await assert_usable(comm)
     assert server.status is Status.running
     await comm.close()
@@ -279,8 +290,9 @@ async def test_what_handle_comm_returns_may_be_awaited():
 async def test_a_closed_server_takes_no_comm(transport):
     server = await Server({})
     await server.close()
-    listener = await listen(transport, server.handle_comm)
-    comm = await connect(listener.contact_address)
+    listener = await listen(transport, server.handle_comm, **listen_args(transport))
+    with trusting(transport):
+        comm = await core.connect(listener.contact_address)
     with pytest.raises(CommClosedError):
         await comm.read()
     assert not server._comms

@@ -25,9 +25,10 @@ from distributed.core import (
     rpc,
 )
 from distributed.protocol import Serialized, to_serialize
+from distributed.tests.servers import ADDRESSES, listen_args, trusting
 from distributed.utils_test import async_poll_for, captured_logger, gen_test, inc
 
-over_each_transport = pytest.mark.parametrize("listen_at", ["tcp://127.0.0.1:0", "inproc://"])
+over_each_transport = pytest.mark.parametrize("listen_at", ADDRESSES)
 
 
 @asynccontextmanager
@@ -35,8 +36,9 @@ async def serving(
     listen_at: str = "tcp://127.0.0.1:0", **handlers: Callable[..., Any]
 ) -> AsyncIterator[Server]:
     async with Server(handlers) as server:
-        await server.listen(listen_at)
-        yield server
+        await server.listen(listen_at, **listen_args(listen_at))
+        with trusting(listen_at):
+            yield server
 
 
 class Gate:
@@ -256,7 +258,7 @@ async def test_a_live_comm_is_in_use_until_it_is_marked_idle(listen_at):
 @gen_test()
 async def test_a_comm_that_is_given_is_used_first(listen_at):
     async with serving(listen_at, inc=inc) as server:
-        comm = await connect(server.address)
+        comm = await core.connect(server.address)
         async with rpc(server.address, comm=comm) as remote:
             assert remote.comms == {comm: True}
             assert await remote.inc(x=1) == 2

@@ -49,7 +49,7 @@ def trusting(address: str) -> Iterator[None]:
     async def connect(address: str, *positional: Any, **kwargs: Any) -> Comm:
         return await before(address, *positional, **{**args, **kwargs})
 
-    core.connect = connect
+    core.connect = connect  # type: ignore[assignment]
     try:
         yield
     finally:

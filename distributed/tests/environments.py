@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -220,6 +222,15 @@ def run_in(
             f"--- stdout\n{stdout}\n--- stderr\n{stderr}"
         )
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def read_address(output: IO[bytes]) -> str:
+    """The address that a server prints, whatever else it has logged before."""
+    for line in output:
+        text = line.decode().strip()
+        if re.match(r"[a-z]+://", text):
+            return text
+    raise AssertionError("the server ended before it printed an address")
 
 
 def _or_skip(name: str, requirements: Sequence[str], *, project: bool) -> Path:

@@ -15,7 +15,7 @@ from distributed.comm import CommClosedError, connect, listen
 from distributed.core import ConnectionPool
 from distributed.protocol import to_serialize
 from distributed.tests import interop_worker
-from distributed.tests.environments import clean_environ, run_in
+from distributed.tests.environments import clean_environ, read_address, run_in
 from distributed.tests.interop_worker import Guest
 from distributed.utils_test import async_poll_for, gen_test, popen
 
@@ -67,7 +67,7 @@ def running(python, argv):
         env=clean_environ(),
         cwd="/",
     ) as process:
-        yield process.stdout.readline().decode().strip()
+        yield read_address(process.stdout)
         process.stdin.close()
         process.wait(timeout=30)
 

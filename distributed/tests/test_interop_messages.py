@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distributed.tests import interop
-from distributed.tests.environments import ORIGINAL, _or_skip, clean_environ, run_in
+from distributed.tests.environments import ORIGINAL, _or_skip, clean_environ, read_address, run_in
 from distributed.utils_test import popen
 
 PROGRAM = str(Path(interop.__file__).resolve())
@@ -65,7 +65,7 @@ def became(request, pythons, transport):
         env=clean_environ(env),
         cwd="/",
     ) as process:
-        said = process.stdout.readline().decode().strip()
+        said = read_address(process.stdout)
         options = {
             "server_is_the_original": is_original,
             "compression": compression,

@@ -10,9 +10,18 @@ import uuid
 import pytest
 from tornado.ioloop import IOLoop
 
-from distributed.core import CommClosedError, Server, Status, connect, rpc
-from distributed.tests.servers import TRANSPORTS
+from distributed import core
+from distributed.core import CommClosedError, Server, Status, rpc
+from distributed.tests.servers import TRANSPORTS, listen_args, trusting
 from distributed.utils_test import assert_cannot_connect, async_poll_for, captured_logger, gen_test
+
+
+@pytest.fixture(autouse=True)
+def trusted(request):
+    """Whatever a test connects to has what it takes to be trusted."""
+    callspec = getattr(request.node, "callspec", None)
+    with trusting(callspec.params.get("transport", "") if callspec else ""):
+        yield
 
 
 class Gated(Server):
@@ -122,7 +131,7 @@ async def test_async_with_closes_after_an_error_too():
 @gen_test()
 async def test_the_first_connection_starts_the_server(transport):
     server = Server({})
-    await server.listen(transport)
+    await server.listen(transport, **listen_args(transport))
     assert server.status is Status.init
     async with rpc(server.address) as remote:
         await remote.identity()
@@ -134,7 +143,7 @@ async def test_the_first_connection_starts_the_server(transport):
 @gen_test()
 async def test_requests_wait_until_the_server_has_started(transport):
     server = Gated({})
-    await server.listen(transport)
+    await server.listen(transport, **listen_args(transport))
     async with rpc(server.address) as remote:
         calls = [asyncio.create_task(remote.identity()) for _ in range(3)]
         await server.starting.wait()
@@ -289,9 +298,9 @@ async def test_a_failure_of_the_start_by_a_connection_closes_that_connection(tra
             raise ZeroDivisionError("no luck")
 
     server = FailingLate({})
-    await server.listen(transport)
+    await server.listen(transport, **listen_args(transport))
     with captured_logger("distributed.dispatch") as log:
-        comm = await connect(server.address)
+        comm = await core.connect(server.address)
         with pytest.raises(CommClosedError):
             await comm.read()
         await server.finished()
@@ -392,7 +401,7 @@ async def test_concurrent_closes_all_return_when_it_is_closed(transport):
             cancelled.set()
 
     server = await Server({"wait": wait})
-    await server.listen(transport)
+    await server.listen(transport, **listen_args(transport))
     async with rpc(server.address) as remote:
         call = asyncio.create_task(remote.wait())
         await entered.wait()
@@ -433,7 +442,7 @@ async def test_a_close_that_is_cancelled_ends_the_handlers_all_the_same(transpor
             cancelled.set()
 
     server = await Server({"wait": wait})
-    await server.listen(transport)
+    await server.listen(transport, **listen_args(transport))
     async with rpc(server.address) as remote:
         call = asyncio.create_task(remote.wait())
         await entered.wait()
@@ -471,8 +480,8 @@ async def test_a_close_that_is_cancelled_ends_the_background_tasks_all_the_same(
 @gen_test()
 async def test_a_close_while_the_first_connection_starts_the_server(transport):
     server = Gated({})
-    await server.listen(transport)
-    comm = await connect(server.address)
+    await server.listen(transport, **listen_args(transport))
+    comm = await core.connect(server.address)
     await server.starting.wait()
     with captured_logger("distributed.dispatch") as log:
         await server.close(timeout=0.05)

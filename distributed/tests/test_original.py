@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 
-from distributed.tests.environments import clean_environ, run_in
+from distributed.tests.environments import clean_environ, read_address, run_in
 from distributed.utils_test import popen
 
 #: Runs in either package, and has to mean the same in both.
@@ -122,7 +122,7 @@ def serving(python):
         env=clean_environ(),
         cwd=None if python == sys.executable else "/",
     ) as server:
-        yield server.stdout.readline().decode().strip()
+        yield read_address(server.stdout)
         server.stdin.close()
         assert server.wait(timeout=30) == 0
 

@@ -42,7 +42,7 @@ from distributed.comm.registry import backends
 from distributed.comm.tests.test_tcp import resident
 from distributed.comm.tests.transports import echo
 from distributed.protocol import dumps, to_serialize
-from distributed.tests.environments import clean_environ, run_in
+from distributed.tests.environments import clean_environ, read_address, run_in
 from distributed.tests.test_original import CLIENT, SERVER
 from distributed.utils_test import (
     async_poll_for,
@@ -284,7 +284,7 @@ def serving(python):
         env=clean_environ(),
         cwd=None if python == sys.executable else "/",
     ) as server:
-        yield server.stdout.readline().decode().strip()
+        yield read_address(server.stdout)
         server.stdin.close()
         assert server.wait(timeout=30) == 0
 

@@ -3,8 +3,8 @@
 All transports whose connections are byte streams share :class:`StreamComm`; they
 differ in how a stream is opened (see :mod:`distributed.comm.tcp`).  The layout
 of messages on the stream is :mod:`distributed.protocol.framing`'s business, what
-is in them :mod:`distributed.protocol`'s; this module only moves bytes, and sees
-to it that whatever goes wrong on the way closes the comm.
+is in them :mod:`distributed.protocol`'s, and what a failure on the way means
+:mod:`distributed.comm.framed`'s; this module only moves bytes.
 """
 
 from __future__ import annotations

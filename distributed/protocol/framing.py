@@ -24,30 +24,34 @@ fills some of it, reports that with :meth:`~MessageDecoder.received`, and asks
                N and count         all lengths        is filled
     HEAD ------------------> TABLE ------------> BODY ------------> message
 
-The beginning of a message always lands in a small buffer of the decoder's own,
-so that a small message (or several) costs one read.  What does not fit there
-is read straight into the memory that its frames will keep.
+The beginning of a message always lands in a small scratch buffer, so that a
+small message (or several) costs one read.  What does not fit there is read
+straight into the memory that its frames will keep.  Scratch buffers are lent
+to whichever decoder has bytes that are not understood yet: connections that
+are idle share the few that the busy ones need.
 """
 
 from __future__ import annotations
 
-import ctypes
 import struct
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from distributed.protocol.exceptions import FramingError
+from distributed.protocol.memory import allocate
 
 #: Anything that exposes its bytes.
 Buffer = bytes | bytearray | memoryview
 
 _HEAD = struct.Struct("<QQ")
+_SINGLE = struct.Struct("<QQQ")
 
-#: Bytes that the decoder's own buffer holds.  A connection keeps one for life.
+#: Bytes that a scratch buffer holds.
 READ_SIZE = 16 * 1024
+#: So many scratch buffers that nobody uses are kept.
+_SPARE = 16
 #: Up to this many bytes a whole message is copied into one buffer to be sent.
-JOIN_SIZE = 128 * 1024
+JOIN_SIZE = 48 * 1024
 #: Frames up to this size are copied together with their neighbours on sending,
 #: and share memory with them on receiving.
 SMALL_FRAME = 32 * 1024
@@ -56,6 +60,9 @@ SHARED_BUFFER = 256 * 1024
 #: A sender puts the first writable frame inside ``N`` only where the bytes
 #: before it are few, since the original's receiver keeps both in one block.
 _HEAD_MAX, _HEAD_SHARE = 2048, 20
+
+#: Scratch buffers that no decoder has.
+_spare: list[memoryview] = []
 
 
 class Limits(NamedTuple):
@@ -103,33 +110,6 @@ class Limits(NamedTuple):
             )
 
 
-def allocate(nbytes: int) -> bytearray:
-    """Return a bytearray of *nbytes* whose memory was not touched yet.
-
-    ``bytearray(n)`` would write zeros to every page; memory from here becomes
-    resident only as it is filled, so a length that lies costs address space
-    alone.
-
-    Raises
-    ------
-    FramingError
-        If so much memory cannot be had.
-    """
-    if nbytes <= sys.maxsize:
-        memory = bytearray()
-        try:
-            _resize(memory, nbytes)
-            return memory
-        except MemoryError:
-            pass
-    raise FramingError(f"cannot allocate {nbytes:,} bytes for an incoming message")
-
-
-_resize = ctypes.pythonapi.PyByteArray_Resize
-_resize.restype = ctypes.c_int
-_resize.argtypes = [ctypes.py_object, ctypes.c_ssize_t]
-
-
 def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[list[Buffer], int]:
     """Lay out *frames* for a byte stream.
 
@@ -159,7 +139,7 @@ def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[li
     if count == 1:
         frame = frames[0]
         size = len(frame)
-        head = struct.pack("<QQQ", 16 + size, 1, size)
+        head = _SINGLE.pack(16 + size, 1, size)
         if size <= JOIN_SIZE:
             return [head + frame], 24 + size
         return [head, frame], 24 + size
@@ -236,8 +216,9 @@ class MessageDecoder:
     """
 
     # State.  `_scratch[_start:_end]` arrived and was not understood yet; while
-    # `_table` or `_block` is set, that is empty.  `_table` is memory for a list
-    # of lengths that does not fit the scratch buffer.  Once the lengths are known
+    # `_table` or `_block` is set, that is empty.  `_scratch` is None unless it is
+    # to be filled or holds something.  `_table` is memory for a list of lengths
+    # that does not fit a scratch buffer.  Once the lengths are known
     # `_frames` are the frames that are filled, `_groups` the lengths of those
     # whose memory is not even allocated, last one first, and `_block` the memory
     # for those in between, whose lengths are `_group`.  `_filled` counts the
@@ -253,7 +234,6 @@ class MessageDecoder:
         "_scratch",
         "_start",
         "_table",
-        "_view",
         "limits",
         "shard",
     )
@@ -261,8 +241,7 @@ class MessageDecoder:
     def __init__(self, limits: Limits | None = None, shard: int | None = None):
         self.limits = Limits() if limits is None else limits
         self.shard = shard
-        self._scratch = allocate(READ_SIZE)
-        self._view = memoryview(self._scratch)
+        self._scratch: memoryview | None = None
         self._start = self._end = 0
         self._first = 0
         self._table: memoryview | None = None
@@ -284,11 +263,14 @@ class MessageDecoder:
         After an error, or where the stream has ended too early, they tell what
         kind of peer this is.
         """
-        return bytes(self._view[self._start : min(self._end, self._start + _HEAD.size)])
+        if self._scratch is None:
+            return b""
+        return bytes(self._scratch[self._start : min(self._end, self._start + _HEAD.size)])
 
     def wanted(self) -> tuple[memoryview, bool]:
         """Return the memory to fill next, and whether any part of it will do.
 
+        It is the caller's until the next call of :meth:`next_message`.
         Where the second value is False, the message cannot go on before all of
         the memory is filled, and a reader does well not to return earlier.
         """
@@ -296,13 +278,14 @@ class MessageDecoder:
             return self._block[self._filled :], False
         if self._table is not None:
             return self._table[self._filled :], False
-        if self._start == self._end:
-            self._start = self._end = 0
+        scratch = self._scratch
+        if scratch is None:
+            scratch = self._scratch = _spare.pop() if _spare else allocate(READ_SIZE)
         elif self._start:
             rest = self._end - self._start
-            self._view[:rest] = bytes(self._view[self._start : self._end])
+            scratch[:rest] = bytes(scratch[self._start : self._end])
             self._start, self._end = 0, rest
-        return self._view[self._end :], True
+        return scratch[self._end :] if self._end else scratch, True
 
     def received(self, nbytes: int) -> None:
         """Take note that the first *nbytes* of the wanted memory were filled."""
@@ -321,12 +304,22 @@ class MessageDecoder:
         FramingError
             If the prelude contradicts itself or exceeds a limit.
         """
-        if self._frames is None and not self._begin_message():
-            return None
+        frames = None
+        if self._frames is not None or self._begin_message():
+            frames = self._fill_frames()
+        self._give_scratch_back()
+        return frames
+
+    def _fill_frames(self) -> list[memoryview] | None:
+        """Return the frames once each of them is filled, from the scratch buffer if it has more."""
         while self._block is not None or self._groups:
             if self._block is None:
                 self._group = self._groups.pop()
-                self._block = memoryview(allocate(sum(self._group)))
+                nbytes = sum(self._group)
+                if nbytes <= self._end - self._start:
+                    self._frames += _cut(self._copy_from_scratch(nbytes), self._group)  # type: ignore[operator]
+                    continue
+                self._block = allocate(nbytes)
                 self._filled = 0
                 self._take_from_scratch(self._block)
             if self._filled < len(self._block):
@@ -338,29 +331,48 @@ class MessageDecoder:
 
     def _take_from_scratch(self, memory: memoryview) -> None:
         step = min(self._end - self._start, len(memory))
-        memory[:step] = self._view[self._start : self._start + step]
+        if step:
+            memory[:step] = self._scratch[self._start : self._start + step]  # type: ignore[index]
         self._start += step
         self._filled = step
+
+    def _copy_from_scratch(self, nbytes: int) -> memoryview:
+        stop = self._start + nbytes
+        copy = (
+            bytearray() if self._scratch is None else bytearray(self._scratch[self._start : stop])
+        )
+        self._start = stop
+        return memoryview(copy)
+
+    def _give_scratch_back(self) -> None:
+        """Lend the scratch buffer to others if nothing is in it."""
+        if self._start == self._end and self._scratch is not None:
+            if len(_spare) < _SPARE:
+                _spare.append(self._scratch)
+            self._scratch = None
+            self._start = self._end = 0
 
     def _begin_message(self) -> bool:
         """Read the prelude and lay out memory, if enough of it has arrived."""
         if self._table is None:
+            scratch = self._scratch
             available = self._end - self._start
-            if available < 16:
+            if scratch is None or available < 16:
                 return False
-            first, count = _HEAD.unpack_from(self._scratch, self._start)
+            if self._take_small(scratch, available):
+                return True
+            first, count = _HEAD.unpack_from(scratch, self._start)
             self._check_head(first, count)
             table_size = 8 * count
             if available < 16 + table_size:
                 if 16 + table_size <= READ_SIZE:
                     return False
                 self._first = first
-                self._table = memoryview(allocate(table_size))
-                self._filled = available - 16
-                self._table[: self._filled] = self._view[self._start + 16 : self._end]
-                self._start = self._end = 0
+                self._table = allocate(table_size)
+                self._start += 16
+                self._take_from_scratch(self._table)
                 return False
-            lengths = struct.unpack_from(f"<{count}Q", self._scratch, self._start + 16)
+            lengths = struct.unpack_from(f"<{count}Q", scratch, self._start + 16)
             self._start += 16 + table_size
         else:
             if self._filled < len(self._table):
@@ -370,6 +382,23 @@ class MessageDecoder:
             self._table = None
             self._filled = 0
         self._lay_out(first, lengths)
+        return True
+
+    def _take_small(self, scratch: memoryview, available: int) -> bool:
+        """Take a message of one frame that has arrived as a whole, as most are."""
+        if available < 24:
+            return False
+        first, count, length = _SINGLE.unpack_from(scratch, self._start)
+        size_limit = self.limits.max_message_size
+        if (
+            count != 1
+            or first != 16 + length
+            or length > available - 24
+            or (size_limit is not None and length > size_limit)
+        ):
+            return False
+        self._start += 24
+        self._frames = [self._copy_from_scratch(length)]
         return True
 
     def _check_head(self, first: int, count: int) -> None:
@@ -394,11 +423,8 @@ class MessageDecoder:
                     f"a message whose first {first:,} bytes do not end where a frame ends"
                 )
 
-        start = self._start
-        if total <= self._end - start:
-            whole = memoryview(self._scratch[start : start + total])
-            self._frames = _cut(whole, lengths)
-            self._start = start + total
+        if total <= self._end - self._start:
+            self._frames = _cut(self._copy_from_scratch(total), lengths)
             return
 
         self._frames = []

@@ -16,12 +16,13 @@ from typing import Any, Final, TypeAlias
 
 from distributed import config
 from distributed.protocol.exceptions import FramingError
-from distributed.protocol.framing import allocate
+from distributed.protocol.memory import allocate
 from distributed.utils import ensure_memoryview, nbytes
 
 __all__ = [
     "BIG_BYTES_SHARD_SIZE",
     "Buffer",
+    "default_shard_size",
     "frame_split_size",
     "host_array",
     "host_array_from_buffers",
@@ -47,7 +48,8 @@ _U64: Final = struct.Struct("<Q")
 
 
 @functools.cache
-def _default_shard_size() -> int:
+def default_shard_size() -> int:
+    """`BIG_BYTES_SHARD_SIZE`, which see."""
     size = config.get_bytes("distributed.comm.shard")
     if size is None or size < 1:
         raise ValueError(f"distributed.comm.shard must be a positive size, not {size!r}")
@@ -56,7 +58,7 @@ def _default_shard_size() -> int:
 
 def __getattr__(name: str) -> Any:
     if name == "BIG_BYTES_SHARD_SIZE":
-        return _default_shard_size()
+        return default_shard_size()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -89,7 +91,7 @@ def frame_split_size(frame: Any, n: int | None = None) -> list[memoryview]:
     [b'12', b'34', b'5']
     """
     if n is None:
-        n = _default_shard_size()
+        n = default_shard_size()
     if n < 1:
         raise ValueError(f"frames cannot be split into pieces of {n} bytes")
     source = frame if type(frame) is memoryview else memoryview(frame)
@@ -109,7 +111,7 @@ def host_array(n: int) -> memoryview:
     >>> host_array(5).nbytes
     5
     """
-    return memoryview(allocate(n))
+    return allocate(n)
 
 
 def host_array_from_buffers(buffers: Iterable[Buffer]) -> memoryview:

@@ -50,23 +50,23 @@ class TestSplit:
             frame_split_size(b"abc", n)
 
     def test_the_size_is_configured(self):
-        utils._default_shard_size.cache_clear()
+        utils.default_shard_size.cache_clear()
         try:
             with config.set({"distributed.comm.shard": "10 B"}):
                 assert [len(piece) for piece in frame_split_size(bytes(25))] == [10, 10, 5]
                 assert utils.BIG_BYTES_SHARD_SIZE == 10
         finally:
-            utils._default_shard_size.cache_clear()
+            utils.default_shard_size.cache_clear()
 
     @pytest.mark.parametrize("size", [0, None])
     def test_a_size_that_is_none_is_refused_by_its_key(self, size):
-        utils._default_shard_size.cache_clear()
+        utils.default_shard_size.cache_clear()
         with (
             config.set({"distributed.comm.shard": size}),
             pytest.raises(ValueError, match=r"distributed\.comm\.shard"),
         ):
             frame_split_size(b"abc")
-        utils._default_shard_size.cache_clear()
+        utils.default_shard_size.cache_clear()
 
 
 class TestMerge:

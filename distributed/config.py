@@ -22,9 +22,9 @@ import importlib.util
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from distributed import config_store
 from distributed.config_store import canonical_name, merge, no_default, update
@@ -32,6 +32,7 @@ from distributed.utils import parse_bytes, parse_timedelta
 
 __all__ = [
     "DEFAULTS",
+    "Section",
     "collect",
     "get",
     "get_bool",
@@ -47,6 +48,8 @@ __all__ = [
     "update",
     "update_defaults",
 ]
+
+_T = TypeVar("_T")
 
 #: Every key that this package reads, with its value where nothing else is configured.
 DEFAULTS: Mapping[str, Any] = {
@@ -336,6 +339,47 @@ def get_bool(key: str) -> bool | None:
     if value in (0, 1):
         return bool(value)
     raise _bad_value(key, value, "true or false", "true")
+
+
+class Section(Generic[_T]):
+    """What is made of a section of the configuration, made anew only when that has changed.
+
+    For what is read so often that looking up each key would take too long.
+
+    Parameters
+    ----------
+    key : str
+        The section, such as ``"distributed.comm"``.
+    make : callable
+        Makes an object of what the configuration says when it is called, or whenever the object
+        is first asked for a value.
+
+    Examples
+    --------
+    >>> scheme = Section("distributed.comm", lambda: get("distributed.comm.default-scheme"))
+    >>> with set({"distributed.comm.default-scheme": "tls"}):
+    ...     scheme()
+    'tls'
+    >>> scheme()
+    'tcp'
+    """
+
+    # State.  `_made` is a copy of the section and what was made of it.  One object, so that
+    # threads which change it at the same time cannot mix two up.
+    def __init__(self, key: str, make: Callable[[], _T]) -> None:
+        self._parts = key.split(".")
+        self._make = make
+        self._made: tuple[Any, _T] | None = None
+
+    def __call__(self) -> _T:
+        """Return what belongs to the section as it is now."""
+        section: Any = _store().config
+        for part in self._parts:
+            section = section.get(part) if isinstance(section, Mapping) else None
+        made = self._made
+        if made is None or section is None or section != made[0]:
+            made = self._made = copy.deepcopy(section), self._make()
+        return made[1]
 
 
 # Changing

@@ -30,7 +30,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from distributed import config
+from distributed.comm.settings import settings
 
 #: Bytes of a nonce.
 NONCE_SIZE = 32
@@ -58,10 +58,11 @@ def configured_token() -> str | None:
         If the file cannot be read.
     """
     key = "distributed.comm.auth.token"
-    token = config.get(key)
+    configured = settings()
+    token = configured.token
     if token is None:
         key = "distributed.comm.auth.token-file"
-        path = config.get(key)
+        path = configured.token_file
         if path is None:
             return None
         token = Path(path).expanduser().read_text().strip()

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 from weakref import WeakSet
 
-from distributed import config
 from distributed.comm.addressing import parse_address
 from distributed.comm.auth import (
     Authentication,
@@ -29,6 +28,7 @@ from distributed.comm.auth import (
     choose_token,
 )
 from distributed.comm.registry import get_backend
+from distributed.comm.settings import settings
 from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.limits import LoadPolicy
@@ -100,7 +100,7 @@ class Comm(ABC):
         self.name = None
         self.deserialize = deserialize
         self.allow_offload = True
-        self.load_policy = LoadPolicy.from_config()
+        self.load_policy = settings().load_policy
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
@@ -390,7 +390,7 @@ class BaseListener(Listener):
         CommClosedError
             If the peer did not answer in time or is no peer; the comm is closed.
         """
-        timeout = _handshake_timeout()
+        timeout = settings().handshake_timeout
         if self.allow_pickle is not None:
             comm.allow_pickle = self.allow_pickle
         self._handshaking[comm] = None
@@ -421,14 +421,6 @@ class BaseListener(Listener):
             if isinstance(exc.__cause__, AuthenticationError):
                 self._penalties.failed(host)
             raise
-
-
-def _handshake_timeout() -> float:
-    timeout = config.get_timedelta("distributed.comm.timeouts.handshake")
-    if timeout is None:
-        timeout = config.get_timedelta("distributed.comm.timeouts.connect")
-    assert timeout is not None
-    return timeout
 
 
 async def _handshake(
@@ -538,8 +530,7 @@ async def connect(
         If the address cannot be understood.
     """
     if timeout is None:
-        seconds = config.get_timedelta("distributed.comm.timeouts.connect")
-        assert seconds is not None
+        seconds = settings().connect_timeout
     else:
         seconds = parse_timedelta(timeout, default="seconds")
     token = choose_token(connection_args.pop("token", None))
@@ -547,43 +538,39 @@ async def connect(
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
 
-    deadline = asyncio.get_running_loop().time() + seconds
+    now = asyncio.get_running_loop().time
+    deadline = now() + seconds
     attempt_limit = seconds * _FIRST_ATTEMPT_SHARE
     pause_limit = _BACKOFF_BASE
     failure: OSError | None = None
-    overall = asyncio.timeout_at(deadline)
-    try:
-        async with overall:
-            while True:
+    while True:
+        try:
+            async with asyncio.timeout_at(min(deadline, now() + attempt_limit)):
+                comm = await connector.connect(loc, deserialize=deserialize, **connection_args)
+                if allow_pickle is not None:
+                    comm.allow_pickle = allow_pickle
                 try:
-                    async with asyncio.timeout(attempt_limit):
-                        comm = await connector.connect(
-                            loc, deserialize=deserialize, **connection_args
-                        )
-                        if allow_pickle is not None:
-                            comm.allow_pickle = allow_pickle
-                        try:
-                            authentication = None
-                            if token is not None:
-                                authentication = Authentication(
-                                    token, "client", comm.channel_binding
-                                )
-                            await _handshake(comm, handshake_overrides, authentication)
-                        except BaseException:
-                            comm.abort()
-                            raise
-                        return comm
-                except FatalCommClosedError:
+                    authentication = None
+                    if token is not None:
+                        authentication = Authentication(token, "client", comm.channel_binding)
+                    await _handshake(comm, handshake_overrides, authentication)
+                except BaseException:
+                    comm.abort()
                     raise
-                except OSError as exc:
-                    failure = exc
-                    logger.debug("Could not connect to %s, trying again: %s", addr, exc)
-                await asyncio.sleep(random.uniform(0, pause_limit))
-                pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
-                attempt_limit *= _ATTEMPT_GROWTH
-    except TimeoutError:
-        if not overall.expired():
+                return comm
+        except FatalCommClosedError:
             raise
+        except OSError as exc:
+            if failure is None or str(exc):
+                # Of an attempt that took too long there is nothing to tell.
+                failure = exc
+            logger.debug("Could not connect to %s, trying again: %s", addr, exc)
+        pause = random.uniform(0, pause_limit)
+        await asyncio.sleep(min(pause, deadline - now()))
+        if now() >= deadline:
+            break
+        pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
+        attempt_limit *= _ATTEMPT_GROWTH
     reason = f": {failure}" if failure is not None and str(failure) else ""
     raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s{reason}") from failure
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import msgpack
 from tornado.iostream import StreamClosedError
 
-from distributed import config
 from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.settings import CommSettings, settings
 from distributed.comm.utils import from_frames, to_frames
 from distributed.protocol.exceptions import FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
@@ -45,23 +45,16 @@ class FramedComm(Comm):
 
     #: What the transport raises where the connection has ended.
     _end_of_connection: ClassVar[tuple[type[Exception], ...]] = (StreamClosedError,)
-    #: Where the configuration has the size at which frames are split.
-    _shard_key: ClassVar[str] = "distributed.comm.shard"
 
     def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
         super().__init__(deserialize)
         self._local_addr = local_addr
         self._peer_addr = peer_addr
-        self._linger = config.get_timedelta("distributed.comm.timeouts.tcp")
-        self._shard = config.get_bytes(self._shard_key)
-        self._limits = Limits(
-            max_message_size=config.get_bytes("distributed.comm.max-message-size"),
-            max_frames=config.get("distributed.comm.max-frames"),
-        )
-        key = "distributed.comm.max-handshake-size"
-        self._handshake_limits = Limits(
-            config.get_bytes(key), max_frames=1, size_key=key, frames_key=None
-        )
+        configured = settings()
+        self._linger = configured.tcp_timeout
+        self._shard = self._choose_shard(configured)
+        self._limits = configured.message_limits
+        self._handshake_limits = configured.handshake_limits
         self._reading = False
         self._unwaited = 0
         self._context: dict[str, Any] | None = None
@@ -75,6 +68,10 @@ class FramedComm(Comm):
         return self._peer_addr
 
     # What a transport does
+
+    def _choose_shard(self, configured: CommSettings) -> int | None:
+        """Return the size in bytes at which frames are split."""
+        return configured.shard
 
     @property
     @abstractmethod

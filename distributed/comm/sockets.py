@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
+import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tornado import netutil
+from tornado.concurrent import future_set_result_unless_cancelled
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
+from tornado.tcpserver import TCPServer
 
-from distributed import config
 from distributed.comm.addressing import unparse_host_port
-from distributed.comm.tls import TLSStream
+from distributed.comm.message_stream import MessageStream
+from distributed.comm.settings import settings
+from distributed.comm.tls import TLSStream, open_tls_stream
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +57,29 @@ def set_tcp_timeout(stream: IOStream) -> None:
     stream's socket such that a dead peer is noticed within
     ``distributed.comm.timeouts.tcp``, whether or not there is data to send.
     """
-    seconds = config.get_timedelta("distributed.comm.timeouts.tcp")
+    seconds = settings().tcp_timeout
     if not seconds or stream.closed():
         return
-    sock = stream.socket
+    setsockopt = stream.socket.setsockopt
+    for level, option, value in _timeout_options(seconds):
+        setsockopt(level, option, value)
+
+
+@functools.lru_cache(maxsize=8)
+def _timeout_options(seconds: float) -> list[tuple[int, int, int]]:
     interval = max(1, round(seconds / (_KEEPALIVE_PROBES + 1)))
     idle = max(1, round(seconds - interval * _KEEPALIVE_PROBES))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if sys.platform == "darwin":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, idle)
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, idle))
     elif hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.SOL_TCP, socket.TCP_KEEPIDLE, idle)
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle))
     if hasattr(socket, "TCP_KEEPINTVL"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval))
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES))
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000)))
+    return options
 
 
 def get_stream_address(stream: IOStream) -> str:
@@ -75,10 +87,13 @@ def get_stream_address(stream: IOStream) -> str:
 
     Returns ``"<closed>"`` where it has none any more.
     """
-    if stream.closed():
-        return "<closed>"
+    return "<closed>" if stream.closed() else get_socket_address(stream.socket)
+
+
+def get_socket_address(sock: socket.socket) -> str:
+    """Return the local address of *sock* as ``host:port``, or ``"<closed>"``."""
     try:
-        return unparse_host_port(*stream.socket.getsockname()[:2])
+        return unparse_host_port(*sock.getsockname()[:2])
     except OSError:
         # The peer was gone before anybody asked.
         return "<closed>"
@@ -103,6 +118,52 @@ async def _getaddrinfo(
     return [(entry[0], entry[4]) for entry in found]
 
 
+async def connect_socket(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that is connected to *address*.
+
+    Raises
+    ------
+    StreamClosedError
+        If the connection cannot be made; its ``real_error`` tells why.
+    """
+    sock = socket.socket(family)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            if not _is_connected(sock):
+                await _until_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error)) from None
+        return sock
+    except BaseException as exc:
+        sock.close()
+        if isinstance(exc, OSError):
+            raise StreamClosedError(exc) from exc
+        raise
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether *sock* is connected already, as it is within this host."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+async def _until_writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    writable = loop.create_future()
+    loop.add_writer(sock, future_set_result_unless_cancelled, writable, None)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+
+
 class _Resolver(netutil.Resolver):
     """Spares numeric addresses the way through a thread."""
 
@@ -115,20 +176,62 @@ class _Resolver(netutil.Resolver):
         return await _getaddrinfo(host, port, family=family)
 
 
-class Client(TCPClient):
-    """Remembers the streams it made: one that is cancelled just as it has connected forgets it.
+class Client:
+    """Opens streams: TLS streams if it has an *ssl_context*.
 
-    With an *ssl_context* they are TLS streams, whose peers' certificates have to be for
-    *server_hostname* where the context checks that.
+    The peers' certificates have to be for *server_hostname* where the context checks that.
     """
 
     def __init__(
         self, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None
     ) -> None:
-        super().__init__(resolver=_Resolver())
         self.ssl_context = ssl_context
         self.server_hostname = server_hostname
-        self.streams: list[IOStream] = []
+
+    async def open(self, host: str, port: int) -> MessageStream:
+        """Return a stream that has reached *host*; the TLS handshake may be under way.
+
+        Raises
+        ------
+        StreamClosedError
+            If it cannot be reached; ``real_error`` tells why.
+        OSError
+            If the name is of no host.
+        """
+        if not _is_ipv4(host):
+            # It may have several addresses, of which Tornado finds one that answers.
+            return await _AnyAddress(self).open(host, port)
+        sock = await connect_socket(socket.AF_INET, (host, port))
+        if self.ssl_context is None:
+            return MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+        return open_tls_stream(sock, self.ssl_context, server_hostname=self.server_hostname)
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return False
+    return True
+
+
+class _AnyAddress(TCPClient):
+    """Remembers the streams it made: one that is cancelled just as it has connected forgets it."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(resolver=_Resolver())
+        self._client = client
+        self._streams: list[MessageStream] = []
+
+    async def open(self, host: str, port: int) -> MessageStream:
+        try:
+            stream = await self.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)
+        except BaseException:
+            for stream in self._streams:
+                stream.close()
+            raise
+        assert isinstance(stream, MessageStream)
+        return stream
 
     # Tornado would begin TLS on a stream that has connected, and lose what has arrived on it.
     def _create_stream(
@@ -138,23 +241,45 @@ class Client(TCPClient):
         addr: tuple[Any, ...],
         source_ip: str | None = None,
         source_port: int | None = None,
-    ) -> tuple[IOStream, Any]:
-        stream: IOStream
-        if self.ssl_context is None:
-            stream, connected = super()._create_stream(
-                max_buffer_size, af, addr, source_ip, source_port
-            )
+    ) -> tuple[MessageStream, Any]:
+        sock = socket.socket(af)
+        context = self._client.ssl_context
+        stream: MessageStream
+        if context is None:
+            stream = MessageStream(sock, max_buffer_size=max_buffer_size)
+            connected = stream.connect(addr)
         else:
-            stream = TLSStream(
-                socket.socket(af), ssl_options=self.ssl_context, max_buffer_size=max_buffer_size
-            )
-            connected = stream.connect(addr, server_hostname=self.server_hostname)
-        self.streams.append(stream)
+            stream = TLSStream(sock, ssl_options=context, max_buffer_size=max_buffer_size)
+            connected = stream.connect(addr, server_hostname=self._client.server_hostname)
+        self._streams.append(stream)
         return stream, connected
 
-    def close_streams(self) -> None:
-        for stream in self.streams:
-            stream.close()
+
+class SocketServer(TCPServer):
+    """Accepts connections, and hands over the socket of each.
+
+    Parameters
+    ----------
+    handle
+        A coroutine function that is called with each socket and the address of its peer.
+    """
+
+    # State.  `_handling` are the calls that have not returned.
+    def __init__(self, handle: Callable[[socket.socket, Any], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self._handle = handle
+        self._handling: set[asyncio.Task[None]] = set()
+
+    # Tornado would make a stream of its own kind.
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        task = asyncio.ensure_future(self._handle(connection, address))
+        self._handling.add(task)
+        task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._handling.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            logger.error("Failed to handle a connection", exc_info=exc)
 
 
 class ListeningSocket(socket.socket):

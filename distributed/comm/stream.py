@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Sequence
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
-from distributed.protocol.framing import Buffer, Limits, MessageDecoder, pack_message
+from distributed.comm.message_stream import MessageStream
+from distributed.protocol.framing import Buffer, Limits, pack_message
 
 logger = logging.getLogger(__name__)
-
-
-def _no_op() -> None:
-    """Stand in as close callback: a stream with one notices its end while idle."""
 
 
 class StreamComm(FramedComm):
@@ -42,17 +38,18 @@ class StreamComm(FramedComm):
 
     # State, besides that of FramedComm.  `stream` is None once this side has closed
     # the comm.  `_decoder` holds what has arrived and was not read yet.
-    stream: IOStream | None
+    stream: MessageStream | None
 
-    def __init__(self, stream: IOStream, local_addr: str, peer_addr: str, deserialize: bool = True):
+    def __init__(
+        self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
+    ):
         super().__init__(local_addr, peer_addr, deserialize)
         self.stream = stream
-        self._decoder = MessageDecoder(shard=self._shard)
+        self._decoder = stream.decoder
+        self._decoder.shard = self._shard
         self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self._finalizer = weakref.finalize(self, _close_dangling, stream, repr(self))
-        self._finalizer.atexit = False
         stream.set_nodelay(True)
-        stream.set_close_callback(_no_op)
+        stream.notice_end()
 
     @property
     def _is_open(self) -> bool:
@@ -61,30 +58,24 @@ class StreamComm(FramedComm):
     async def _receive(self, limits: Limits) -> tuple[list[memoryview], bool]:
         stream = self.stream
         assert stream is not None
-        decoder = self._decoder
-        decoder.limits = limits
-        waited = False
-        while (frames := decoder.next_message()) is None:
-            memory, partial = decoder.wanted()
-            arrival = stream.read_into(memory, partial=partial)  # type: ignore[arg-type]
-            waited = waited or not arrival.done()  # type: ignore[attr-defined]
-            decoder.received(await arrival)
-        return frames, waited
+        stream.decoder.limits = limits
+        frames = stream.take_message()
+        if frames is not None:
+            return frames, False
+        return await stream.message(), True
 
     async def _send(self, frames: Sequence[Buffer]) -> int:
         stream = self.stream
         assert stream is not None
         buffers, nbytes = pack_message(frames, self._shard)
-        for buffer in buffers:
-            sent = stream.write(buffer)  # type: ignore[arg-type]
-        if not sent.done() or sent.exception() is not None:
+        rest = stream.send(buffers, nbytes)
+        if rest is not None:
             # Tornado does not expect anyone to cancel its futures.
-            await asyncio.shield(sent)
+            await asyncio.shield(rest)
         return nbytes
 
     async def close(self) -> None:
         stream, self.stream = self.stream, None
-        self._finalizer.detach()
         if stream is None or stream.closed():
             return
         try:
@@ -98,7 +89,6 @@ class StreamComm(FramedComm):
 
     def abort(self) -> None:
         stream, self.stream = self.stream, None
-        self._finalizer.detach()
         if stream is not None:
             _close_stream(stream)
 
@@ -106,6 +96,12 @@ class StreamComm(FramedComm):
         stream = self.stream
         # A stream whose loop was closed can do no more than be closed.
         return stream is None or stream.closed() or self._loop.is_closed()
+
+    def __del__(self) -> None:
+        stream = self.__dict__.get("stream")
+        if stream is not None and not stream.closed():
+            logger.warning("Closing dangling stream in %r", self)
+            _close_stream(stream)
 
     def _closed_error(self, exc: Exception) -> CommClosedError:
         error = getattr(exc, "real_error", None)
@@ -122,10 +118,3 @@ def _close_stream(stream: IOStream) -> None:
         stream.close_fd()
     else:
         stream.close()
-
-
-def _close_dangling(stream: IOStream, comm: str) -> None:
-    """Close the stream of a comm that was forgotten."""
-    if not stream.closed():
-        logger.warning("Closing dangling stream in %s", comm)
-        _close_stream(stream)

@@ -8,10 +8,11 @@ sockets are opened :mod:`distributed.comm.sockets`'s, and what TLS does
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from typing import Any, ClassVar
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.tcpserver import TCPServer
 
 from distributed import config
@@ -30,13 +31,16 @@ from distributed.comm.core import (
     Listener,
     call_comm_handler,
 )
+from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     Client,
     ListeningSocket,
+    SocketServer,
     _getaddrinfo,
     bind_sockets,
+    get_socket_address,
     get_stream_address,
     set_tcp_timeout,
 )
@@ -46,6 +50,7 @@ from distributed.comm.tls import (
     expect_tls_context,
     explain,
     is_final,
+    open_tls_stream,
     refuse_unencrypted,
     speaks_tls,
 )
@@ -98,7 +103,9 @@ class TLS(TCP):
     # State.  `_extra_info` is filled when the TLS handshake is done.
     _extra_info: dict[str, Any]
 
-    def __init__(self, stream: IOStream, local_addr: str, peer_addr: str, deserialize: bool = True):
+    def __init__(
+        self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
+    ):
         super().__init__(stream, local_addr, peer_addr, deserialize)
         self._extra_info = {}
 
@@ -184,18 +191,19 @@ class BaseTCPConnector(Connector):
             )
         client = self._make_client(address, connection_args)
         try:
-            stream = await client.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)
-            set_tcp_timeout(stream)
-            local = self.prefix + get_stream_address(stream)
-            return self.comm_class(stream, local, self.prefix + address, deserialize)
-        except BaseException as exc:
-            client.close_streams()
-            if not isinstance(exc, StreamClosedError):
-                raise
+            stream = await client.open(host, port)
+        except StreamClosedError as exc:
             reason = exc if exc.real_error is None else exc.real_error
             raise CommClosedError(
                 f"cannot connect to {self.prefix}{address}: {type(reason).__name__}: {reason}"
             ) from reason
+        try:
+            set_tcp_timeout(stream)
+            local = self.prefix + get_stream_address(stream)
+            return self.comm_class(stream, local, self.prefix + address, deserialize)
+        except BaseException:
+            stream.close()
+            raise
 
 
 class TCPConnector(BaseTCPConnector):
@@ -299,9 +307,9 @@ class BaseTCPListener(BaseListener):
         """Take note of the arguments that are the transport's own."""
         raise NotImplementedError
 
-    def _open_stream(self, stream: IOStream) -> IOStream:
-        """Return the stream on which to speak, given that of a new connection."""
-        return stream
+    def _open_stream(self, sock: socket.socket) -> MessageStream:
+        """Return the stream on which to speak over a new connection."""
+        return MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
 
     async def start(self) -> None:
         """Bind the address and start to accept connections.
@@ -314,8 +322,7 @@ class BaseTCPListener(BaseListener):
         if self.tcp_server is not None:
             return
         backlog = int(config.get("distributed.comm.socket-backlog"))
-        server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE)
-        server.handle_stream = self._handle_stream  # type: ignore[method-assign]
+        server = SocketServer(self._handle_socket)
         try:
             sockets = bind_sockets(self.ip, self.port, backlog)
         except OSError as exc:
@@ -333,13 +340,14 @@ class BaseTCPListener(BaseListener):
             server.stop()
         self.abort_handshaking_comms()
 
-    async def _handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+    async def _handle_socket(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         peer = self.prefix + unparse_host_port(*address[:2])
-        local = self.prefix + get_stream_address(stream)
-        logger.debug("Incoming connection from %s to %s", peer, self.contact_address)
-        set_tcp_timeout(stream)
+        local = self.prefix + get_socket_address(sock)
+        logger.debug("Incoming connection from %s to %s", peer, local)
         try:
-            comm = self.comm_class(self._open_stream(stream), local, peer, self.deserialize)
+            stream = self._open_stream(sock)
+            set_tcp_timeout(stream)
+            comm = self.comm_class(stream, local, peer, self.deserialize)
             comm.allow_offload = self.allow_offload
             await self.on_connection(comm)
         except OSError as exc:
@@ -389,17 +397,8 @@ class TLSListener(BaseTCPListener):
     def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
         self.ssl_context = expect_tls_context(connection_args)
 
-    def _open_stream(self, stream: IOStream) -> IOStream:
-        try:
-            # Of a peer that is gone already the next call would lose the socket.
-            stream.socket.getpeername()
-            # Takes the socket away from the stream, which has not begun to watch it.
-            sock = self.ssl_context.wrap_socket(
-                stream.socket, server_side=True, do_handshake_on_connect=False
-            )
-        finally:
-            stream.close()
-        return TLSStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+    def _open_stream(self, sock: socket.socket) -> MessageStream:
+        return open_tls_stream(sock, self.ssl_context, server_side=True)
 
     async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         assert isinstance(comm, TLS)

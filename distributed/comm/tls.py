@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 from tornado.iostream import SSLIOStream, StreamClosedError
+
+from distributed.comm.message_stream import TLSMessageStream
 
 #: What a server answers to a peer that does not speak TLS, where OpenSSL would say nothing: a
 #: fatal alert, "protocol_version" (RFC 8446, section 6).
@@ -74,7 +77,7 @@ _ADVICE: Final = {
 }
 
 
-class TLSStream(SSLIOStream):
+class TLSStream(TLSMessageStream):
     """A TLS stream over a socket that is connected already, or by :meth:`connect`."""
 
     def connect(self, address: Any, server_hostname: str | None = None) -> Any:
@@ -152,6 +155,35 @@ class TLSStream(SSLIOStream):
         except OSError:
             # It is gone, and needs no answer.
             return
+
+
+def open_tls_stream(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+) -> TLSStream:
+    """Return a stream that begins TLS over a connected socket, which it takes over.
+
+    Raises
+    ------
+    OSError
+        If the peer is gone already; the socket is closed.
+    """
+    try:
+        # Of a peer that is gone the next call would lose the socket.
+        sock.getpeername()
+        wrapped = context.wrap_socket(
+            sock,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
+        )
+        return TLSStream(wrapped, ssl_options=context, max_buffer_size=sys.maxsize)
+    finally:
+        # Of the socket nothing is left if all went well.
+        sock.close()
 
 
 def speaks_tls(data: bytes) -> bool:

@@ -29,9 +29,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from tornado.iostream import IOStream
-from tornado.tcpserver import TCPServer
-
 from distributed import config
 from distributed.comm.core import (
     BaseListener,
@@ -42,8 +39,9 @@ from distributed.comm.core import (
     Listener,
     call_comm_handler,
 )
+from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
-from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
+from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket, SocketServer
 from distributed.comm.stream import StreamComm
 from distributed.comm.tcp import log_failed_connection
 from distributed.comm.tls import refuse_unencrypted
@@ -143,7 +141,9 @@ def _credentials(sock: socket.socket) -> dict[str, int]:
 class Unix(StreamComm):
     """A comm over a Unix domain socket."""
 
-    def __init__(self, stream: IOStream, local_addr: str, peer_addr: str, deserialize: bool = True):
+    def __init__(
+        self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
+    ):
         self._extra_info = _credentials(stream.socket)
         super().__init__(stream, local_addr, peer_addr, deserialize)
 
@@ -192,7 +192,7 @@ class UnixConnector(Connector):
             # Not Tornado's, which waits although the kernel has given up: it does not wait here.
             sock.connect(_to_kernel(loc))
             local = _PREFIX + _from_kernel(sock.getsockname())
-            stream = IOStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+            stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
             return Unix(stream, local, _PREFIX + address, deserialize)
         except OSError as exc:
             sock.close()
@@ -222,7 +222,7 @@ class UnixListener(BaseListener):
     # State.  `server` accepts, None unless it is listened; `_bound` is the name of its socket, and
     # stays when it stops.  `_unlink` removes the file of that socket, at the latest when this
     # object or the process goes away.
-    server: TCPServer | None
+    server: SocketServer | None
 
     def __init__(
         self,
@@ -278,8 +278,7 @@ class UnixListener(BaseListener):
             sock.close()
             raise
         self._bound = loc
-        self.server = TCPServer(max_buffer_size=MAX_BUFFER_SIZE)
-        self.server.handle_stream = self._handle_stream  # type: ignore[method-assign]
+        self.server = SocketServer(self._handle_socket)
         self.server.add_socket(ListeningSocket(sock, self.abort_oldest_handshake, _PREFIX))
 
     def stop(self) -> None:
@@ -291,9 +290,10 @@ class UnixListener(BaseListener):
             server.stop()
         self.abort_handshaking_comms()
 
-    async def _handle_stream(self, stream: IOStream, address: Any) -> None:
+    async def _handle_socket(self, sock: socket.socket, address: Any) -> None:
         peer, local = _PREFIX + _from_kernel(address), self.listen_address
         try:
+            stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
             comm = Unix(stream, local, peer, self.deserialize)
             comm.allow_offload = self.allow_offload
             await self.on_connection(comm)

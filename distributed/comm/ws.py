@@ -33,9 +33,9 @@ from distributed.comm.core import (
     CommHandler,
     Connector,
     FatalCommClosedError,
-    _handshake_timeout,
     call_comm_handler,
 )
+from distributed.comm.settings import settings
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     Client,
@@ -119,9 +119,9 @@ class WSConnector(Connector):
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
         client = self._make_client(address, connection_args)
-        connection = None
+        stream = connection = None
         try:
-            stream = await client.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)
+            stream = await client.open(host, port)
             expect_http(stream, HTTP_ANSWER)
             if isinstance(stream, TLSStream):
                 await stream.shake_hands()
@@ -138,7 +138,8 @@ class WSConnector(Connector):
             local = self.prefix + get_stream_address(stream)
             return self.comm_class(protocol, local, where, deserialize)
         except BaseException as exc:
-            client.close_streams()
+            if stream is not None:
+                stream.close()
             if connection is not None:
                 connection.inbox.drop()
             # AttributeError: it was reset before there was anything to do a TLS handshake with.
@@ -387,9 +388,9 @@ class WSListener(BaseTCPListener):
             stream.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
         try:
-            stream = self._open_stream(stream)
+            stream = self._open_stream(stream.socket)
             self._opening[stream] = asyncio.get_running_loop().call_later(
-                _handshake_timeout(), self._give_up, stream, peer
+                settings().handshake_timeout, self._give_up, stream, peer
             )
             expect_http(stream, HTTP_REQUEST, refuse)
             if isinstance(stream, TLSStream):

@@ -19,6 +19,7 @@ from tornado.websocket import WebSocketClosedError
 
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
+from distributed.comm.settings import CommSettings
 from distributed.comm.sockets import MAX_BUFFER_SIZE
 from distributed.comm.websocket import Protocol, explanation, forget_outcome
 from distributed.protocol.exceptions import FramingError
@@ -52,7 +53,6 @@ class WS(FramedComm):
     # `_in_message` is true while a read has a part of a message.  `_writing` is held by who writes,
     # `_written` counts the messages written in a row without waiting.
     _end_of_connection = (StreamClosedError, WebSocketClosedError)
-    _shard_key = "distributed.comm.websockets.shard"
     _protocol: Protocol | None
 
     def __init__(
@@ -80,6 +80,9 @@ class WS(FramedComm):
     @property
     def extra_info(self) -> dict[str, Any]:
         return self._extra_info
+
+    def _choose_shard(self, configured: CommSettings) -> int | None:
+        return configured.websocket_shard
 
     @property
     def _is_open(self) -> bool:

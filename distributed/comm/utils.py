@@ -40,6 +40,9 @@ OFFLOAD_THRESHOLD: int | None
 #: not expensive for a single one of them.
 _VALUES_LOOKED_AT: Final = 256
 
+#: Bytes of a value from which on it is looked into whether they will be touched at all.
+_LOOKED_INTO: Final = 16 * 1024
+
 #: Pickling or packing one object takes about as long as copying so many bytes.
 _BYTES_PER_OBJECT: Final = 64
 
@@ -183,7 +186,10 @@ def _dumps_work(value: Any, compress: bool) -> int:
             size *= extent
     else:
         return 0
-    if not isinstance(size, int) or (not compress and _goes_by_reference(value)):
+    if not isinstance(size, int):
+        return 0
+    # Of what is small it does not matter how it goes.
+    if size > _LOOKED_INTO and not compress and _goes_by_reference(value):
         return 0
     return size
 

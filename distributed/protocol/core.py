@@ -49,6 +49,7 @@ from distributed.protocol.pieces import (
     read_header,
     serialize_and_split,
 )
+from distributed.protocol.plain_memory import plain_frames, plain_reader, remember_reader
 from distributed.protocol.utils import Buffer, msgpack_opts
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 from distributed.utils import ensure_memoryview
@@ -57,6 +58,10 @@ __all__ = ["dumps", "loads"]
 
 # What a map that stands for something else has among its keys.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
+
+# Bytes of a message up to which it is searched for them: in a larger one, which may be large for a
+# single text or array of bytes, that takes longer than asking for each map whether it is one.
+_SEARCHED = 4096
 
 # Bytes of a message above which the packer is replaced, as it never gives memory back.
 _KEPT_MEMORY = 2**20
@@ -76,6 +81,7 @@ class _MessageWriter:
         self._on_error: OnError = "message"
         self._context: Any = None
         self._split_size: int | None = None
+        self._plain = False
 
     @property
     def busy(self) -> bool:
@@ -94,6 +100,7 @@ class _MessageWriter:
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
+        self._plain = serializers is None and not (context and context.get("compression"))
         try:
             frames[0] = self._packer.pack(msg)
         except BaseException:
@@ -115,6 +122,11 @@ class _MessageWriter:
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
+            if self._plain and (plain := plain_frames(obj.data, self._split_size)) is not None:
+                assert self._frames is not None
+                index = len(self._frames)
+                self._frames += plain
+                return {"__Serialized__": index}
             header, frames = serialize_and_split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
@@ -212,10 +224,30 @@ class _MessageReader:
         return obj
 
     def _serialized(self, index: int) -> Any:
+        value = self._plain(index)
+        if value is not None:
+            return value
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
-        return merge_and_deserialize(header, decompress(header, frames), self._deserializers)
+        value = merge_and_deserialize(header, decompress(header, frames), self._deserializers)
+        if len(frames) == 1:
+            remember_reader(self._frames[index], header, value)
+        return value
+
+    def _plain(self, index: int) -> Any:
+        """The value at *index*, if its header is one of those whose meaning is known."""
+        if (
+            not self._next <= index < len(self._frames) - 1
+            or not self._deserialize
+            or (self._deserializers is not None and "dask" not in self._deserializers)
+        ):
+            return None
+        read = plain_reader(self._frames[index])
+        value = None if read is None else read(self._frames[index + 1])
+        if value is not None:
+            self._next = index + 2
+        return value
 
     def _pickled(self, index: int) -> Any:
         header, frames = self._claim(index)
@@ -341,7 +373,7 @@ def loads(
     if not frames:
         raise MessageError("a message of no frames")
     head = frames[0]
-    if _MARKERS.search(head) is None:
+    if len(head) <= _SEARCHED and _MARKERS.search(head) is None:
         return _unpack(head, None)
     if len(frames) == 1:
         # Nothing can be referred to, so what looks like a reference is the sender's own map.

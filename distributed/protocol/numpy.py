@@ -14,7 +14,7 @@ against the number of bytes that came.  This module is imported when the first a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.families import pickle_dumps, pickle_loads
 from distributed.protocol.objects import accepts_pickles
+from distributed.protocol.plain_memory import register_plain_memory
 from distributed.protocol.utils import Buffer, host_array_from_buffers, join_frames
 from distributed.utils import ensure_memoryview
 
@@ -319,6 +320,51 @@ def _checked_integers(header: Header, key: str) -> Sequence[int]:
         if type(number) is not int:
             raise HeaderError(f"the {key} of an array is given as {numbers!r:.100}")
     return numbers
+
+
+# Arrays that are described by their type and shape alone
+
+
+def _describe_plain(x: np.ndarray[Any, Any]) -> tuple[Hashable, memoryview] | None:
+    flags = x.flags
+    dtype = x.dtype
+    if type(x) is not np.ndarray or not flags.c_contiguous or dtype.isbuiltin != 1 or not x.nbytes:
+        return None
+    try:
+        memory = memoryview(x).cast("B")
+    except (TypeError, ValueError):
+        # Not every type of element has a format.
+        return None
+    strides = x.strides
+    return None if 0 in strides else ((dtype, x.shape, strides, flags.writeable), memory)
+
+
+def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | None] | None:
+    if header.keys() != _PLAIN_KEYS or header["dtype"][0] != _PLAIN:
+        return None
+    dtype = plain_dtype(header["dtype"][1])
+    nbytes = math.prod(header["shape"]) * dtype.itemsize
+    shape, strides = checked_layout(header, dtype, nbytes)
+    writeable = all(header["writeable"])
+
+    def read(frame: Buffer) -> np.ndarray[Any, Any] | None:
+        memory = ensure_memoryview(frame)
+        if len(memory) != nbytes:
+            return None
+        return np.ndarray(shape, dtype, _with_writability(memory, writeable), 0, strides)
+
+    return read
+
+
+_PLAIN_KEYS = {"dtype", "shape", "strides", "writeable"}
+
+register_plain_memory(
+    np.ndarray,
+    serialize_numpy_ndarray,
+    _describe_plain,
+    deserialize_numpy_ndarray,
+    _prepare_plain,
+)
 
 
 def _with_writability(memory: memoryview, writeable: bool) -> memoryview:

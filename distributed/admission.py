@@ -25,15 +25,15 @@ class Admission:
         After how many seconds without a request a comm is closed; None for never.
     """
 
-    # State.  `_hosts`: each admitted comm → the host it came from; `_counts`:
-    # host → how many of them came from there.
+    # State.  `_hosts`: each admitted comm → the host it came from, or None where
+    # that does not matter; `_counts`: host → how many of them came from there.
     def __init__(
         self, limit: int | None = None, limit_per_host: int | None = None, idle: float | None = None
     ) -> None:
         self.limit = limit
         self.limit_per_host = limit_per_host
         self.idle = idle
-        self._hosts: dict[Comm, str] = {}
+        self._hosts: dict[Comm, str | None] = {}
         self._counts: Counter[str] = Counter()
 
     @classmethod
@@ -52,8 +52,11 @@ class Admission:
                 f"it has {len(self._hosts)} connections, as many as "
                 "'distributed.comm.max-connections' allows"
             )
+        if self.limit_per_host is None:
+            self._hosts[comm] = None
+            return None
         host = get_address_host(comm.peer_address)
-        if self.limit_per_host is not None and self._counts[host] >= self.limit_per_host:
+        if self._counts[host] >= self.limit_per_host:
             return (
                 f"it has {self._counts[host]} connections from {host}, as many as "
                 "'distributed.comm.max-connections-per-host' allows"

@@ -374,8 +374,11 @@ class Section(Generic[_T]):
     def __call__(self) -> _T:
         """Return what belongs to the section as it is now."""
         section: Any = _store().config
-        for part in self._parts:
-            section = section.get(part) if isinstance(section, Mapping) else None
+        try:
+            for part in self._parts:
+                section = section[part]
+        except (KeyError, TypeError):
+            section = None
         made = self._made
         if made is None or section is None or section != made[0]:
             made = self._made = copy.deepcopy(section), self._make()

@@ -13,6 +13,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from distributed import config
@@ -178,11 +179,13 @@ class Dispatcher(LifeCycle):
 
     async def _serve_comm(self, comm: Comm) -> None:
         self._comms[comm] = None
+        idle = self._comm_admission.idle
+        read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:
             await self.start()
             while True:
                 try:
-                    msg = await self._read_request(comm)
+                    msg = await read()
                 except CommClosedError as exc:
                     logger.debug("%s left %s: %s", comm.peer_address, self.id, exc)
                     break
@@ -202,10 +205,7 @@ class Dispatcher(LifeCycle):
             del self._comms[comm]
             comm.abort()
 
-    async def _read_request(self, comm: Comm) -> Any:
-        idle = self._comm_admission.idle
-        if idle is None:
-            return await comm.read()
+    async def _read_in_time(self, comm: Comm, idle: float) -> Any:
         try:
             async with asyncio.timeout(idle):
                 return await comm.read()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
 
 import msgpack
@@ -40,7 +40,7 @@ class FramedComm(Comm):
     """
 
     # State.  `_reading` is true while a read is under way.  `_unwaited` counts the
-    # messages that were read without waiting since one had to be waited for.
+    # messages that were here already since others have had their turn.
     # `_context`, made with the handshake, is passed to serializers.
 
     #: What the transport raises where the connection has ended.
@@ -79,18 +79,24 @@ class FramedComm(Comm):
         """Whether this side has not closed the comm."""
 
     @abstractmethod
-    async def _receive(self, limits: Limits) -> tuple[Sequence[Buffer], bool]:
-        """Return the frames of the next message, and whether it had to be waited for.
+    def _receive(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
+        """Return the frames of the next message, or what to await for them if they are not here.
 
         Raises
         ------
         FramingError
-            If what arrives is no message within *limits*.
+            If what arrives is no message within *limits*; now or when it is awaited.
         """
 
     @abstractmethod
-    async def _send(self, frames: Sequence[Buffer]) -> int:
-        """Write a message, wait until it has left, and return its size in bytes."""
+    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
+        """Write a message.
+
+        Returns
+        -------
+        (nbytes, rest)
+            Its size, and what to await until all of it has left; None if it has.
+        """
 
     @abstractmethod
     def _closed_error(self, exc: Exception) -> CommClosedError:
@@ -111,10 +117,25 @@ class FramedComm(Comm):
         }
 
     async def read(self, deserializers: Any = None) -> Any:
-        frames = await self._read_frames(self._limits)
+        self._begin_reading()
+        try:
+            frames = self._receive(self._limits)
+            if type(frames) is not list:
+                frames = await frames  # type: ignore[misc]
+                self._unwaited = 0
+            elif self._unwaited < UNINTERRUPTED_READS:
+                self._unwaited += 1
+            else:
+                self._unwaited = 0
+                await asyncio.sleep(0)
+        except BaseException as exc:
+            self._end(exc)
+            raise
+        finally:
+            self._reading = False
         try:
             return await from_frames(
-                frames,  # type: ignore[arg-type]
+                frames,
                 deserialize=self.deserialize,
                 deserializers=deserializers,
                 allow_offload=self.allow_offload,
@@ -126,40 +147,27 @@ class FramedComm(Comm):
             raise
 
     async def read_handshake(self) -> Any:
-        frames = await self._read_frames(self._handshake_limits)
+        self._begin_reading()
+        try:
+            frames = self._receive(self._handshake_limits)
+            if type(frames) is not list:
+                frames = await frames  # type: ignore[misc]
+        except BaseException as exc:
+            self._end(exc)
+            raise
+        finally:
+            self._reading = False
         try:
             return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
         except Exception as exc:
             raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
 
-    async def _read_frames(self, limits: Limits) -> Sequence[Buffer]:
-        """Read the frames of one message."""
+    def _begin_reading(self) -> None:
         if not self._is_open:
             raise CommClosedError(f"cannot read: {self!r}")
         if self._reading:
             raise RuntimeError(f"another coroutine is already reading from {self!r}")
         self._reading = True
-        try:
-            frames, waited = await self._receive(limits)
-            self._unwaited = 0 if waited else self._unwaited + 1
-            if self._unwaited >= UNINTERRUPTED_READS:
-                self._unwaited = 0
-                await asyncio.sleep(0)
-        except self._end_of_connection as exc:
-            error = self._closed_error(exc)
-            self.abort()
-            raise error from (error.__cause__ or exc)
-        except FramingError as exc:
-            error = self._invalid_error(exc)
-            self.abort()
-            raise error from exc
-        except BaseException:
-            # Cancelled, most likely.  Who read on would get the rest of a message.
-            self.abort()
-            raise
-        finally:
-            self._reading = False
-        return frames
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
         if not self._is_open:
@@ -172,22 +180,39 @@ class FramedComm(Comm):
             context=self._context,
             frame_split_size=self._shard,
         )
-        return await self._write_frames(frames)
-
-    async def write_handshake(self, msg: dict[str, Any]) -> None:
-        await self._write_frames([msgpack.packb(msg)])
-
-    async def _write_frames(self, frames: Sequence[Buffer]) -> int:
-        """Write the frames of one message and wait until they have left."""
         if not self._is_open:
             raise CommClosedError(f"cannot write: {self!r}")
         try:
-            return await self._send(frames)
-        except self._end_of_connection as exc:
-            error = self._closed_error(exc)
-            self.abort()
-            raise error from (error.__cause__ or exc)
-        except BaseException:
-            # Cancelled, most likely, with a part of the message sent.
-            self.abort()
+            nbytes, rest = self._send(frames)
+            if rest is not None:
+                await rest
+        except BaseException as exc:
+            self._end(exc)
             raise
+        return nbytes
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None:
+        if not self._is_open:
+            raise CommClosedError(f"cannot write: {self!r}")
+        try:
+            _, rest = self._send([msgpack.packb(msg)])
+            if rest is not None:
+                await rest
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+    def _end(self, exc: BaseException) -> None:
+        """End the comm for *exc*, and raise what that means.
+
+        If it means nothing in particular the caller was cancelled, most likely, with a part of a
+        message sent or received: whoever went on would send or get the rest of it.
+        """
+        error = None
+        if isinstance(exc, self._end_of_connection):
+            error = self._closed_error(exc)
+        elif isinstance(exc, FramingError):
+            error = self._invalid_error(exc)
+        self.abort()
+        if error is not None:
+            raise error from (error.__cause__ or exc)

@@ -40,6 +40,12 @@ MAX_BUFFER_SIZE = sys.maxsize
 #: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
 _KEEPALIVE_PROBES = 10
 
+#: Whether a socket that is accepted has the options of the one that listened.
+OPTIONS_ARE_INHERITED = sys.platform == "linux"
+
+#: Type of a socket that does not block, made by one system call where that can be.
+_NON_BLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+
 #: What `accept` fails with where descriptors, or memory of the kernel, have run out.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -57,12 +63,24 @@ def set_tcp_timeout(stream: IOStream) -> None:
     stream's socket such that a dead peer is noticed within
     ``distributed.comm.timeouts.tcp``, whether or not there is data to send.
     """
+    if not stream.closed():
+        _set_timeout(stream.socket)
+
+
+def set_up(sock: socket.socket) -> None:
+    """Let nothing be held back on a TCP socket, and the kernel give up a peer that has gone.
+
+    What a listening socket is told goes for those that it accepts, where `OPTIONS_ARE_INHERITED`.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _set_timeout(sock)
+
+
+def _set_timeout(sock: socket.socket) -> None:
     seconds = settings().tcp_timeout
-    if not seconds or stream.closed():
-        return
-    setsockopt = stream.socket.setsockopt
-    for level, option, value in _timeout_options(seconds):
-        setsockopt(level, option, value)
+    if seconds:
+        for level, option, value in _timeout_options(seconds):
+            sock.setsockopt(level, option, value)
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,17 +144,18 @@ async def connect_socket(family: int, address: tuple[Any, ...]) -> socket.socket
     StreamClosedError
         If the connection cannot be made; its ``real_error`` tells why.
     """
-    sock = socket.socket(family)
+    sock = socket.socket(family, _NON_BLOCKING)
     try:
-        sock.setblocking(False)
+        if sock.getblocking():
+            sock.setblocking(False)
         try:
             sock.connect(address)
         except BlockingIOError:
             if not _is_connected(sock):
                 await _until_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                raise OSError(error, os.strerror(error)) from None
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, os.strerror(error)) from None
         return sock
     except BaseException as exc:
         sock.close()

@@ -17,7 +17,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
-from distributed.comm.message_stream import MessageStream
+from distributed.comm.message_stream import Arrival, MessageStream
 from distributed.protocol.framing import Buffer, Limits, pack_message
 
 logger = logging.getLogger(__name__)
@@ -48,31 +48,26 @@ class StreamComm(FramedComm):
         self._decoder = stream.decoder
         self._decoder.shard = self._shard
         self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        stream.set_nodelay(True)
         stream.notice_end()
 
     @property
     def _is_open(self) -> bool:
         return self.stream is not None
 
-    async def _receive(self, limits: Limits) -> tuple[list[memoryview], bool]:
+    def _receive(self, limits: Limits) -> list[memoryview] | Arrival:
         stream = self.stream
         assert stream is not None
         stream.decoder.limits = limits
         frames = stream.take_message()
-        if frames is not None:
-            return frames, False
-        return await stream.message(), True
+        return stream.message() if frames is None else frames
 
-    async def _send(self, frames: Sequence[Buffer]) -> int:
+    def _send(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
         stream = self.stream
         assert stream is not None
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
-        if rest is not None:
-            # Tornado does not expect anyone to cancel its futures.
-            await asyncio.shield(rest)
-        return nbytes
+        # Tornado does not expect anyone to cancel its futures.
+        return nbytes, None if rest is None else asyncio.shield(rest)
 
     async def close(self) -> None:
         stream, self.stream = self.stream, None

@@ -35,6 +35,7 @@ from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
+    OPTIONS_ARE_INHERITED,
     Client,
     ListeningSocket,
     SocketServer,
@@ -43,6 +44,7 @@ from distributed.comm.sockets import (
     get_socket_address,
     get_stream_address,
     set_tcp_timeout,
+    set_up,
 )
 from distributed.comm.stream import StreamComm
 from distributed.comm.tls import (
@@ -54,7 +56,7 @@ from distributed.comm.tls import (
     refuse_unencrypted,
     speaks_tls,
 )
-from distributed.comm.utils import ensure_concrete_host
+from distributed.comm.utils import ensure_concrete_host, is_unspecified
 from distributed.protocol.exceptions import FramingError
 from distributed.utils import ensure_ip, get_ip, get_ipv6
 
@@ -81,6 +83,12 @@ logger = logging.getLogger(__name__)
 
 class TCP(StreamComm):
     """A comm over a TCP connection."""
+
+    @property
+    def same_host(self) -> bool:
+        # Mostly told without taking the addresses apart.
+        host = self._local_addr.rpartition(":")[0]
+        return host == self._peer_addr.rpartition(":")[0] or super().same_host
 
     def _closed_error(self, exc: Exception) -> CommClosedError:
         return self._peer_speaks_tls() or super()._closed_error(exc)
@@ -198,7 +206,7 @@ class BaseTCPConnector(Connector):
                 f"cannot connect to {self.prefix}{address}: {type(reason).__name__}: {reason}"
             ) from reason
         try:
-            set_tcp_timeout(stream)
+            set_up(stream.socket)
             local = self.prefix + get_stream_address(stream)
             return self.comm_class(stream, local, self.prefix + address, deserialize)
         except BaseException:
@@ -280,6 +288,8 @@ class BaseTCPListener(BaseListener):
         What the transport needs besides.
     """
 
+    # State.  `_local_address` is that of all connections, if all have the same.
+
     comm_class: ClassVar[type[StreamComm]]
     prefix: ClassVar[str]
 
@@ -302,6 +312,7 @@ class BaseTCPListener(BaseListener):
         self._configure(address, connection_args)
         self.tcp_server: TCPServer | None = None
         self.bound_address: tuple[str, int] | None = None
+        self._local_address: str | None = None
 
     def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
         """Take note of the arguments that are the transport's own."""
@@ -328,10 +339,14 @@ class BaseTCPListener(BaseListener):
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port)
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
+        for sock in sockets:
+            set_up(sock)
         make_room = self.abort_oldest_handshake
         server.add_sockets([ListeningSocket(sock, make_room, self.prefix) for sock in sockets])
         self.tcp_server = server
         self.bound_address = get_tcp_server_address(server)[:2]
+        if len(sockets) == 1 and not is_unspecified(self.bound_address[0]):
+            self._local_address = self.listen_address
 
     def stop(self) -> None:
         """Stop accepting connections; those in their handshake are aborted."""
@@ -342,11 +357,12 @@ class BaseTCPListener(BaseListener):
 
     async def _handle_socket(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         peer = self.prefix + unparse_host_port(*address[:2])
-        local = self.prefix + get_socket_address(sock)
+        local = self._local_address or self.prefix + get_socket_address(sock)
         logger.debug("Incoming connection from %s to %s", peer, local)
         try:
+            if not OPTIONS_ARE_INHERITED:
+                set_up(sock)
             stream = self._open_stream(sock)
-            set_tcp_timeout(stream)
             comm = self.comm_class(stream, local, peer, self.deserialize)
             comm.allow_offload = self.allow_offload
             await self.on_connection(comm)

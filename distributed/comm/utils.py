@@ -28,6 +28,7 @@ __all__ = [
     "from_frames",
     "get_tcp_server_address",
     "get_tcp_server_addresses",
+    "is_unspecified",
     "loads_is_expensive",
     "to_frames",
 ]
@@ -241,12 +242,20 @@ def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
     >>> ensure_concrete_host("0.0.0.0", default_host="node1.example.org")
     'node1.example.org'
     """
-    if not host:
-        return default_host or get_ip()
+    if not is_unspecified(host):
+        return host
+    return default_host or (get_ipv6() if ":" in host else get_ip())
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether *host*, a name or an IP address, stands for every interface.
+
+    Examples
+    --------
+    >>> [is_unspecified(host) for host in ("", "0.0.0.0", "::", "::1", "localhost")]
+    [True, True, True, False, False]
+    """
     try:
-        address = ipaddress.ip_address(host)
+        return not host or ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        return host
-    if not address.is_unspecified:
-        return host
-    return default_host or (get_ip() if address.version == 4 else get_ipv6())
+        return False

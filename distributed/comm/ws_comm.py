@@ -11,7 +11,7 @@ import asyncio
 import logging
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -51,7 +51,7 @@ class WS(FramedComm):
     # State, besides that of FramedComm.  `_protocol` is None once this side has closed the comm.
     # `_inbox` holds what has arrived, and `_accepted` says what may arrive at the moment.
     # `_in_message` is true while a read has a part of a message.  `_writing` is held by who writes,
-    # `_written` counts the messages written in a row without waiting.
+    # `_read` and `_written` count the messages read and written in a row without waiting.
     _end_of_connection = (StreamClosedError, WebSocketClosedError)
     _protocol: Protocol | None
 
@@ -67,7 +67,7 @@ class WS(FramedComm):
         protocol.limit = self._accepted.max_message_size
         self._in_message = False
         self._writing = asyncio.Lock()
-        self._written = 0
+        self._read = self._written = 0
         self._extra_info = self._get_extra_info()
         self._finalizer = weakref.finalize(self, _close_dangling, protocol, repr(self))
         self._finalizer.atexit = False
@@ -95,7 +95,7 @@ class WS(FramedComm):
             self._protocol.limit = self._limits.max_message_size
         self._inbox.open()
 
-    async def _receive(self, limits: Limits) -> tuple[list[Buffer], bool]:
+    async def _receive(self, limits: Limits) -> list[Buffer]:
         head, waited = await self._inbox.get()
         count = _read_count(head, limits)
         self._in_message = True
@@ -118,9 +118,16 @@ class WS(FramedComm):
                 frames += _side_by_side(parts)
                 parts = []
         self._in_message = False
-        return frames, waited
+        self._read = 0 if waited else self._read + 1
+        if self._read >= UNINTERRUPTED_READS:
+            self._read = 0
+            await asyncio.sleep(0)
+        return frames
 
-    async def _send(self, frames: Sequence[Buffer]) -> int:
+    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
+        return sum(map(len, frames)), self._write_frames(frames)
+
+    async def _write_frames(self, frames: Sequence[Buffer]) -> None:
         async with self._writing:
             protocol = self._protocol
             if protocol is None:
@@ -128,9 +135,8 @@ class WS(FramedComm):
             if protocol.is_closing():
                 raise WebSocketClosedError
             sent = _send(protocol, _COUNT.pack(len(frames)))
-            size = unsent = 0
+            unsent = 0
             for frame in frames:
-                size += len(frame)
                 unsent += len(frame)
                 if unsent > _WRITE_AHEAD:
                     await asyncio.shield(sent)
@@ -143,7 +149,6 @@ class WS(FramedComm):
             elif self._written >= UNINTERRUPTED_READS:
                 self._written = 0
                 await asyncio.sleep(0)
-            return size
 
     async def close(self) -> None:
         protocol, self._protocol = self._protocol, None

@@ -326,17 +326,18 @@ def _checked_integers(header: Header, key: str) -> Sequence[int]:
 
 
 def _describe_plain(x: np.ndarray[Any, Any]) -> tuple[Hashable, memoryview] | None:
-    flags = x.flags
-    dtype = x.dtype
-    if type(x) is not np.ndarray or not flags.c_contiguous or dtype.isbuiltin != 1 or not x.nbytes:
+    dtype, strides, flags = x.dtype, x.strides, x.flags
+    # Of the types that NumPy has itself only objects are more than their memory.
+    if dtype.isbuiltin != 1 or dtype.hasobject:
+        return None
+    if not flags.c_contiguous or not x.nbytes or 0 in strides:
         return None
     try:
         memory = memoryview(x).cast("B")
     except (TypeError, ValueError):
         # Not every type of element has a format.
         return None
-    strides = x.strides
-    return None if 0 in strides else ((dtype, x.shape, strides, flags.writeable), memory)
+    return (dtype, x.shape, strides, flags.writeable), memory
 
 
 def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | None] | None:

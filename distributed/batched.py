@@ -197,8 +197,7 @@ class BatchedSend:
                 f"{self.max_buffer_size:,} may ('distributed.comm.batched.max-buffer-size'); "
                 "await drain() before sending more"
             )
-        for msg in msgs:
-            self.buffered_bytes += rough_size(msg)
+        self.buffered_bytes += rough_size(msgs[0]) if len(msgs) == 1 else sum(map(rough_size, msgs))
         self.message_count += len(msgs)
         self.buffer += msgs
         if self._idle:

@@ -398,8 +398,26 @@ class Dispatcher(LifeCycle):
                 finally:
                     self._idle_streams.discard(comm)
                 for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
-                    if not await self._handle_stream_message(comm, msg, extra):
-                        return
+                    op = msg.pop("op", None) if isinstance(msg, dict) else None
+                    handler = self.stream_handlers.get(op) if isinstance(op, str) else None
+                    if handler is None or op == "close-stream":
+                        if self._ends_stream(comm, op, msg):
+                            return
+                        continue
+                    try:
+                        result = handler(**extra, **msg) if extra else handler(**msg)
+                        if result is None or not asyncio.iscoroutine(result):
+                            continue
+                        await result
+                    except (Exception, asyncio.CancelledError) as exc:
+                        if isinstance(exc, asyncio.CancelledError) and self._is_cancelled():
+                            raise
+                        logger.exception(
+                            "Stream handler of op %s in %s failed on a message from %s",
+                            op,
+                            self._name_in_messages,
+                            comm.peer_address,
+                        )
                     if self._event_finished.is_set():
                         # That message's handler has closed this server.
                         return
@@ -410,19 +428,15 @@ class Dispatcher(LifeCycle):
         finally:
             await comm.close()
 
-    async def _handle_stream_message(self, comm: Comm, msg: Any, extra: Mapping[str, Any]) -> bool:
-        """Handle one message of a stream and return whether the stream goes on."""
-        if isinstance(msg, str) and msg == "OK":
-            # The answer to a request that made this comm a stream.
-            return True
-        op = msg.pop("op", None) if isinstance(msg, dict) else None
+    def _ends_stream(self, comm: Comm, op: Any, msg: Any) -> bool:
+        """Whether a message for which there is no handler ends a stream."""
         if op == "close-stream":
             logger.debug(
                 "Stream from %s to %s was closed", comm.peer_address, self._name_in_messages
             )
-            return False
-        handler = self.stream_handlers.get(op) if isinstance(op, str) else None
-        if handler is None:
+            return True
+        # "OK" is the answer to a request that made this comm a stream.
+        if not (isinstance(msg, str) and msg == "OK"):
             logger.error(
                 "%s has no stream handler for op %s in the stream from %s, and ignores: %s",
                 self._name_in_messages,
@@ -430,21 +444,7 @@ class Dispatcher(LifeCycle):
                 comm.peer_address,
                 _shorten(msg),
             )
-            return True
-        try:
-            result = handler(**extra, **msg)
-            if asyncio.iscoroutine(result):
-                await result
-        except (Exception, asyncio.CancelledError) as exc:
-            if isinstance(exc, asyncio.CancelledError) and self._is_cancelled():
-                raise
-            logger.exception(
-                "Stream handler of op %s in %s failed on a message from %s",
-                op,
-                self._name_in_messages,
-                comm.peer_address,
-            )
-        return True
+        return False
 
     # End
 

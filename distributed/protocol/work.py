@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
+from distributed.protocol.plain_memory import plain_reader
 from distributed.protocol.utils import msgpack_opts
 from distributed.utils import nbytes
 
@@ -55,6 +56,10 @@ def loads_work(frames: Sequence[Any], enough: int) -> int:
     for _ in range(_HEADERS_LOOKED_AT):
         if position >= total or work > enough:
             return work
+        if plain_reader(frames[position]) is not None:
+            work += _BYTES_PER_VALUE
+            position += 2
+            continue
         try:
             header = msgpack.unpackb(frames[position], use_list=False, **msgpack_opts)
             stop = position + 1 + header["num-sub-frames"]

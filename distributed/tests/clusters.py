@@ -45,3 +45,8 @@ async def program(role, *args):
 async def workers_come(scheduler, number):
     """Wait until the scheduler has this many workers."""
     await async_poll_for(lambda: len(scheduler.state.workers) == number, timeout=20)
+
+
+def divide_one_by(x):
+    """Fail for 0, in a function whose source any process finds."""
+    return 1 / x

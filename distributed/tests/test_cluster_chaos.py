@@ -12,7 +12,7 @@ import pytest
 from distributed.tests.clusters import cluster
 from distributed.utils_test import async_poll_for, gen_test
 
-from cluster.state import ACTIVE, ClusterState  # isort: skip
+from cluster.state import SATURATION, ClusterState  # isort: skip
 
 LAYERS, WIDTH = 20, 50
 
@@ -39,14 +39,14 @@ async def test_a_thousand_dependent_tasks_survive_workers_that_are_killed_at_ran
 
     async with cluster(4, nthreads=2) as (scheduler, client):
         finished = 0
-        count = scheduler.stream_handlers["finished"]
+        count = scheduler.stream_handlers["ended"]
 
         def counted(**message):
             nonlocal finished
-            finished += 1
+            finished += "error" not in message
             count(**message)
 
-        scheduler.stream_handlers["finished"] = counted
+        scheduler.stream_handlers["ended"] = counted
         futures = {}
         for name, inputs in needs.items():
             futures[name] = client.submit(
@@ -81,24 +81,30 @@ class Simulation:
         self.inboxes, self.data, self.jobs, self.reports = {}, {}, {}, {}
         self.known = {}
         self.numbers = iter(range(10**6))
-        self.state.add_client("client")
         self.inboxes["client"] = []
 
-    def deliver(self, messages):
-        for to, message in messages:
-            self.inboxes[to].append(message)
+    def event(self, name, *args, **kwargs):
+        """Something happens; the state may settle that at once, or with what happens next."""
+        getattr(self.state, name)(*args, **kwargs)
+        if self.chance.random() < 0.7:
+            self.settle()
+
+    def settle(self):
+        for to, message in self.state.settle():
+            if to in self.inboxes:
+                self.inboxes[to].append(message)
         self.check()
 
     def come(self):
         address = f"worker-{next(self.numbers)}"
         self.inboxes[address], self.data[address] = [], set()
         self.jobs[address], self.reports[address] = {}, []
-        self.deliver(self.state.add_worker(address, 1))
+        self.event("add_worker", address, 1)
 
     def go(self, address):
         for table in (self.inboxes, self.data, self.jobs, self.reports):
             del table[address]
-        self.deliver(self.state.remove_worker(address, blame=False))
+        self.event("remove_worker", address, blame=False)
 
     def step(self):
         """One thing happens: a message is read, a task ends, a report arrives."""
@@ -108,14 +114,13 @@ class Simulation:
             + [("tell", who) for who in self.reports if self.reports[who]]
         )
         if kind == "tell":
-            event, *args = self.reports[who].pop(0)
-            self.deliver(getattr(self.state, event)(who, *args))
+            event, message = self.reports[who].pop(0)
+            self.event(event, who, **message)
         elif kind == "work":
             self.work(who, *self.jobs[who].popitem())
         elif who == "client":
             message = self.inboxes[who].pop(0)
-            if message["op"] != "worker-gone":
-                self.known[message["key"]] = message["op"]
+            self.known[message["key"]] = message["status"]
         else:
             message = self.inboxes[who].pop(0)
             if message["op"] == "compute":
@@ -127,35 +132,42 @@ class Simulation:
     def work(self, who, key, job):
         attempt, holders = job
         missing = {
-            name: (addresses or [who])[0]
-            for name, addresses in holders.items()
-            if name not in self.data[who] and name not in self.data.get(addresses[0], ())
+            name: address
+            for name, address in holders.items()
+            if name not in self.data[who] and name not in self.data.get(address, ())
         }
         if missing:
-            self.reports[who].append(("reschedule", key, attempt, missing))
+            self.reports[who].append(("missing", {"holders": missing}))
         else:
-            fetched = holders.keys() - self.data[who]
-            self.data[who] |= {key, *fetched}
-            self.reports[who].append(("replicated", dict.fromkeys(fetched, 1)))
-            self.reports[who].append(("finished", key, attempt, 1, 0.1))
+            self.data[who].add(key)
+            report = {"key": key, "attempt": attempt, "nbytes": 1, "duration": 0.1}
+            self.reports[who].append(("ended", report))
 
     def check(self):
-        """What the comments in `cluster.state` promise."""
+        """What must hold whenever the state has settled, as `cluster.state` says."""
         state = self.state
-        for task in state.tasks.values():
-            assert bool(task.holders) == (task.state == "memory")
-            assert (task.worker is not None) == (task.state == "processing")
-            assert task.waiters == {t for t in task.dependents if t.state in ACTIVE}
-            assert task.wanted_by or task.dependents
-            if task.state == "waiting":
-                assert task.waiting_on == {t for t in task.dependencies if t.state != "memory"}
-                assert task.waiting_on
-            if task.state == "released":
-                assert not task.waiters
-                assert not task.wanted_by
+        tasks = list(state.tasks.values())
+        needed = {t for t in tasks if t.wanted_by}
+        known = set()
+        for task in reversed(tasks):
+            if task in needed and task.status() == "pending":
+                needed.update(task.dependencies)
+            known.update(task.dependencies)
+        for task in tasks:
+            assert task in needed or task in known
+            assert task in needed or task.worker is None
+            assert all(state.tasks[t.key] is t for t in task.dependencies)
+            assert task.worker is None or state.workers[task.worker.address] is task.worker
+            if task.attempt:
+                assert task.status() == "pending"
+                assert task.can_run()
         for worker in state.workers.values():
-            assert worker.has == {t for t in state.tasks.values() if worker.address in t.holders}
-            assert worker.processing == {t for t in state.tasks.values() if t.worker is worker}
+            running = {t for t in tasks if t.worker is worker and t.attempt}
+            assert worker.running.keys() == running
+            assert len(running) <= SATURATION * worker.nthreads
+            if len(running) < SATURATION * worker.nthreads:
+                waiting = {t for t in needed if t.status() == "pending" and t.worker is None}
+                assert not any(t.can_run() for t in waiting)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -165,10 +177,13 @@ def test_the_scheduler_keeps_its_promises_in_whatever_order_things_happen(seed):
     tasks = {}
     for number in range(40):
         inputs = chance.sample(sorted(tasks), min(len(tasks), chance.randrange(4)))
-        tasks[f"{chance.choice('fgh')}-{number}"] = (b"", inputs)
+        tasks[f"{chance.choice('fgh')}-{number}"] = inputs
     wanted = chance.sample(sorted(tasks), 10)
     simulation.come()
-    simulation.deliver(state.submit("client", tasks, wanted))
+    for key, inputs in tasks.items():
+        simulation.event("submit", "client", key, b"", inputs, False)
+    for key in sorted(tasks.keys() - wanted):
+        simulation.event("release", "client", [key])
     for _ in range(200):
         if chance.random() < 0.05:
             simulation.come()
@@ -177,16 +192,20 @@ def test_the_scheduler_keeps_its_promises_in_whatever_order_things_happen(seed):
         if any(simulation.inboxes.values()) or any(simulation.jobs.values()):
             simulation.step()
     given_up = wanted[:2]
-    simulation.deliver(state.cancel("client", given_up))
+    for key in given_up:
+        simulation.event("cancel", "client", key)
     simulation.come()
+    simulation.settle()
     while any(
         map(any, (t.values() for t in (simulation.inboxes, simulation.jobs, simulation.reports)))
     ):
         simulation.step()
+        simulation.settle()
     for key in wanted:
         if simulation.known.get(key) != "cancelled":
             assert simulation.known[key] == "finished"
-            assert state.tasks[key].state == "memory"
+            assert state.tasks[key].status() == "finished"
     assert {simulation.known.get(key) for key in given_up} == {"cancelled"}
-    simulation.deliver(state.remove_client("client"))
+    state.release("client", list(state.tasks))
+    simulation.settle()
     assert not state.tasks

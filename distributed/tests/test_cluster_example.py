@@ -12,7 +12,7 @@ import pytest
 
 from distributed import config
 from distributed.protocol.exceptions import DeserializationError
-from distributed.tests.clusters import EXAMPLES, cluster, program, workers_come
+from distributed.tests.clusters import EXAMPLES, cluster, divide_one_by, program, workers_come
 from distributed.tests.environments import _or_skip, run_in
 from distributed.utils_test import async_poll_for, gen_test, tls_security
 
@@ -27,6 +27,11 @@ class WhereUnpickled:
 
     def __reduce__(self):
         return os.getpid, ()
+
+
+def test_it_is_small_enough_to_be_read():
+    files = [path for path in (EXAMPLES / "cluster").rglob("*") if path.suffix != ".pyc"]
+    assert sum(len(path.read_text().splitlines()) for path in files if path.is_file()) < 700
 
 
 async def forgotten(scheduler):
@@ -53,7 +58,8 @@ async def test_what_is_scattered_is_spread_over_the_workers_and_an_input_of_task
         futures = await client.scatter([[1, 2], [3]])
         assert await client.submit(operator.add, *futures) == [1, 2, 3]
         assert await client.gather(futures) == [[1, 2], [3]]
-        assert all(worker.has for worker in scheduler.state.workers.values())
+        holders = scheduler.state.holders([future.key for future in futures])
+        assert set(holders.values()) == scheduler.state.workers.keys()
 
 
 @gen_test()
@@ -91,15 +97,28 @@ async def test_the_scheduler_unpickles_nothing():
 
 @gen_test()
 async def test_an_error_reaches_the_client_with_type_message_and_remote_traceback():
-    def divide(x):
-        return 1 / x
-
     async with cluster(1) as (_, client):
         with pytest.raises(ZeroDivisionError, match="division by zero") as info:
-            await client.submit(divide, 0)
+            await client.submit(divide_one_by, 0)
         assert str(info.value) == "division by zero"
         # With tblib it is a traceback, without it a note.
         assert "return 1 / x" in "".join(traceback.format_exception(info.value))
+
+
+@pytest.mark.parametrize("kind", [SystemExit, StopIteration, KeyboardInterrupt])
+def test_what_would_end_more_than_a_task_ends_only_that(kind):
+    @gen_test()
+    async def run():
+        def fail():
+            raise kind("told so")
+
+        async with cluster(1) as (scheduler, client):
+            with pytest.raises(RuntimeError, match=kind.__name__):
+                await client.submit(fail)
+            assert await client.submit(abs, -1) == 1
+            assert scheduler.nannies[0].restarts == 0
+
+    run()
 
 
 @gen_test()
@@ -137,7 +156,7 @@ async def test_a_result_is_forgotten_with_its_future():
         await future
         del future
         await forgotten(scheduler)
-        assert not any(worker.has for worker in scheduler.state.workers.values())
+        assert not any(worker.running for worker in scheduler.state.workers.values())
 
 
 @gen_test()
@@ -172,7 +191,6 @@ async def test_a_killed_worker_is_restarted_and_its_results_are_computed_again()
         future = client.submit(os.getpid)
         first = await future
         os.kill(first, signal.SIGKILL)
-        await async_poll_for(lambda: future.status == "pending" or future.workers, timeout=10)
         await async_poll_for(lambda: scheduler.nannies[0].restarts == 1, timeout=10)
         await workers_come(scheduler, 1)
         second = await client.submit(os.getpid)
@@ -223,17 +241,39 @@ async def test_a_worker_without_heartbeats_counts_as_lost():
 
 
 def workers_of(state, *keys):
-    messages = state.submit("client", {key: (b"", []) for key in keys}, keys)
-    return {message["key"]: to for to, message in messages if message["op"] == "compute"}
+    for key in keys:
+        state.submit("client", key, b"", [], False)
+    given = {message["key"]: to for to, message in state.settle() if message["op"] == "compute"}
+    return given
 
 
 @pytest.fixture
 def state():
     state = ClusterState()
-    state.add_client("client")
     state.add_worker("a", 1)
     state.add_worker("b", 1)
     return state
+
+
+def test_a_report_on_a_task_that_was_taken_away_and_given_out_again_is_ignored(state):
+    (holder,) = workers_of(state, "f-1").values()
+    stale = state.tasks["f-1"].attempt
+    state.remove_worker(holder)
+    state.add_worker(holder, 1)
+    state.settle()
+    state.ended(holder, "f-1", stale, nbytes=1, duration=0.1)
+    state.settle()
+    assert state.tasks["f-1"].status() == "pending"
+    assert state.tasks["f-1"].attempt > stale
+
+
+def test_a_worker_that_leaves_is_not_blamed_on_its_tasks(state):
+    for _ in range(10):
+        (holder,) = {*workers_of(state, "f-1").values()} or {state.tasks["f-1"].worker.address}
+        state.remove_worker(holder, blame=False)
+        state.add_worker(holder, 1)
+        state.settle()
+    assert state.tasks["f-1"].status() == "pending"
 
 
 def test_work_is_spread_over_workers_that_are_equally_busy(state):
@@ -247,18 +287,23 @@ def test_a_task_goes_to_the_worker_that_has_less_to_do(state):
     assert given["quick-1"] == given["quick-2"] != given["slow-1"]
 
 
-@pytest.mark.parametrize("holder", ["a", "b"])
-def test_a_task_goes_where_its_inputs_are(state, holder):
-    state.scattered("client", "data", holder, 10**9)
-    ((to, message),) = state.submit("client", {"f-1": (b"", ["data"])}, ["f-1"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_task_goes_where_its_inputs_are(state, index):
+    given = workers_of(state, "f-1", "f-2")
+    key, holder = list(given.items())[index]
+    for name, worker in given.items():
+        attempt, nbytes = state.tasks[name].attempt, 10**9 if name == key else 1
+        state.ended(worker, name, attempt, nbytes=nbytes, duration=0.1)
+    state.settle()
+    state.submit("client", "g-1", b"", [key], False)
+    ((to, message),) = [(to, m) for to, m in state.settle() if m["op"] == "compute"]
     assert to == holder
-    assert message["holders"] == {"data": [holder]}
+    assert message["holders"] == {key: holder}
 
 
 def test_tasks_that_no_worker_has_room_for_wait_at_the_scheduler(state):
     assert len(workers_of(state, *(f"f-{i}" for i in range(10)))) == 4
-    states = [task.state for task in state.tasks.values()]
-    assert states.count("queued") == 6
+    assert sum(task.worker is None for task in state.tasks.values()) == 6
 
 
 @gen_test()

@@ -1,13 +1,8 @@
-"""A cluster in a few hundred lines: an example of roles built on the core, to copy from.
-
-For production scheduling, run dask.distributed.  ``docs/cluster.rst`` tells how this works.
-"""
+"""A cluster on the core, to copy from: see docs/cluster.rst.  For production, dask.distributed."""
 
 from cluster.client import Client, Future
-from cluster.nanny import Nanny
-from cluster.peer import Peer
 from cluster.scheduler import Scheduler
 from cluster.state import KilledWorker, LostData
-from cluster.worker import Worker
+from cluster.worker import Nanny, Worker
 
-__all__ = ["Client", "Future", "KilledWorker", "LostData", "Nanny", "Peer", "Scheduler", "Worker"]
+__all__ = ["Client", "Future", "KilledWorker", "LostData", "Nanny", "Scheduler", "Worker"]

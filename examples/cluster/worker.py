@@ -1,156 +1,195 @@
-"""The worker: runs tasks in threads, keeps their results, and gives them to whoever needs them."""
-
-from __future__ import annotations
+"""The worker, what it has in common with clients, and the nanny, which runs it in a process."""
 
 import asyncio
+import contextlib
+import logging
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tornado.ioloop import PeriodicCallback
 
-from cluster.peer import Peer, Ref, replace, wrap
+from distributed.batched import BatchedSend, rough_size
 from distributed.comm import get_local_address_for
-from distributed.core import error_message
+from distributed.core import Comm, CommClosedError, Server, error_message, send_recv
 from distributed.metrics import monotonic
-from distributed.protocol import Serialized, deserialize
+from distributed.protocol import to_serialize
+from distributed.protocol.nested import nested_deserialize
 from distributed.security import Security
+
+logger = logging.getLogger("distributed.cluster")
+
+
+class Peer(Server):
+    """A server that lives as long as its stream to the scheduler, and that from there."""
+
+    def __init__(self, scheduler: str, role: str, handlers: Any, deserialize: bool = True) -> None:
+        self.scheduler_address = scheduler
+        self.stream = BatchedSend(interval="2ms")
+        security = Security().get_connection_args(role)
+        super().__init__(handlers, deserialize=deserialize, connection_args=security)
+        self.stream_handlers["close"] = self.close
+
+    async def register(self, name: str, nthreads: int = 0) -> None:
+        comm = await self.rpc.connect(self.scheduler_address)
+        await send_recv(comm, op="register", name=name, nthreads=nthreads)
+        self.stream.start(comm)
+        self._ongoing_background_tasks.call_soon(self.obey, comm)
+
+    async def obey(self, comm: Comm) -> None:
+        await self.handle_stream(comm)
+        if not self._close_begun:
+            self.lost_scheduler = True  # without a word
+            await self.close(reason="the scheduler is gone")
+
+    def send(self, op: str, **message: Any) -> None:
+        with contextlib.suppress(CommClosedError):  # obey() notices, and closes
+            self.stream.send({"op": op, **message})
 
 
 class Worker(Peer):
     """Computes; by default as many tasks at a time as there are processors."""
 
-    # State.  `data` is what this worker has; `attempts` the tasks that it was given and was not
-    # relieved of, each with the attempt's number; `gone` are workers that were told to be lost and
-    # were not named since.
-    def __init__(
-        self,
-        scheduler: str,
-        *,
-        nthreads: int | None = None,
-        address: str | None = None,
-        security: Security | None = None,
-        heartbeat: float = 0.5,
-    ) -> None:
+    # State: the results that it has, and the number of its attempt at each task that it runs and
+    # was not told to forget.
+    def __init__(self, scheduler: str, *, nthreads: int | None = None) -> None:
         self.nthreads = nthreads or os.cpu_count() or 1
         self.data: dict[str, Any] = {}
         self.attempts: dict[str, int] = {}
-        self.gone: set[str] = set()
-        self._executor = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
-        self._fetching: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._where = address or get_local_address_for(scheduler)
-        super().__init__(
-            scheduler,
-            "worker",
-            security,
-            handlers={"get_data": self.get_data, "put_data": self.put_data},
-            stream_handlers={"compute": self.compute, "free": self.free},
-        )
-        self.periodic_callbacks["heartbeat"] = PeriodicCallback(
-            lambda: self.send("heartbeat"), 1000 * heartbeat
-        )
+        self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
+        # What arrives is unpickled where its task runs: if that fails, only the task does.
+        super().__init__(scheduler, "worker", {"get_data": self.get_data}, deserialize=False)
+        self.stream_handlers |= {"compute": self.compute, "free": self.free}
+        self.periodic_callbacks["heartbeat"] = PeriodicCallback(lambda: self.send("heartbeat"), 500)
 
-    async def start_unsafe(self) -> Worker:
+    async def start_unsafe(self) -> "Worker":
         await super().start_unsafe()
-        await self.listen(self._where, **self.security.get_listen_args("worker"))
-        # What a task consists of is unpickled where it runs: if that fails, only the task does.
-        await self.register(
-            deserialize=False, op="register_worker", address=self.address, nthreads=self.nthreads
-        )
+        where = get_local_address_for(self.scheduler_address)
+        await self.listen(where, **Security().get_listen_args("worker"))
+        await self.register(self.address, self.nthreads)
         return self
 
-    # What the scheduler says
-
-    def compute(self, key: str, attempt: int, run: Any, holders: dict[str, Any]) -> None:
-        self.attempts[key] = attempt
-        self.gone.difference_update(*holders.values())
-        self._ongoing_background_tasks.call_soon(self.run, key, attempt, run, holders)
+    def get_data(self, keys: list[str]) -> dict[str, Any]:
+        return {key: to_serialize(self.data[key]) for key in keys if key in self.data}
 
     def free(self, key: str) -> None:
         """Forget a result, or a task; one that runs runs on, but for nobody."""
         self.data.pop(key, None)
         self.attempts.pop(key, None)
 
-    def worker_gone(self, address: str) -> None:
-        self.gone.add(address)
-        super().worker_gone(address)
+    def compute(self, key: str, attempt: int, run: Any, holders: dict[str, str]) -> None:
+        self.attempts[key] = attempt
+        self._ongoing_background_tasks.call_soon(self.run, key, attempt, run, holders)
 
-    # What others ask for
-
-    def get_data(self, keys: list[str]) -> dict[str, Any]:
-        return wrap({key: self.data[key] for key in keys if key in self.data})
-
-    def put_data(self, data: dict[str, Any]) -> dict[str, int]:
-        """Take data; return its sizes in bytes."""
-        self.data.update(data)
-        return {key: size_of(value) for key, value in data.items()}
-
-    # Tasks
-
-    async def run(self, key: str, attempt: int, run: Any, holders: dict[str, Any]) -> None:
-        loop, report = asyncio.get_running_loop(), {"key": key, "attempt": attempt}
-
-        def wanted() -> bool:
-            return self.attempts.get(key) == attempt
-
-        try:
-            inputs, missing = await self.gather(holders)
-            if missing:
-                self.send("reschedule", **report, missing=missing)
-            else:
-                done = loop.run_in_executor(self._executor, execute, wanted, run, inputs)
-                value, duration = await done
-                if wanted():
-                    self.data[key] = value
-                    self.send("finished", **report, nbytes=size_of(value), duration=duration)
-        except Exception as exc:  # noqa: BLE001  (it is the client's)
-            self.send("erred", **report, error=error_message(exc))
-        finally:
-            if wanted():
+    async def run(self, key: str, attempt: int, run: Any, holders: dict[str, str]) -> None:
+        inputs = {need: self.data[need] for need in holders if need in self.data}
+        elsewhere = {need: holders[need] for need in holders.keys() - inputs.keys()}
+        fetched, missing = await fetch(self.rpc, elsewhere)
+        if missing:
+            self.send("missing", holders=missing)  # then the scheduler takes the task away
+        elif self.attempts.get(key) == attempt:
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._threads, execute, run, inputs, fetched)
+            if self.attempts.get(key) == attempt:
                 del self.attempts[key]
-
-    async def gather(self, holders: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Get the inputs of a task; return them, and who did not have the missing ones."""
-        values = {key: self.data[key] for key in holders if key in self.data}
-        plan: defaultdict[str, list[str]] = defaultdict(list)
-        for key in holders.keys() - values.keys():
-            plan[next((a for a in holders[key] if a != self.address), self.address)].append(key)
-        await asyncio.gather(*(self.fetch_into(values, *part) for part in plan.items()))
-        absent = {address: set(keys) - values.keys() for address, keys in plan.items()}
-        return values, {key: address for address, keys in absent.items() for key in keys}
-
-    async def fetch_into(self, values: dict[str, Any], address: str, keys: list[str]) -> None:
-        async with self._fetching[address]:  # one at a time, so that no two tasks fetch the same
-            values |= {key: self.data[key] for key in keys if key in self.data}
-            absent = [key for key in keys if key not in values]
-            if absent and address != self.address and address not in self.gone:
-                fetched = await self.fetch(address, absent)
-                values |= fetched
-                self.data |= fetched
-                self.send("replicated", sizes={k: size_of(v) for k, v in fetched.items()})
+                if "value" in outcome:
+                    self.data[key] = value = outcome.pop("value")
+                    outcome["nbytes"] = rough_size(value)
+                self.send("ended", key=key, attempt=attempt, **outcome)
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Stop; tasks that run are given up, and the scheduler has others run them."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self.send("remove_worker", blame=False)
+        with contextlib.suppress(TimeoutError):
+            await self.stream.close(timeout=1)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         await super().close(timeout=timeout, reason=reason)
 
 
-def execute(
-    wanted: Callable[[], bool], run: Serialized, inputs: dict[str, Any]
-) -> tuple[Any, float]:
-    """Run a task, in a thread; return its result and how many seconds that took."""
-    if not wanted():
-        return None, 0
-    function, args, kwargs = deserialize(run.header, run.frames)
-    args, kwargs = replace((args, kwargs), Ref, lambda ref: inputs[ref.key])
-    start = monotonic()
-    return function(*args, **kwargs), monotonic() - start
+def execute(run: Any, inputs: dict[str, Any], fetched: dict[str, Any]) -> dict[str, Any]:
+    """Run a task, in a thread; return its result and how many seconds that took, or its error."""
+    try:
+        inputs |= nested_deserialize(fetched)
+        function, args, kwargs = replace(nested_deserialize(run), Ref, inputs.__getitem__)
+        start = monotonic()
+        return {"value": function(*args, **kwargs), "duration": monotonic() - start}
+    except BaseException as exc:  # noqa: BLE001  (it is the client's, even if it is SystemExit)
+        return {"error": error_message(exc)}
 
 
-def size_of(value: Any) -> int:
-    """About how many bytes it takes to move this."""
-    nbytes = getattr(value, "nbytes", None)
-    return nbytes if isinstance(nbytes, int) else sys.getsizeof(value)
+async def fetch(pool: Any, holders: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Get results from the workers that have them; return these, and the holders of the others."""
+
+    async def ask(address: str) -> dict[str, Any]:
+        try:
+            keys = [key for key, holder in holders.items() if holder == address]
+            return dict(await pool(address).get_data(keys=keys))
+        except OSError as exc:
+            logger.info("Cannot get results from %s: %s", address, exc)
+            return {}
+
+    answers = await asyncio.gather(*map(ask, set(holders.values())))
+    values = {key: value for answer in answers for key, value in answer.items()}
+    return values, {key: holders[key] for key in holders.keys() - values.keys()}
+
+
+class Ref(str):
+    """The key of a task: stands for its result in the arguments of another."""
+
+
+def replace(value: Any, kind: type, with_what: Callable[[Any], Any]) -> Any:
+    """Replace what is of a kind, also in lists, tuples, sets and dicts."""
+    if isinstance(value, kind):
+        return with_what(value)
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(replace(item, kind, with_what) for item in value)
+    if type(value) is dict:
+        return {key: replace(item, kind, with_what) for key, item in value.items()}
+    return value
+
+
+class Nanny(Server):
+    """Keeps ``python -m cluster worker`` running, with the arguments given; it ends with this."""
+
+    def __init__(self, scheduler: str, *args: str) -> None:
+        self.process: asyncio.subprocess.Process | None = None
+        super().__init__({"worker": self.worker})
+        self.command = [sys.executable, "-m", "cluster", "worker", scheduler, *args, "--parent"]
+        self.restarts = 0
+        self._where = get_local_address_for(scheduler)
+
+    async def start_unsafe(self) -> "Nanny":
+        await super().start_unsafe()
+        await self.listen(self._where, **Security().get_listen_args("worker"))
+        self._ongoing_background_tasks.call_soon(self.keep_alive)
+        return self
+
+    async def keep_alive(self) -> None:
+        while self.process is None or self.process.returncode:  # one that ends well was told to
+            # It ends when its input does, even if this is killed; interrupts do not reach it.
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,
+            )
+            if await self.process.wait():
+                await asyncio.sleep(min(0.1 * self.restarts, 5))
+                self.restarts += 1
+        self._ongoing_background_tasks.call_soon(self.close, reason="the worker has ended")
+
+    def worker(self) -> dict[str, Any]:
+        return {"pid": self.process and self.process.pid, "restarts": self.restarts}
+
+    async def close(self, timeout: float | None = None, reason: str = "") -> None:
+        """Let the worker close, and kill it if that takes long."""
+        await super().close(timeout=timeout, reason=reason)  # ends keep_alive, too
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            try:
+                await asyncio.wait_for(self.process.wait(), 5)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()

@@ -77,14 +77,12 @@ class ClusterState:
     def remove_worker(self, address: str, blame: bool = True) -> None:
         """Take away what a worker had; if it died, one of the tasks that it ran may be to blame."""
         worker = self.workers.pop(address, None)
-        for task in self.tasks.values():
+        for key, task in self.tasks.items():
             if worker is not None and task.worker is worker:
                 task.deaths += blame and task in worker.running
                 self._take_away(task)
                 if task.deaths > ALLOWED_DEATHS:
-                    text = (
-                        f"{task.deaths} workers died while they had {task.key!r}; last: {address}"
-                    )
+                    text = f"{task.deaths} workers died while they had {key!r}; last: {address}"
                     task.error = error_message(KilledWorker(text))
 
     def ended(self, address: str, key: str, attempt: int, **outcome: Any) -> None:
@@ -133,14 +131,14 @@ class ClusterState:
     def settle(self) -> list[tuple[str, dict[str, Any]]]:
         """Move what is not where it should be; return what is to be sent."""
         tasks = list(self.tasks.values())
-        for task in tasks:
+        for task in tasks:  # from inputs to what is made of them: errors, and what was lost
             if task.status() == "pending":
                 self._check_inputs(task)
 
         needed: set[Task] = set()
-        known: set[Task] = set()  # since there is what depends on them
+        known: set[Task] = set()  # needed, or others that are known depend on them
         waiting: list[Task] = []
-        for task in reversed(tasks):
+        for task in reversed(tasks):  # from what is wanted to its inputs: what is needed
             status = task.status()
             if task.wanted_by or task in needed:
                 known.add(task)
@@ -158,9 +156,9 @@ class ClusterState:
                 for client in task.wanted_by:
                     self._send(client, "update", key=task.key, status=status, error=task.error)
 
-        for task in reversed(waiting):
-            if task.worker is None and task.can_run():
-                self._start(task)
+        for task in reversed(waiting):  # what was submitted first comes first
+            if task.worker is None and task.can_run() and not self._start(task):
+                break
         messages, self._messages = self._messages, []
         return messages
 
@@ -175,8 +173,8 @@ class ClusterState:
                 errors = [error_message(LostData(f"{task.key!r} cannot be computed: {why}"))]
             task.error = errors[0] if errors else None
 
-    def _start(self, task: Task) -> None:
-        """Give a task to the worker that will be done with it first, if any has room for it."""
+    def _start(self, task: Task) -> bool:
+        """Give a task to the worker that is done with it first, if one has room; tell whether."""
 
         def done_after(worker: Worker) -> float:
             absent = sum(needed.nbytes for needed in task.dependencies if needed.worker != worker)
@@ -191,6 +189,7 @@ class ClusterState:
             self._send(worker.address, "compute", **what, holders=inputs)
             # Of equals, another one comes first the next time.
             self.workers[worker.address] = self.workers.pop(worker.address)
+        return bool(free)
 
     def _take_away(self, task: Task) -> None:
         """Have a worker, if it is there yet, forget a task that it runs or whose result it has."""

@@ -320,6 +320,25 @@ async def test_a_worker_that_comes_later_gets_tasks_that_wait(tmp_path):
         os.close(writer)
 
 
+@gen_test()
+async def test_a_worker_that_is_told_to_end_leaves_its_tasks_to_others_and_is_not_blamed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    async with cluster(0) as (scheduler, client):
+        async with program("worker", scheduler.address, "--nthreads=1") as leaving:
+            finished = client.map(abs, range(5))
+            assert await client.gather(finished) == list(range(5))
+            running = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+            await async_poll_for(lambda: any(t.attempt for t in scheduler.state.tasks.values()))
+            leaving.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(leaving.wait, 10) == 0
+        await workers_come(scheduler, 0)
+        assert not any(task.deaths for task in scheduler.state.tasks.values())
+        async with program("worker", scheduler.address, "--nthreads=1"):
+            await asyncio.to_thread((tmp_path / "pipe").write_text, "done")
+            assert await running == "done"
+            assert await client.gather(finished) == list(range(5))
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
 def test_the_programs_run_as_documented_and_end_when_interrupted(address):
     @gen_test()

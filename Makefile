@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+QUICK ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts format docs pytest fuzz clean python-is-new-enough
+.PHONY: help demo test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -18,6 +20,8 @@ help:  ## what can be made
 	@echo
 	@echo '  PYTHON=...      the interpreter that environments are made with (python3; 3.11 or newer)'
 	@echo '  PYTEST_ARGS=... for pytest, such as PYTEST_ARGS="-k handshake -x"'
+	@echo '  QUICK=1         measure for a few minutes only'
+	@echo '  BENCH_ARGS=...  for the benchmarks, such as BENCH_ARGS="--only sequential --contestants ours,original"'
 
 demo: $(VENV_DEMO)/.made  ## a server in one process answers three clients in others
 	@$(VENV_DEMO)/bin/python examples/demo.py
@@ -49,6 +53,9 @@ pytest: $(VENV)/.made
 fuzz: $(VENV)/.made  ## search for messages that break the protocol, until interrupted (FUZZ_ARGS for libFuzzer)
 	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m distributed.protocol.tests.fuzzing $(FUZZ_ARGS)
+
+bench: $(VENV)/.made  ## measure this project beside the original, its peers and what the machine could do
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 clean:  ## remove the environments and all that was built
 	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info

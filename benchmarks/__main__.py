@@ -1,0 +1,101 @@
+"""``python -m benchmarks``: measure, and show, keep and record what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import about, report
+from benchmarks.cases import Case, cases
+from benchmarks.lineup import Contestant, contestants
+from benchmarks.results import Results
+from benchmarks.rounds import Run
+from distributed.tests.environments import ROOT, EnvironmentUnavailable
+
+OUTPUT = ROOT / "build" / "bench"
+RECORD = ROOT / "docs" / "performance"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes, with less certainty")
+    parser.add_argument("--only", default="", help="cases whose names begin so, by commas")
+    parser.add_argument("--contestants", default="", help="contestants or libraries, by commas")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured")
+    parser.add_argument("--seconds", type=float, help="for which each is measured in a round")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of what is written")
+    parser.add_argument(
+        "--record", action="store_true", help="replace what docs/performance.rst shows, too"
+    )
+    parser.add_argument("--list", action="store_true", help="show the cases, and measure nothing")
+    return parser.parse_args()
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    beginnings = tuple(options.only.split(","))
+    return [case for case in cases(quick=options.quick) if case.name.startswith(beginnings)]
+
+
+def chosen_contestants(options: argparse.Namespace) -> dict[str, Contestant]:
+    everybody = contestants(quick=options.quick)
+    if not options.contestants:
+        return everybody
+    wanted = options.contestants.split(",")
+    known = {each.name for each in everybody.values()} | {
+        each.library for each in everybody.values()
+    }
+    if unknown := set(wanted) - known:
+        sys.exit(f"Nobody is called {', '.join(sorted(unknown))}; there are {sorted(known)}.")
+    return {
+        name: each
+        for name, each in everybody.items()
+        if each.name in wanted or each.library in wanted
+    }
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> int:
+    options = arguments()
+    selected = chosen_cases(options)
+    if options.list or not selected:
+        print("\n".join(case.name for case in selected) or f"No case begins with {options.only}.")
+        return not selected
+    competing = chosen_contestants(options)
+    rounds = options.rounds or (3 if options.quick else 9)
+    seconds = options.seconds or (0.15 if options.quick else None)
+    run = Run(selected, competing, rounds, seconds, say)
+    say("making environments where they are missing")
+    run.make_environments()
+    begin = time.monotonic()
+    load = os.getloadavg()[0]
+    measurements = run.measure()
+    minutes = (time.monotonic() - begin) / 60
+    known = about.machine() | {
+        "rounds": str(rounds),
+        "duration": f"{minutes:.1f} minutes",
+        "load before": f"{load:.1f}",
+    }
+    for each in competing.values():
+        if each.requirements and each.name == each.library:
+            try:
+                known[each.title] = about.versions(each.python(), each.requirements)
+            except EnvironmentUnavailable:
+                known[each.title] = "could not be installed"
+    titles = {each.name: each.title for each in contestants(quick=options.quick).values()}
+    results = Results({"about": known, "contestants": titles, "cases": measurements})
+    for directory in [options.output] + ([RECORD] if options.record else []):
+        results.write(directory / "results.json")
+        report.write_tables(results, directory)
+    print(f"\n{report.text(results)}\n")
+    print(f"Measured for {minutes:.1f} minutes. All numbers: {options.output / 'results.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""On what, and with what, a run was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from distributed.tests.environments import ROOT, run_in
+
+_INSTALLED = """
+    import importlib.metadata, json
+    installed = importlib.metadata.distributions()
+    print(json.dumps({each.metadata["Name"].lower(): each.version for each in installed}))
+"""
+
+
+def machine() -> dict[str, str]:
+    """The machine, its system, and the state of this checkout."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": f"{memory / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "this project": _commit(),
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "not a git checkout"
+
+
+def versions(python: Path, requirements: tuple[str, ...]) -> str:
+    """What is installed of the requirements, with versions."""
+    installed = json.loads(run_in(python, _INSTALLED).stdout)
+    names = [requirement.partition("=")[0].lower() for requirement in requirements]
+    return ", ".join(f"{name} {installed[name]}" for name in names)

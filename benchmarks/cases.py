@@ -1,0 +1,116 @@
+"""What is measured, of whom, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CORE = ("ours", "original")
+UVLOOP = ("ours uvloop", "original uvloop")
+PEERS = ("grpc", "pyzmq", "rpyc", "pyro5", "ray")
+TRANSPORTS = ("tcp", "tls", "unix", "ws", "inproc")
+
+SIZES = {
+    "10kB": 10_000,
+    "100kB": 100_000,
+    "1MB": 1_000_000,
+    "100MB": 100_000_000,
+    "1GB": 1_000_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is measured of several contestants."""
+
+    name: str
+    contestants: tuple[str, ...]
+    command: Mapping[str, Any] = field(default_factory=dict)
+    transport: str = "tcp"
+    seconds: float = 0.6  #: that a slice takes in a full run
+    rounds: int = 100  #: that it takes part in, at most
+    quick: bool = True  #: whether it is part of a quick run
+    how: str = "slice"  #: or "memory", or "import"
+
+
+def _calls() -> Iterator[Case]:
+    for transport in TRANSPORTS:
+        others = (*UVLOOP, *PEERS, "iostream", "sockets") if transport == "tcp" else ()
+        yield Case(
+            f"sequential/{transport}",
+            (*_speaking(transport), *others),
+            {"command": "sequential"},
+            transport,
+        )
+    for callers in (1, 8, 64, 512):
+        for how, command in (("pooled", "pooled"), ("one connection", "taking_turns")):
+            yield Case(
+                f"concurrent/{callers} {how}/tcp",
+                (*CORE, *UVLOOP) if (callers, how) == (64, "pooled") else CORE,
+                {"command": command, "callers": callers},
+                quick=how == "pooled" and callers != 1,
+            )
+    for transport in TRANSPORTS[1:]:
+        yield Case(
+            f"concurrent/64 pooled/{transport}",
+            _speaking(transport),
+            {"command": "pooled", "callers": 64},
+            transport,
+            quick=False,
+        )
+
+
+def _payloads() -> Iterator[Case]:
+    for kind in ("bytes", "array"):
+        for size_name, size in SIZES.items():
+            for transport in TRANSPORTS:
+                if transport != "tcp" and (kind == "bytes" or size_name not in ("1MB", "100MB")):
+                    continue
+                limits: tuple[str, ...] = ()
+                if kind == "array" and transport in ("tcp", "unix"):
+                    limits = ("sockets", "memory") if transport == "tcp" else ("sockets",)
+                yield Case(
+                    f"payload/{kind} {size_name}/{transport}",
+                    (*_speaking(transport), *limits),
+                    {"command": "payload", "size": size, "kind": kind},
+                    transport,
+                    rounds=100 if size < SIZES["100MB"] else 5 if size < SIZES["1GB"] else 2,
+                    quick=size < SIZES["1GB"]
+                    and (kind, transport)
+                    in (("bytes", "tcp"), ("array", "tcp"), ("array", "unix")),
+                )
+
+
+def _others() -> Iterator[Case]:
+    yield Case("messages/10,000 nested values/tcp", CORE, {"command": "nested", "count": 10_000})
+    yield Case("messages/1,000 arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
+    yield Case("batched/tcp", CORE, {"command": "batched"})
+    for transport in ("tcp", "tls"):
+        for callers in (1, 8):
+            yield Case(
+                f"connections/{callers} at once/{transport}",
+                CORE,
+                {"command": "connections", "callers": callers},
+                transport,
+                quick=callers == 1,
+            )
+    yield Case("memory/per idle connection/tcp", CORE, rounds=3, how="memory")
+    yield Case("import/distributed.core", CORE, how="import")
+    variants = ("", " idle", " handlers", " called")
+    yield Case(
+        "flat/tcp",
+        tuple(library + variant for library in CORE for variant in variants),
+        {"command": "sequential"},
+    )
+
+
+def _speaking(transport: str) -> tuple[str, ...]:
+    """Those of this project and the original that have this transport."""
+    return CORE if transport != "unix" else CORE[:1]
+
+
+def cases(*, quick: bool) -> list[Case]:
+    """All of them, in the order in which they are measured."""
+    every = [*_calls(), *_payloads(), *_others()]
+    return [case for case in every if case.quick or not quick]

@@ -1,0 +1,31 @@
+"""Ray: a method of an actor, which Ray runs in a process of its own."""
+
+from __future__ import annotations
+
+import ray
+
+from benchmarks.contestants.channel import Channel, Result
+from benchmarks.contestants.timing import repeat
+
+
+class Calculator:
+    def add(self, x: int, y: int) -> int:
+        return x + y
+
+
+def call() -> None:
+    channel = Channel()
+    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    actor = ray.remote(Calculator).remote()
+    assert ray.get(actor.add.remote(1, 2)) == 3
+
+    def sequential(address: str, seconds: float) -> Result:
+        return repeat(lambda: ray.get(actor.add.remote(1, 2)), seconds)
+
+    channel.write({})
+    channel.answer({"sequential": sequential, "rest": dict})
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    call()

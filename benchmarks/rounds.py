@@ -1,0 +1,216 @@
+"""A run: everything once, round after round, so that what else the machine does hits all alike.
+
+In each round contestants are measured one after the other, in an order that alternates, in a slice
+of time each. Their processes stay from round to round, and are stopped (by the signal) when it is
+not their turn. Whoever fails is left out of that case in later rounds, and of no other.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.lineup import Contestant
+from benchmarks.processes import ContestantFailed, Pair
+from distributed.tests.environments import (
+    ROOT,
+    EnvironmentUnavailable,
+    run_in,
+)
+
+#: Idle connections whose memory is measured, and those that are opened before, so that what the
+#: first ones load does not count.
+MEASURED_CONNECTIONS, FIRST_CONNECTIONS = 1_000, 20
+
+#: Fresh interpreters per round that import something.
+IMPORTS = 5
+
+IMPORT = """
+    import json, re, time
+    def peak():
+        with open("/proc/self/status") as file:
+            return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
+    bare = peak()
+    begin = time.perf_counter()
+    import distributed.core
+    seconds = time.perf_counter() - begin
+    total = peak()
+    print(json.dumps({"seconds": seconds, "added": total - bare, "total": total}))
+"""
+
+#: case → contestant → {"rounds": [{"round": number, …}, …], "failed": why, if so}
+Measurements = dict[str, dict[str, dict[str, Any]]]
+
+
+class Run:
+    """One run of some cases by some contestants.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    contestants : dict
+        Those who take part, by name; others that a case names do not.
+    rounds : int
+    seconds : float, optional
+        That a slice takes, instead of what the case says.
+    say : callable
+        Is told what goes on.
+    """
+
+    # State: `measurements` as above; `_pairs`, the processes that there are, by contestant;
+    # `_unavailable`, why an environment or its processes cannot be had, by contestant.
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        contestants: dict[str, Contestant],
+        rounds: int,
+        seconds: float | None,
+        say: Callable[[str], None],
+    ):
+        self.cases = cases
+        self.contestants = contestants
+        self.rounds = rounds
+        self.seconds = seconds
+        self.say = say
+        self.measurements: Measurements = {
+            case.name: {name: {"rounds": []} for name in case.contestants if name in contestants}
+            for case in cases
+        }
+        self._pairs: dict[str, Pair] = {}
+        self._unavailable: dict[str, str] = {}
+
+    def make_environments(self) -> None:
+        """Make all that is missing, at the same time."""
+        needed = {name for entries in self.measurements.values() for name in entries}
+        by_library = {self.contestants[name].library: name for name in sorted(needed)}
+
+        def make(name: str) -> str:
+            try:
+                self.contestants[name].python()
+            except EnvironmentUnavailable as error:
+                return f"could not be installed: {str(error).strip().splitlines()[-1]}"
+            return ""
+
+        with ThreadPoolExecutor() as pool:
+            problems = dict(zip(by_library, pool.map(make, by_library.values()), strict=True))
+        self._unavailable = {
+            name: problem
+            for name in needed
+            if (problem := problems[self.contestants[name].library])
+        }
+
+    def measure(self) -> Measurements:
+        """Measure everything in all rounds."""
+        with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+            self._directory = Path(directory)
+            (self._directory / "benchmarks").symlink_to(ROOT / "benchmarks")
+            try:
+                for number in range(self.rounds):
+                    self._round(number)
+            finally:
+                for pair in self._pairs.values():
+                    pair.end()
+                self._pairs.clear()
+        return self.measurements
+
+    def _round(self, number: int) -> None:
+        for case in self.cases:
+            entries = self.measurements[case.name]
+            if number >= case.rounds or not entries:
+                continue
+            self.say(f"round {number + 1} of {self.rounds}: {case.name}")
+            for name in reversed(entries) if number % 2 else list(entries):
+                if "failed" in entries[name]:
+                    continue
+                try:
+                    result = self._measure(case, self.contestants[name])
+                except ContestantFailed as error:
+                    entries[name]["failed"] = str(error)
+                    self.say(f"  {name} failed: {error}")
+                else:
+                    entries[name]["rounds"].append({"round": number, **result})
+
+    def _measure(self, case: Case, contestant: Contestant) -> dict[str, Any]:
+        if problem := self._unavailable.get(contestant.name):
+            raise ContestantFailed(problem)
+        if case.how == "import":
+            return _imports(contestant.python())
+        if case.how == "memory":
+            pair = Pair(contestant, self._directory)
+            try:
+                return _memory(pair)
+            finally:
+                pair.end()
+        pair = self._awake(contestant)
+        try:
+            result = _slice(pair, case, self.seconds or case.seconds)
+            pair.stop()
+        except BaseException:
+            pair.end()
+            del self._pairs[contestant.name]
+            raise
+        if contestant.restarted:
+            pair.end()
+            del self._pairs[contestant.name]
+        return result
+
+    def _awake(self, contestant: Contestant) -> Pair:
+        """The contestant's processes, running."""
+        name = contestant.name
+        if name in self._pairs:
+            self._pairs[name].go_on()
+        else:
+            try:
+                self._pairs[name] = Pair(contestant, self._directory)
+            except ContestantFailed as error:
+                self._unavailable[name] = str(error)
+                raise
+        return self._pairs[name]
+
+
+def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
+    """Have a contestant do something for a while."""
+    timeout = 60 + 10 * seconds
+    command = {**case.command, "seconds": seconds / 10}
+    pair.ask(command, case.transport, timeout)  # opens what it needs, and warms up
+    before = pair.usage()
+    result = pair.ask({**command, "seconds": seconds}, case.transport, timeout)
+    after = pair.usage()
+    pair.rest()
+    used = [
+        (new["cpu"] - old["cpu"]) / result["count"] for old, new in zip(before, after, strict=True)
+    ]
+    result["client cpu"] = used[-1]
+    if len(used) == 2 and case.transport != "inproc":
+        result["server cpu"] = used[0]
+    return result
+
+
+def _memory(pair: Pair) -> dict[str, Any]:
+    """How much memory idle connections take."""
+    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS}, "tcp", 60)
+    before = pair.usage()
+    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}, "tcp", 120)
+    after = pair.usage()
+    server, client = (
+        (new["resident"] - old["resident"]) / MEASURED_CONNECTIONS
+        for old, new in zip(before, after, strict=True)
+    )
+    return {"server": server, "client": client, "both": server + client}
+
+
+def _imports(python: Path) -> dict[str, Any]:
+    """How long an import takes in a fresh interpreter, and how much memory."""
+    results = []
+    for _ in range(IMPORTS):
+        try:
+            results.append(json.loads(run_in(python, IMPORT).stdout))
+        except AssertionError as error:
+            raise ContestantFailed(str(error).strip().splitlines()[-1]) from None
+    return {key: sorted(each[key] for each in results)[IMPORTS // 2] for key in results[0]}

@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="cases whose names begin so, by commas")
     parser.add_argument("--contestants", default="", help="contestants or libraries, by commas")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")
-    parser.add_argument("--seconds", type=float, help="for which each is measured in a round")
+    parser.add_argument("--pace", type=float, help="how much shorter than usual slices of time are")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of what is written")
     parser.add_argument(
         "--record", action="store_true", help="replace what docs/performance.rst shows, too"
@@ -68,8 +68,8 @@ def main() -> int:
         return not selected
     competing = chosen_contestants(options)
     rounds = options.rounds or (3 if options.quick else 9)
-    seconds = options.seconds or (0.15 if options.quick else None)
-    run = Run(selected, competing, rounds, seconds, say)
+    pace = options.pace or (4 if options.quick else 1)
+    run = Run(selected, competing, rounds, pace, say)
     say("making environments where they are missing")
     run.make_environments()
     begin = time.monotonic()

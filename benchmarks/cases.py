@@ -29,26 +29,26 @@ class Case:
     command: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "tcp"
     seconds: float = 0.6  #: that a slice takes in a full run
+    cores: int = 1  #: that server and client have together
     rounds: int = 100  #: that it takes part in, at most
     quick: bool = True  #: whether it is part of a quick run
     how: str = "slice"  #: or "memory", or "import"
 
 
 def _calls() -> Iterator[Case]:
+    sequential = {"command": "sequential"}
+    others = (*UVLOOP, *PEERS, "iostream", "sockets")
     for transport in TRANSPORTS:
-        others = (*UVLOOP, *PEERS, "iostream", "sockets") if transport == "tcp" else ()
-        yield Case(
-            f"sequential/{transport}",
-            (*_speaking(transport), *others),
-            {"command": "sequential"},
-            transport,
-        )
+        contestants = (*_speaking(transport), *(others if transport == "tcp" else ()))
+        yield Case(f"sequential/{transport}", contestants, sequential, transport)
+    yield Case("sequential, two cores/tcp", (*CORE, *others), sequential, cores=2)
     for callers in (1, 8, 64, 512):
         for how, command in (("pooled", "pooled"), ("one connection", "taking_turns")):
             yield Case(
                 f"concurrent/{callers} {how}/tcp",
                 (*CORE, *UVLOOP) if (callers, how) == (64, "pooled") else CORE,
                 {"command": command, "callers": callers},
+                cores=2,
                 quick=how == "pooled" and callers != 1,
             )
     for transport in TRANSPORTS[1:]:
@@ -57,6 +57,7 @@ def _calls() -> Iterator[Case]:
             _speaking(transport),
             {"command": "pooled", "callers": 64},
             transport,
+            cores=2,
             quick=False,
         )
 
@@ -67,25 +68,30 @@ def _payloads() -> Iterator[Case]:
             for transport in TRANSPORTS:
                 if transport != "tcp" and (kind == "bytes" or size_name not in ("1MB", "100MB")):
                     continue
-                limits: tuple[str, ...] = ()
+                contestants = _speaking(transport)
                 if kind == "array" and transport in ("tcp", "unix"):
-                    limits = ("sockets", "memory") if transport == "tcp" else ("sockets",)
+                    contestants += ("sockets",)
+                if kind == "array" and transport == "tcp":
+                    contestants += ("memory",)
+                large = size >= SIZES["100MB"]
+                huge = size > SIZES["100MB"]
                 yield Case(
                     f"payload/{kind} {size_name}/{transport}",
-                    (*_speaking(transport), *limits),
+                    contestants,
                     {"command": "payload", "size": size, "kind": kind},
                     transport,
-                    rounds=100 if size < SIZES["100MB"] else 5 if size < SIZES["1GB"] else 2,
-                    quick=size < SIZES["1GB"]
-                    and (kind, transport)
-                    in (("bytes", "tcp"), ("array", "tcp"), ("array", "unix")),
+                    seconds=2.4 if large else 0.6,
+                    # what is large enough is received while the rest of it is sent
+                    cores=2 if size >= SIZES["1MB"] else 1,
+                    rounds=2 if huge else 5 if large and transport != "tcp" else 100,
+                    quick=not huge and (transport == "tcp" or (transport == "unix" and large)),
                 )
 
 
 def _others() -> Iterator[Case]:
     yield Case("messages/10,000 nested values/tcp", CORE, {"command": "nested", "count": 10_000})
     yield Case("messages/1,000 arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
-    yield Case("batched/tcp", CORE, {"command": "batched"})
+    yield Case("batched/tcp", CORE, {"command": "batched"}, cores=2)
     for transport in ("tcp", "tls"):
         for callers in (1, 8):
             yield Case(
@@ -93,6 +99,7 @@ def _others() -> Iterator[Case]:
                 CORE,
                 {"command": "connections", "callers": callers},
                 transport,
+                cores=2,
                 quick=callers == 1,
             )
     yield Case("memory/per idle connection/tcp", CORE, rounds=3, how="memory")

@@ -31,6 +31,7 @@ class Contestant:
     options: tuple[str, ...] = ()
     server: bool = True  #: whether there is a server process
     restarted: bool = False  #: whether its processes last for one slice only
+    pinned: bool = True  #: whether it is kept on the cores that a case names
     preparation: tuple[Mapping[str, Any], ...] = ()  #: commands to the client, before all others
 
     def python(self) -> Path:
@@ -95,7 +96,17 @@ def contestants(*, quick: bool) -> dict[str, Contestant]:
         Contestant("pyzmq", "pyzmq", "pyzmq aio", "pyzmq_calls", ("pyzmq", "msgpack")),
         Contestant("rpyc", "rpyc", "RPyC", "rpyc_calls", ("rpyc",)),
         Contestant("pyro5", "pyro5", "Pyro5", "pyro_calls", ("Pyro5", "msgpack")),
-        Contestant("ray", "ray", "Ray actor", "ray_calls", ("ray",), server=False, restarted=True),
+        # a dozen processes of its own, which take each other for dead when they are stopped
+        Contestant(
+            "ray",
+            "ray",
+            "Ray actor",
+            "ray_calls",
+            ("ray",),
+            server=False,
+            restarted=True,
+            pinned=False,
+        ),
         Contestant("sockets", "bare", "blocking sockets", "sockets", project=True),
         Contestant("iostream", "bare", "bare IOStream, msgpack", "iostream", project=True),
         Contestant("memory", "bare", "memory copy", "memory_copy", project=True, server=False),

@@ -6,6 +6,7 @@ What it writes to its standard error is kept in a file, whose last lines explain
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -105,6 +106,14 @@ class Process:
             self._signal(signal.SIGCONT)
             self._stopped = False
 
+    def run_on(self, core: int) -> None:
+        """Keep all its threads on this core."""
+        for thread in os.listdir(f"/proc/{self._process.pid}/task"):
+            try:
+                os.sched_setaffinity(int(thread), {core})
+            except ProcessLookupError:  # just ended
+                pass
+
     def end(self) -> None:
         """End it and all that it started; it may close what it has open first."""
         self.go_on()
@@ -167,9 +176,20 @@ class Pair:
         """Have the client close what it opened for the last commands."""
         self._processes[-1].ask({"command": "rest"}, 60)
 
-    def usage(self) -> list[dict[str, Any]]:
-        """What each process has used so far, the client's last."""
-        return [process.ask({"command": "usage"}, 60) for process in self._processes]
+    def used(self, what: str) -> list[float]:
+        """Seconds of ``cpu`` or bytes of ``memory``, of each process; the client's last."""
+        return [
+            value
+            for process in self._processes
+            for value in process.ask({"command": what}, 60).values()
+        ]
+
+    def run_on(self, cores: int) -> None:
+        """Keep both sides on one core, or on a core each."""
+        if self.contestant.pinned:
+            available = sorted(os.sched_getaffinity(0), reverse=True)[:cores]
+            for process, core in zip(self._processes, itertools.cycle(available), strict=False):
+                process.run_on(core)
 
     def stop(self) -> None:
         for process in self._processes:

@@ -21,9 +21,9 @@ MEASURES = {
     "seconds": ("time", "ms", 1e3),
     "added": ("memory that it adds", "MB", 1e-6),
     "total": ("memory in all", "MB", 1e-6),
+    "both": ("memory of both, each", "kB", 1e-3),
     "server": ("memory of the server, each", "kB", 1e-3),
     "client": ("memory of the client, each", "kB", 1e-3),
-    "both": ("memory of both, each", "kB", 1e-3),
 }
 
 
@@ -32,12 +32,12 @@ def _number(value: float) -> str:
 
 
 def case_rows(results: Results, *, details: bool) -> Iterator[list[str]]:
-    """All that was measured; without *details* the first measure of each case only."""
+    """All that was measured; without *details* only the rate where there is one."""
     for case, entries in results.cases.items():
         for contestant, entry in entries.items():
             title = results.title(contestant)
             measures = [name for name in MEASURES if entry["rounds"] and name in entry["rounds"][0]]
-            for measure in measures if details else measures[:1]:
+            for measure in measures if details or "rate" not in measures else ["rate"]:
                 of = Of(case, contestant, measure)
                 spread = results.spread(of)
                 assert spread is not None

@@ -17,11 +17,7 @@ from typing import Any
 from benchmarks.cases import Case
 from benchmarks.lineup import Contestant
 from benchmarks.processes import ContestantFailed, Pair
-from distributed.tests.environments import (
-    ROOT,
-    EnvironmentUnavailable,
-    run_in,
-)
+from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 
 #: Idle connections whose memory is measured, and those that are opened before, so that what the
 #: first ones load does not count.
@@ -56,8 +52,8 @@ class Run:
     contestants : dict
         Those who take part, by name; others that a case names do not.
     rounds : int
-    seconds : float, optional
-        That a slice takes, instead of what the case says.
+    pace : float
+        How much shorter a slice is than the case says.
     say : callable
         Is told what goes on.
     """
@@ -70,13 +66,13 @@ class Run:
         cases: Sequence[Case],
         contestants: dict[str, Contestant],
         rounds: int,
-        seconds: float | None,
+        pace: float,
         say: Callable[[str], None],
     ):
         self.cases = cases
         self.contestants = contestants
         self.rounds = rounds
-        self.seconds = seconds
+        self.pace = pace
         self.say = say
         self.measurements: Measurements = {
             case.name: {name: {"rounds": []} for name in case.contestants if name in contestants}
@@ -149,7 +145,7 @@ class Run:
                 pair.end()
         pair = self._awake(contestant)
         try:
-            result = _slice(pair, case, self.seconds or case.seconds)
+            result = _slice(pair, case, case.seconds / self.pace)
             pair.stop()
         except BaseException:
             pair.end()
@@ -177,15 +173,14 @@ class Run:
 def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
     """Have a contestant do something for a while."""
     timeout = 60 + 10 * seconds
-    command = {**case.command, "seconds": seconds / 10}
-    pair.ask(command, case.transport, timeout)  # opens what it needs, and warms up
-    before = pair.usage()
-    result = pair.ask({**command, "seconds": seconds}, case.transport, timeout)
-    after = pair.usage()
+    pair.run_on(case.cores)
+    # opens what it needs, and warms up
+    pair.ask({**case.command, "seconds": seconds / 10}, case.transport, timeout)
+    before = pair.used("cpu")
+    result = pair.ask({**case.command, "seconds": seconds}, case.transport, timeout)
+    after = pair.used("cpu")
     pair.rest()
-    used = [
-        (new["cpu"] - old["cpu"]) / result["count"] for old, new in zip(before, after, strict=True)
-    ]
+    used = [(new - old) / result["count"] for old, new in zip(before, after, strict=True)]
     result["client cpu"] = used[-1]
     if len(used) == 2 and case.transport != "inproc":
         result["server cpu"] = used[0]
@@ -195,12 +190,11 @@ def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
 def _memory(pair: Pair) -> dict[str, Any]:
     """How much memory idle connections take."""
     pair.ask({"command": "hold", "count": FIRST_CONNECTIONS}, "tcp", 60)
-    before = pair.usage()
+    before = pair.used("memory")
     pair.ask({"command": "hold", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}, "tcp", 120)
-    after = pair.usage()
+    after = pair.used("memory")
     server, client = (
-        (new["resident"] - old["resident"]) / MEASURED_CONNECTIONS
-        for old, new in zip(before, after, strict=True)
+        (new - old) / MEASURED_CONNECTIONS for old, new in zip(before, after, strict=True)
     )
     return {"server": server, "client": client, "both": server + client}
 

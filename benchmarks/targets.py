@@ -52,7 +52,8 @@ def _to_original(title: str, case: str, bound: float, measure: str = "rate") -> 
 def _all() -> Iterator[Target]:
     yield _to_original("sequential small calls/s", "sequential/tcp", 2.3)
     yield _to_original("64 concurrent callers, calls/s", "concurrent/64 pooled/tcp", 2.5)
-    yield _to_original("10 kB payload each way, calls/s", "payload/bytes 10kB/tcp", 2.0)
+    for kind in ("bytes", "array"):
+        yield _to_original(f"10 kB of {kind} each way, calls/s", f"payload/{kind} 10kB/tcp", 2.0)
     yield _to_original("100 kB array each way, calls/s", "payload/array 100kB/tcp", 2.5)
     yield _to_original("1 MB array each way", "payload/array 1MB/tcp", 1.8)
     large = Of("payload/array 100MB/tcp", "ours")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import inspect
 import json
 import os
 import resource
@@ -28,19 +29,18 @@ Result = dict[str, Any]
 _PR_SET_PDEATHSIG = 1
 
 
-def usage() -> Result:
-    """What this process has used so far: seconds of CPU, bytes of resident memory."""
-    seconds = time.process_time()
+def cpu() -> Result:
+    """Seconds of CPU that this process has used so far."""
+    return {"seconds": time.process_time()}
+
+
+def memory() -> Result:
+    """Bytes of memory that this process cannot do without at the moment."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
-    return {"cpu": seconds, "resident": resident()}
-
-
-def resident() -> int:
-    """Bytes of memory that this process has at the moment."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+        return {"resident": int(file.read().split()[1]) * resource.getpagesize()}
 
 
 class Channel:
@@ -60,7 +60,7 @@ class Channel:
 
     def answer(self, handlers: Mapping[str, Callable[..., Result]]) -> None:
         """Do as commanded until there are no more commands."""
-        commands = {"usage": usage, **handlers}
+        commands = {"cpu": cpu, "memory": memory, **handlers}
         for line in sys.stdin:
             command = json.loads(line)
             try:
@@ -72,13 +72,15 @@ class Channel:
 
     async def answer_async(self, handlers: Mapping[str, Callable[..., Awaitable[Result]]]) -> None:
         """`answer`, on an event loop that goes on meanwhile."""
+        commands: dict[str, Callable[..., Any]] = {"cpu": cpu, "memory": memory, **handlers}
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as reader:
             while line := await loop.run_in_executor(reader, sys.stdin.readline):
                 command = json.loads(line)
-                name = command.pop("command")
                 try:
-                    result = usage() if name == "usage" else await handlers[name](**command)
+                    result = commands[command.pop("command")](**command)
+                    if inspect.isawaitable(result):
+                        result = await result
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is told
                     self.write(_failure(error))
                 else:

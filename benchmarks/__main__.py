@@ -13,7 +13,7 @@ from benchmarks.cases import Case, cases
 from benchmarks.lineup import Contestant, contestants
 from benchmarks.results import Results
 from benchmarks.rounds import Run
-from distributed.tests.environments import ROOT, EnvironmentUnavailable
+from distributed.tests.environments import ROOT, EnvironmentUnavailable, environment, run_in
 
 OUTPUT = ROOT / "build" / "bench"
 RECORD = ROOT / "docs" / "performance"
@@ -30,8 +30,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--record", action="store_true", help="replace what docs/performance.rst shows, too"
     )
+    parser.add_argument(
+        "--show", type=Path, metavar="RESULTS", help="measure nothing, but show an earlier run"
+    )
     parser.add_argument("--list", action="store_true", help="show the cases, and measure nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    return options
 
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
@@ -60,26 +65,32 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> int:
-    options = arguments()
-    selected = chosen_cases(options)
-    if options.list or not selected:
-        print("\n".join(case.name for case in selected) or f"No case begins with {options.only}.")
-        return not selected
+def draw(directory: Path) -> None:
+    """Have the plots drawn by a Python that has matplotlib, if there can be one."""
+    try:
+        python = environment("bench-plots", ["matplotlib"], project=True)
+    except EnvironmentUnavailable as error:
+        say(f"There are no plots, for want of matplotlib: {error}")
+        return
+    argv = ["-m", "benchmarks.plots", str(directory / "results.json"), str(directory)]
+    run_in(python, argv, timeout=120)
+
+
+def measured(options: argparse.Namespace, selected: list[Case]) -> Results:
+    """Measure these cases."""
     competing = chosen_contestants(options)
     rounds = options.rounds or (3 if options.quick else 9)
     pace = options.pace or (4 if options.quick else 1)
     run = Run(selected, competing, rounds, pace, say)
     say("making environments where they are missing")
     run.make_environments()
-    begin = time.monotonic()
     load = os.getloadavg()[0]
+    begin = time.monotonic()
     measurements = run.measure()
-    minutes = (time.monotonic() - begin) / 60
     known = about.machine() | {
-        "rounds": str(rounds),
-        "duration": f"{minutes:.1f} minutes",
         "load before": f"{load:.1f}",
+        "rounds": str(rounds),
+        "duration": f"{(time.monotonic() - begin) / 60:.1f} minutes",
     }
     for each in competing.values():
         if each.requirements and each.name == each.library:
@@ -88,12 +99,22 @@ def main() -> int:
             except EnvironmentUnavailable:
                 known[each.title] = "could not be installed"
     titles = {each.name: each.title for each in contestants(quick=options.quick).values()}
-    results = Results({"about": known, "contestants": titles, "cases": measurements})
+    return Results({"about": known, "contestants": titles, "cases": measurements})
+
+
+def main() -> int:
+    options = arguments()
+    selected = chosen_cases(options)
+    if options.list or not selected:
+        print("\n".join(case.name for case in selected) or f"No case begins with {options.only}.")
+        return not selected
+    results = Results.read(options.show) if options.show else measured(options, selected)
     for directory in [options.output] + ([RECORD] if options.record else []):
         results.write(directory / "results.json")
         report.write_tables(results, directory)
+        draw(directory)
     print(f"\n{report.text(results)}\n")
-    print(f"Measured for {minutes:.1f} minutes. All numbers: {options.output / 'results.json'}")
+    print(f"It took {results.record['about']['duration']}; all results are in {options.output}.")
     return 0
 
 

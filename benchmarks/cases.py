@@ -41,7 +41,7 @@ def _calls() -> Iterator[Case]:
     for transport in TRANSPORTS:
         contestants = (*_speaking(transport), *(others if transport == "tcp" else ()))
         yield Case(f"sequential/{transport}", contestants, sequential, transport)
-    yield Case("sequential, two cores/tcp", (*CORE, *others), sequential, cores=2)
+    yield Case("sequential on two cores/tcp", (*CORE, *others), sequential, cores=2)
     for callers in (1, 8, 64, 512):
         for how, command in (("pooled", "pooled"), ("one connection", "taking_turns")):
             yield Case(
@@ -89,8 +89,8 @@ def _payloads() -> Iterator[Case]:
 
 
 def _others() -> Iterator[Case]:
-    yield Case("messages/10,000 nested values/tcp", CORE, {"command": "nested", "count": 10_000})
-    yield Case("messages/1,000 arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
+    yield Case("messages/10k nested values/tcp", CORE, {"command": "nested", "count": 10_000})
+    yield Case("messages/1k arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
     yield Case("batched/tcp", CORE, {"command": "batched"}, cores=2)
     for transport in ("tcp", "tls"):
         for callers in (1, 8):

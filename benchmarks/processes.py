@@ -51,7 +51,11 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
-        self.ready = self._read(STARTING)
+        try:
+            self.ready = self._read(STARTING)
+        except BaseException:
+            self.end()
+            raise
 
     def ask(self, command: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Give a command, and wait for what comes of it.

@@ -48,8 +48,8 @@ class Results:
     """
 
     def __init__(self, record: Mapping[str, Any]):
-        self.record = record
-        self.cases: Mapping[str, Mapping[str, Mapping[str, Any]]] = record["cases"]
+        self.record = _shortened(record)
+        self.cases: Mapping[str, Mapping[str, Mapping[str, Any]]] = self.record["cases"]
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -84,3 +84,12 @@ class Results:
         mine, others = self.by_round(one), self.by_round(other)
         ratios = [mine[number] / others[number] for number in mine if others.get(number)]
         return Spread.of(ratios) if ratios else None
+
+
+def _shortened(value: Any) -> Any:
+    """Without digits that mean nothing, for a file that people keep."""
+    if isinstance(value, Mapping):
+        return {key: _shortened(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shortened(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

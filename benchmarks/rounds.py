@@ -23,6 +23,9 @@ from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 #: first ones load does not count.
 MEASURED_CONNECTIONS, FIRST_CONNECTIONS = 1_000, 20
 
+#: Seconds that what a contestant is told to do may take beyond what it should.
+PATIENCE = 60.0
+
 #: Fresh interpreters per round that import something.
 IMPORTS = 5
 
@@ -172,7 +175,7 @@ class Run:
 
 def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
     """Have a contestant do something for a while."""
-    timeout = 60 + 10 * seconds
+    timeout = PATIENCE + 10 * seconds
     pair.run_on(case.cores)
     # opens what it needs, and warms up
     pair.ask({**case.command, "seconds": seconds / 10}, case.transport, timeout)

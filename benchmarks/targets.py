@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.cases import CORE, PEERS
-from benchmarks.results import Of, Results
+from benchmarks.results import Of, Results, Spread
 
 #: How much of its speed a call keeps where it is to cost the same.
 FLAT = 0.9
@@ -20,24 +20,30 @@ class Target:
     bound: float
     at_most: bool = False  #: whether less is better
 
+    def met(self, ratio: Spread) -> bool:
+        """Whether this is enough."""
+        return ratio.median <= self.bound if self.at_most else ratio.median >= self.bound
+
+    def against(self, results: Results) -> str:
+        """What it is compared with."""
+        transport = "" if self.other.case == self.one.case else self.other.case.rpartition("/")[2]
+        return ", ".join(filter(None, [results.title(self.other.contestant), transport]))
+
     def row(self, results: Results) -> list[str]:
         """One line of a table that begins with `HEADER`."""
-        against = results.title(self.other.contestant)
-        if self.other.case != self.one.case:
-            against += f", {self.other.case.rpartition('/')[2]}"
+        against = self.against(results)
         wanted = f"{'≤' if self.at_most else '≥'} {self.bound:g}"
         ratio = results.ratio(self.one, self.other)
         if ratio is None:
             why = results.failure(self.one) or results.failure(self.other)
             return [self.title, against, wanted, why, "", "—"]
-        met = ratio.median <= self.bound if self.at_most else ratio.median >= self.bound
         return [
             self.title,
             against,
             wanted,
             f"{ratio.median:.2f}",
             f"{ratio.low:.2f} to {ratio.high:.2f}",
-            "yes" if met else "no",
+            "yes" if self.met(ratio) else "no",
         ]
 
 

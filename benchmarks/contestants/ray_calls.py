@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import ray
 
 from benchmarks.contestants.channel import Channel, Result
@@ -15,7 +18,9 @@ class Calculator:
 
 def call() -> None:
     channel = Channel()
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    here = str(Path("ray").resolve())
+    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False, _temp_dir=here)
     actor = ray.remote(Calculator).remote()
     assert ray.get(actor.add.remote(1, 2)) == 3
 

@@ -1,0 +1,224 @@
+"""The plots: ``python -m benchmarks.plots RESULTS DIRECTORY``, where matplotlib is installed.
+
+What a run did not measure is left out, and so is a plot of which nothing is left.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from benchmarks.cases import CORE, SIZES, TRANSPORTS
+from benchmarks.results import Of, Results, Spread
+from benchmarks.targets import TARGETS
+
+COLORS = {
+    "ours": "#1b6ca8",
+    "ours uvloop": "#1b6ca8",
+    "original": "#e08a1e",
+    "original uvloop": "#e08a1e",
+    "sockets": "#555555",
+    "iostream": "#555555",
+    "memory": "#555555",
+}
+PEER = "#7d9a4f"
+
+#: What Matplotlib would else choose anew each time, so that a record changes only where it differs.
+SETTINGS = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 9}
+
+Dot = tuple[str, Spread, str]
+
+
+def _dots(figure: Figure, dots: Sequence[Dot], label: str) -> Any:
+    """A line for each from the top down, with a dot and its spread on a logarithmic scale."""
+    figure.set_size_inches(7.5, 0.8 + 0.24 * len(dots))
+    axes = figure.subplots()
+    for place, (_, spread, color) in enumerate(dots):
+        _dot(axes, place, spread, color)
+    axes.set_yticks(range(len(dots)), [name for name, _, _ in dots])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def _dot(axes: Any, place: int, spread: Spread, color: str, fill: str = "full") -> None:
+    error = [[spread.median - spread.low], [spread.high - spread.median]]
+    axes.errorbar(spread.median, place, xerr=error, color=color, fmt="o", fillstyle=fill, capsize=2)
+
+
+def _found(results: Results, of: Iterable[Of]) -> list[tuple[Of, Spread]]:
+    return [(each, spread) for each in of if (spread := results.spread(each))]
+
+
+def ratios(results: Results, figure: Figure) -> bool:
+    """Each target's ratio, beside what is wanted."""
+    found = [
+        (target, ratio) for target in TARGETS if (ratio := results.ratio(target.one, target.other))
+    ]
+    dots = [
+        (
+            f"{target.title} / {target.against(results)}",
+            ratio,
+            COLORS["ours"] if target.met(ratio) else COLORS["original"],
+        )
+        for target, ratio in found
+    ]
+    if dots:
+        axes = _dots(figure, dots, "ratio; wanted are the black marks, blue is what is enough")
+        for place, (target, _) in enumerate(found):
+            axes.plot([target.bound] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
+    return bool(dots)
+
+
+def sequential(results: Results, figure: Figure) -> bool:
+    """Everybody's calls, one after the other."""
+    one, two = "sequential/tcp", "sequential on two cores/tcp"
+    found = _found(results, (Of(one, name) for name in results.cases.get(one, {})))
+    found.sort(key=lambda item: -item[1].median)
+    dots = [
+        (results.title(of.contestant), spread, COLORS.get(of.contestant, PEER))
+        for of, spread in found
+    ]
+    if dots:
+        label = "small calls per second, one after the other (tcp); hollow: on two cores"
+        axes = _dots(figure, dots, label)
+        for place, (of, _) in enumerate(found):
+            if spread := results.spread(Of(two, of.contestant)):
+                _dot(axes, place, spread, COLORS.get(of.contestant, PEER), "none")
+    return bool(dots)
+
+
+def transports(results: Results, figure: Figure) -> bool:
+    """Calls over each transport."""
+    found = _found(
+        results, (Of(f"sequential/{transport}", name) for transport in TRANSPORTS for name in CORE)
+    )
+    dots = [
+        (
+            f"{of.case.rpartition('/')[2]}, {results.title(of.contestant)}",
+            spread,
+            COLORS[of.contestant],
+        )
+        for of, spread in found
+    ]
+    if dots:
+        _dots(figure, dots, "small calls per second, one after the other")
+    return bool(dots)
+
+
+def _lines(
+    results: Results,
+    axes: Any,
+    of: Callable[[Any, str], Of],
+    places: Sequence[tuple[float, Any]],
+    contestants: Sequence[str],
+    scale: Callable[[float], float],
+    **style: Any,
+) -> bool:
+    """A line for each contestant, through his medians, in a band as wide as the spread."""
+    drawn = False
+    for name in contestants:
+        points = [
+            (x, spread, scale(x)) for x, key in places if (spread := results.spread(of(key, name)))
+        ]
+        if not points:
+            continue
+        drawn = True
+        xs = [x for x, _, _ in points]
+        label = results.title(name) + style.get("suffix", "")
+        line = {"marker": "o", "markersize": 3, "linestyle": style.get("linestyle", "-")}
+        medians = [spread.median * factor for _, spread, factor in points]
+        axes.plot(xs, medians, color=COLORS[name], label=label, **line)
+        axes.fill_between(
+            xs,
+            [spread.low * factor for _, spread, factor in points],
+            [spread.high * factor for _, spread, factor in points],
+            color=COLORS[name],
+            alpha=0.2,
+        )
+    return drawn
+
+
+def concurrent(results: Results, figure: Figure) -> bool:
+    """Calls per second by the number of callers."""
+    figure.set_size_inches(7.5, 3.5)
+    axes = figure.subplots()
+    places = [(float(callers), callers) for callers in (1, 8, 64, 512)]
+    drawn = [
+        _lines(
+            results,
+            axes,
+            lambda callers, name, how=how: Of(f"concurrent/{callers} {how}/tcp", name),  # type: ignore[misc]
+            places,
+            CORE,
+            lambda x: 1.0,
+            suffix=f", {how}",
+            linestyle=linestyle,
+        )
+        for how, linestyle in (("pooled", "-"), ("one connection", ":"))
+    ]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([x for x, _ in places], [str(key) for _, key in places])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("callers at once")
+    axes.set_ylabel("small calls per second (tcp)")
+    axes.grid(alpha=0.3)
+    if any(drawn):
+        axes.legend()
+    return any(drawn)
+
+
+def payloads(results: Results, figure: Figure) -> bool:
+    """Bytes per second by the size of what goes there and comes back."""
+    figure.set_size_inches(7.5, 3.8)
+    drawn = []
+    places = [(float(size), name) for name, size in SIZES.items()]
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("bytes", "array"), strict=True):
+        drawn += [
+            _lines(
+                results,
+                axes,
+                lambda size, name, kind=kind: Of(f"payload/{kind} {size}/tcp", name),  # type: ignore[misc]
+                places,
+                contestants,
+                lambda x: 2 * x / 1e6,
+                linestyle=linestyle,
+            )
+            for contestants, linestyle in ((CORE, "-"), (("sockets",), "--"), (("memory",), ":"))
+        ]
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"as {'bytes' if kind == 'bytes' else 'arrays'}", fontsize=9)
+        axes.set_xlabel("bytes each way (tcp)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("MB per second, both ways together")
+    if any(drawn):
+        figure.axes[1].legend()
+    return any(drawn)
+
+
+PLOTS = {plot.__name__: plot for plot in (ratios, sequential, transports, concurrent, payloads)}
+
+
+def draw(results: Results, directory: Path) -> None:
+    """Write the plots as SVG files."""
+    for name, plot in PLOTS.items():
+        with matplotlib.rc_context(SETTINGS):
+            figure = Figure(layout="constrained")
+            if plot(results, figure):
+                figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(Results.read(Path(sys.argv[1])), Path(sys.argv[2]))

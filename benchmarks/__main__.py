@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 from benchmarks import about, report
-from benchmarks.cases import Case, cases
+from benchmarks.cases import CORE, Case, cases
 from benchmarks.lineup import Contestant, contestants
 from benchmarks.results import Results
 from benchmarks.rounds import Run
 from distributed.tests.environments import ROOT, EnvironmentUnavailable, environment, run_in
+
+#: What this project and the original both require, and what of it may matter.
+BENEATH = ("tornado", "msgpack")
 
 OUTPUT = ROOT / "build" / "bench"
 RECORD = ROOT / "docs" / "performance"
@@ -45,7 +48,7 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def chosen_contestants(options: argparse.Namespace) -> dict[str, Contestant]:
-    everybody = contestants(quick=options.quick)
+    everybody = contestants()
     if not options.contestants:
         return everybody
     wanted = options.contestants.split(",")
@@ -79,7 +82,7 @@ def draw(directory: Path) -> None:
 def measured(options: argparse.Namespace, selected: list[Case]) -> Results:
     """Measure these cases."""
     competing = chosen_contestants(options)
-    rounds = options.rounds or (3 if options.quick else 9)
+    rounds = options.rounds or (3 if options.quick else 7)
     pace = options.pace or (4 if options.quick else 1)
     run = Run(selected, competing, rounds, pace, say)
     say("making environments where they are missing")
@@ -95,10 +98,11 @@ def measured(options: argparse.Namespace, selected: list[Case]) -> Results:
     for each in competing.values():
         if each.requirements and each.name == each.library:
             try:
-                known[each.title] = about.versions(each.python(), each.requirements)
+                names = [*each.requirements, *(BENEATH if each.name in CORE else ())]
+                known[each.title] = about.versions(each.python(), names)
             except EnvironmentUnavailable:
                 known[each.title] = "could not be installed"
-    titles = {each.name: each.title for each in contestants(quick=options.quick).values()}
+    titles = {each.name: each.title for each in contestants().values()}
     return Results({"about": known, "contestants": titles, "cases": measurements})
 
 

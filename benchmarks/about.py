@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def machine() -> dict[str, str]:
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "this project": _commit(),
+        "commit": _commit(),
     }
 
 
@@ -42,10 +43,10 @@ def _processor() -> str:
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "not a git checkout"
+    return done.stdout.strip() if done.returncode == 0 else "not a git checkout"
 
 
-def versions(python: Path, requirements: tuple[str, ...]) -> str:
+def versions(python: Path, requirements: Sequence[str]) -> str:
     """What is installed of the requirements, with versions."""
     installed = json.loads(run_in(python, _INSTALLED).stdout)
     names = [requirement.partition("=")[0].lower() for requirement in requirements]

@@ -32,7 +32,7 @@ class Case:
     cores: int = 1  #: that server and client have together
     rounds: int = 100  #: that it takes part in, at most
     quick: bool = True  #: whether it is part of a quick run
-    how: str = "slice"  #: or "memory", or "import"
+    how: str = "slice"  #: or "memory", "import", or "flat"
 
 
 def _calls() -> Iterator[Case]:
@@ -66,13 +66,14 @@ def _payloads() -> Iterator[Case]:
     for kind in ("bytes", "array"):
         for size_name, size in SIZES.items():
             for transport in TRANSPORTS:
-                if transport != "tcp" and (kind == "bytes" or size_name not in ("1MB", "100MB")):
+                everywhere = kind == "array" and size_name in ("10kB", "1MB", "100MB")
+                if transport != "tcp" and not everywhere:
                     continue
                 contestants = _speaking(transport)
                 if kind == "array" and transport in ("tcp", "unix"):
                     contestants += ("sockets",)
                 if kind == "array" and transport == "tcp":
-                    contestants += ("memory",)
+                    contestants += ("memory", *(UVLOOP if size_name in ("100kB", "1MB") else ()))
                 large = size >= SIZES["100MB"]
                 huge = size > SIZES["100MB"]
                 yield Case(
@@ -104,12 +105,7 @@ def _others() -> Iterator[Case]:
             )
     yield Case("memory/per idle connection/tcp", CORE, rounds=3, how="memory")
     yield Case("import/distributed.core", CORE, how="import")
-    variants = ("", " idle", " handlers", " called")
-    yield Case(
-        "flat/tcp",
-        tuple(library + variant for library in CORE for variant in variants),
-        {"command": "sequential"},
-    )
+    yield Case("flat/tcp", CORE, rounds=3, how="flat")
 
 
 def _speaking(transport: str) -> tuple[str, ...]:

@@ -158,8 +158,6 @@ class Pair:
                 self._processes.append(server)
                 self.addresses = server.ready["addresses"]
             self._processes.append(Process(python, contestant, "call", directory))
-            for command in contestant.preparation:
-                self.ask(command, "tcp", 300)
         except BaseException:
             self.end()
             raise

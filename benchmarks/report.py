@@ -14,6 +14,9 @@ HEADER = ["case", "contestant", "measure", "median", "middle half of rounds", "t
 #: measure → what it is called, how it is counted, the factor to that unit
 MEASURES = {
     "rate": ("rate", "/s", 1.0),
+    "handlers": ("rate with handlers", "/s", 1.0),
+    "called": ("rate after calls", "/s", 1.0),
+    "idle": ("rate beside idle connections", "/s", 1.0),
     "p50": ("time, p50", "µs", 1e6),
     "p99": ("time, p99", "µs", 1e6),
     "client cpu": ("CPU of the client, each", "µs", 1e6),
@@ -41,17 +44,15 @@ def case_rows(results: Results, *, details: bool) -> Iterator[list[str]]:
                 of = Of(case, contestant, measure)
                 spread = results.spread(of)
                 assert spread is not None
-                reference = Of(case, contestant.replace("ours", "original", 1), measure)
-                if contestant not in ("ours", "ours uvloop"):
-                    reference = Of(case, "original", measure)
+                like = "original uvloop" if contestant == "ours uvloop" else "original"
                 what, unit, factor = MEASURES[measure]
                 yield [
                     case,
                     title,
-                    f"{what} {unit}" if unit != "/s" else "per second",
+                    f"{what}, {unit}",
                     _number(spread.median * factor),
                     f"{_number(spread.low * factor)} to {_number(spread.high * factor)}",
-                    _ratio(results.ratio(of, reference)),
+                    _ratio(results.ratio(of, Of(case, like, measure))),
                 ]
             if failure := results.failure(Of(case, contestant)):
                 yield [case, title, failure, "", "", ""]

@@ -1,8 +1,9 @@
 """A run: everything once, round after round, so that what else the machine does hits all alike.
 
 In each round contestants are measured one after the other, in an order that alternates, in a slice
-of time each. Their processes stay from round to round, and are stopped (by the signal) when it is
-not their turn. Whoever fails is left out of that case in later rounds, and of no other.
+of time each. Their processes are stopped (by the signal) when it is not their turn, and last for a
+round: how fast a process is depends a little on chance, such as where its memory lies. Whoever
+fails is left out of that case in later rounds, and of no other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 #: Idle connections whose memory is measured, and those that are opened before, so that what the
 #: first ones load does not count.
 MEASURED_CONNECTIONS, FIRST_CONNECTIONS = 1_000, 20
+
+#: What must not make a call slower, and how much of it: measure → command, count.
+BESIDES = {
+    "handlers": ("handlers", 1_000),
+    "called": ("many", 100_000),
+    "idle": ("hold", 5_000),
+}
 
 #: Seconds that what a contestant is told to do may take beyond what it should.
 PATIENCE = 60.0
@@ -62,7 +70,8 @@ class Run:
     """
 
     # State: `measurements` as above; `_pairs`, the processes that there are, by contestant;
-    # `_unavailable`, why an environment or its processes cannot be had, by contestant.
+    # `_unavailable`, why an environment or its processes cannot be had, by contestant;
+    # `_directory`, where the processes run, while they do.
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class Run:
         }
         self._pairs: dict[str, Pair] = {}
         self._unavailable: dict[str, str] = {}
+        self._directory = Path()
 
     def make_environments(self) -> None:
         """Make all that is missing, at the same time."""
@@ -112,11 +122,14 @@ class Run:
             try:
                 for number in range(self.rounds):
                     self._round(number)
+                    self._end()
             finally:
-                for pair in self._pairs.values():
-                    pair.end()
-                self._pairs.clear()
+                self._end()
         return self.measurements
+
+    def _end(self) -> None:
+        while self._pairs:
+            self._pairs.popitem()[1].end()
 
     def _round(self, number: int) -> None:
         for case in self.cases:
@@ -140,10 +153,12 @@ class Run:
             raise ContestantFailed(problem)
         if case.how == "import":
             return _imports(contestant.python())
-        if case.how == "memory":
+        if case.how != "slice":
             pair = Pair(contestant, self._directory)
             try:
-                return _memory(pair)
+                if case.how == "memory":
+                    return _memory(pair)
+                return _flat(pair, case, self.pace)
             finally:
                 pair.end()
         pair = self._awake(contestant)
@@ -200,6 +215,19 @@ def _memory(pair: Pair) -> dict[str, Any]:
         (new - old) / MEASURED_CONNECTIONS for old, new in zip(before, after, strict=True)
     )
     return {"server": server, "client": client, "both": server + client}
+
+
+def _flat(pair: Pair, case: Case, pace: float) -> dict[str, Any]:
+    """How fast calls are, at first and with more and more besides; all in the same processes."""
+    pair.run_on(case.cores)
+    calls = {"command": "sequential", "seconds": case.seconds / pace}
+    pair.ask({**calls, "seconds": 0.1}, case.transport, PATIENCE)
+    rates = {"rate": pair.ask(calls, case.transport, PATIENCE)["rate"]}
+    for measure, (command, count) in BESIDES.items():
+        more = {"command": command, "count": round(count / pace)}
+        pair.ask(more, case.transport, 5 * PATIENCE)
+        rates[measure] = pair.ask(calls, case.transport, PATIENCE)["rate"]
+    return rates
 
 
 def _imports(python: Path) -> dict[str, Any]:

@@ -82,13 +82,6 @@ def _all() -> Iterator[Target]:
         yield Target("sequential small calls/s", mine, Of(mine.case, peer), 1.0)
 
 
-def _flat() -> Iterator[Target]:
-    for library in CORE:
-        usual = Of("flat/tcp", library)
-        for variant in ("idle", "handlers", "called"):
-            yield Target("calls/s", Of(usual.case, f"{library} {variant}"), usual, FLAT)
-
-
 TARGETS = list(_all())
 
 
@@ -99,7 +92,15 @@ def target_rows(results: Results) -> list[list[str]]:
 def flat_rows(results: Results) -> list[list[str]]:
     """Whether calls cost the same whatever there is besides; for the original too."""
     rows = []
-    for target in _flat():
-        _, against, *rest = target.row(results)
-        rows.append([results.title(target.one.contestant), against, *rest])
+    for library in CORE:
+        usual = Of("flat/tcp", library)
+        for measure, what in (
+            ("handlers", "with many handlers"),
+            ("called", "after many calls, too"),
+            ("idle", "beside many idle connections, too"),
+        ):
+            title = f"{results.title(library)}, {what}"
+            target = Target(title, Of(usual.case, library, measure), usual, FLAT)
+            title, _, *rest = target.row(results)
+            rows.append([title, "at first", *rest])
     return rows

@@ -18,7 +18,7 @@ from benchmarks.contestants.channel import Channel, Result, run
 from benchmarks.contestants.timing import repeat_async, repeat_together
 from distributed.batched import BatchedSend
 from distributed.core import Comm, ConnectionPool, Server, connect, rpc, send_recv
-from distributed.protocol import to_serialize
+from distributed.protocol import Serialize, to_serialize
 from distributed.security import Security
 
 Call = Callable[[], Awaitable[Any]]
@@ -81,15 +81,20 @@ def security(certificates: Path) -> Security:
     return Security(tls_ca_file=str(certificates / "ca.pem"), require_encryption=False, **files)
 
 
-async def make_server(more_handlers: int = 0) -> Server:
+async def make_server() -> Server:
     notes = Notes()
-    handlers: dict[str, Callable[..., Any]] = {f"more-{i}": add for i in range(more_handlers)}
-    handlers |= {
+
+    def more_handlers(count: int) -> int:
+        server.handlers.update({f"more-{i}": add for i in range(count)})
+        return len(server.handlers)
+
+    handlers: dict[str, Callable[..., Any]] = {
         "add": add,
         "back": back,
         "back_array": back_array,
         "back_arrays": back_arrays,
         "noted": notes.noted,
+        "more_handlers": more_handlers,
     }
     server = Server(handlers, stream_handlers={"note": notes.note})
     await server
@@ -112,7 +117,7 @@ async def listen_everywhere(server: Server, certificates: Path) -> dict[str, str
 
 async def serve(options: argparse.Namespace) -> None:
     channel = Channel()
-    server = await make_server(options.handlers)
+    server = await make_server()
     addresses = await listen_everywhere(server, options.certificates)
     channel.write({"addresses": addresses})
     await channel.answer_async({})
@@ -153,12 +158,22 @@ class Client:
             self._opened[key] = rpc(address, connection_args=self.args(address))
         return self._opened[key]
 
-    async def sequential(self, address: str, seconds: float, count: int = 0) -> Result:
-        """One call after the other; not for a time, but *count* calls, where that is given."""
+    async def sequential(self, address: str, seconds: float) -> Result:
+        """One call after the other."""
+        remote = await self.remote(address)
+        return await repeat_async(lambda: remote.add(x=1, y=2), seconds)
+
+    async def many(self, address: str, count: int) -> Result:
+        """So many calls."""
         remote = await self.remote(address)
         for _ in range(count):
             await remote.add(x=1, y=2)
-        return await repeat_async(lambda: remote.add(x=1, y=2), seconds)
+        return {}
+
+    async def handlers(self, address: str, count: int) -> Result:
+        """Give the server more handlers."""
+        remote = await self.remote(address)
+        return {"handlers": await remote.more_handlers(count=count)}
 
     async def pooled(self, address: str, seconds: float, callers: int) -> Result:
         """Many callers who share a pool of connections."""
@@ -201,6 +216,8 @@ class Client:
 
         result = await repeat_async(exchange, seconds)
         (answer,) = answers
+        while isinstance(answer, Serialize):  # as the original's inproc has it
+            answer = answer.data
         assert type(answer) is type(data), type(answer)
         assert len(answer) == size, len(answer)
         assert all(answer[i] == data[i] for i in (0, size // 2, size - 1))
@@ -287,7 +304,6 @@ if __name__ == "__main__":
     parser.add_argument("side", choices=["serve", "call"])
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--certificates", type=Path, required=True)
-    parser.add_argument("--handlers", type=int, default=0)
     options = parser.parse_args()
     logging.getLogger("distributed").setLevel(logging.ERROR)
     side = serve if options.side == "serve" else call

@@ -25,7 +25,7 @@ def benchmarks(monkeypatch):
 
 @pytest.fixture
 def ours(benchmarks):
-    contestant = benchmarks.lineup.contestants(quick=True)["ours"]
+    contestant = benchmarks.lineup.contestants()["ours"]
     _or_skip("bench-ours", contestant.requirements, project=contestant.project)
     return contestant
 

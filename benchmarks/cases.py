@@ -29,7 +29,7 @@ class Case:
     command: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "tcp"
     seconds: float = 0.6  #: that a slice takes in a full run
-    cores: int = 1  #: that server and client have together
+    cores: int = 2  #: that server and client have together
     rounds: int = 100  #: that it takes part in, at most
     quick: bool = True  #: whether it is part of a quick run
     how: str = "slice"  #: or "memory", "import", or "flat"
@@ -41,14 +41,13 @@ def _calls() -> Iterator[Case]:
     for transport in TRANSPORTS:
         contestants = (*_speaking(transport), *(others if transport == "tcp" else ()))
         yield Case(f"sequential/{transport}", contestants, sequential, transport)
-    yield Case("sequential on two cores/tcp", (*CORE, *others), sequential, cores=2)
+    yield Case("sequential on one core/tcp", (*CORE, *others), sequential, cores=1)
     for callers in (1, 8, 64, 512):
         for how, command in (("pooled", "pooled"), ("one connection", "taking_turns")):
             yield Case(
                 f"concurrent/{callers} {how}/tcp",
                 (*CORE, *UVLOOP) if (callers, how) == (64, "pooled") else CORE,
                 {"command": command, "callers": callers},
-                cores=2,
                 quick=how == "pooled" and callers != 1,
             )
     for transport in TRANSPORTS[1:]:
@@ -57,7 +56,6 @@ def _calls() -> Iterator[Case]:
             _speaking(transport),
             {"command": "pooled", "callers": 64},
             transport,
-            cores=2,
             quick=False,
         )
 
@@ -82,8 +80,6 @@ def _payloads() -> Iterator[Case]:
                     {"command": "payload", "size": size, "kind": kind},
                     transport,
                     seconds=2.4 if large else 0.6,
-                    # what is large enough is received while the rest of it is sent
-                    cores=2 if size >= SIZES["1MB"] else 1,
                     rounds=2 if huge else 5 if large and transport != "tcp" else 100,
                     quick=not huge and (transport == "tcp" or (transport == "unix" and large)),
                 )
@@ -92,7 +88,7 @@ def _payloads() -> Iterator[Case]:
 def _others() -> Iterator[Case]:
     yield Case("messages/10k nested values/tcp", CORE, {"command": "nested", "count": 10_000})
     yield Case("messages/1k arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
-    yield Case("batched/tcp", CORE, {"command": "batched"}, cores=2)
+    yield Case("batched/tcp", CORE, {"command": "batched"})
     for transport in ("tcp", "tls"):
         for callers in (1, 8):
             yield Case(
@@ -100,7 +96,6 @@ def _others() -> Iterator[Case]:
                 CORE,
                 {"command": "connections", "callers": callers},
                 transport,
-                cores=2,
                 quick=callers == 1,
             )
     yield Case("memory/per idle connection/tcp", CORE, rounds=3, how="memory")

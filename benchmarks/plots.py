@@ -83,18 +83,18 @@ def ratios(results: Results, figure: Figure) -> bool:
 
 def sequential(results: Results, figure: Figure) -> bool:
     """Everybody's calls, one after the other."""
-    one, two = "sequential/tcp", "sequential on two cores/tcp"
-    found = _found(results, (Of(one, name) for name in results.cases.get(one, {})))
+    two, one = "sequential/tcp", "sequential on one core/tcp"
+    found = _found(results, (Of(two, name) for name in results.cases.get(two, {})))
     found.sort(key=lambda item: -item[1].median)
     dots = [
         (results.title(of.contestant), spread, COLORS.get(of.contestant, PEER))
         for of, spread in found
     ]
     if dots:
-        label = "small calls per second, one after the other (tcp); hollow: on two cores"
+        label = "small calls per second, one after the other (tcp); hollow: on one core"
         axes = _dots(figure, dots, label)
         for place, (of, _) in enumerate(found):
-            if spread := results.spread(Of(two, of.contestant)):
+            if spread := results.spread(Of(one, of.contestant)):
                 _dot(axes, place, spread, COLORS.get(of.contestant, PEER), "none")
     return bool(dots)
 

@@ -180,6 +180,13 @@ class FramedComm(Comm):
             context=self._context,
             frame_split_size=self._shard,
         )
+        return await self._write_frames(frames)
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None:
+        await self._write_frames([msgpack.packb(msg)])
+
+    async def _write_frames(self, frames: Sequence[Buffer]) -> int:
+        """Write the frames of a message, and return its size when all of it has left."""
         if not self._is_open:
             raise CommClosedError(f"cannot write: {self!r}")
         try:
@@ -190,17 +197,6 @@ class FramedComm(Comm):
             self._end(exc)
             raise
         return nbytes
-
-    async def write_handshake(self, msg: dict[str, Any]) -> None:
-        if not self._is_open:
-            raise CommClosedError(f"cannot write: {self!r}")
-        try:
-            _, rest = self._send([msgpack.packb(msg)])
-            if rest is not None:
-                await rest
-        except BaseException as exc:
-            self._end(exc)
-            raise
 
     def _end(self, exc: BaseException) -> None:
         """End the comm for *exc*, and raise what that means.

@@ -6,8 +6,8 @@ stream in what costs time for each message:
 * Bytes go straight from the socket to where :mod:`distributed.protocol.framing` wants them.  The
   reader is not bothered before a whole message is there, and goes on within the event that brought
   its last byte, not one turn of the event loop later (:class:`Arrival`).
-* Nothing is received before the loop says that there is something.
-* The buffers of a message are written by one system call, without being joined.
+* Nothing is received before the loop says that there is something, which it cannot over TLS.
+* The buffers of a message are written by one system call, without being joined; not over TLS.
 
 What is rare is left to Tornado: what the socket does not take at once, what arrives while nobody
 reads, and closing.  This module knows neither what is in a message nor what an error means to a
@@ -208,19 +208,25 @@ class MessageStream(IOStream):
         """Receive what is there, up to the end of a message; return that if it is complete."""
         decoder = self.decoder
         while True:
-            memory, _ = decoder.wanted()
+            memory = decoder.wanted()
             nbytes = self._receive_into(memory)
-            if nbytes is None:
-                return None
-            decoder.received(nbytes)
+            if nbytes is not None:
+                decoder.received(nbytes)
+            # Where nothing was received this only gives back what would have been filled.
             frames = decoder.next_message()
-            if frames is not None or (nbytes < len(memory) and self._loop_tells):
+            if frames is not None or nbytes is None:
                 return frames
+            if nbytes < len(memory) and self._loop_tells and not self._closed:
+                return None
 
     def _receive_into(self, memory: memoryview) -> int | None:
         """Fill a part of *memory*, and return of how many bytes; None if there are none now."""
         if self._read_buffer_size:
-            return self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
+            nbytes = self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
+            if not self._read_buffer_size:
+                # Tornado did not while it had something that nobody had read.
+                self.notice_end()
+            return nbytes
         if self._closed:
             raise StreamClosedError(real_error=self.error)
         try:

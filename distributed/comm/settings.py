@@ -19,7 +19,8 @@ __all__ = ["CommSettings", "settings"]
 class CommSettings:
     """The settings below ``distributed.comm``, each of them interpreted when it is first needed.
 
-    Whoever asks for one that cannot be interpreted gets a `ValueError` that names its key.
+    Whoever asks for one that cannot be interpreted gets a `ValueError` that names its key.  Such an
+    object is not to be held: what is first needed later is as the configuration is then.
     """
 
     @cached_property

@@ -1,8 +1,8 @@
 """TCP sockets: how their streams are opened, bound and tuned.
 
-Built on Tornado's ``TCPClient``.  This module knows neither comms nor messages;
-:mod:`distributed.comm.tcp` makes comms of the streams, its listeners accept on
-the sockets.
+Where a name has several addresses, Tornado's ``TCPClient`` finds one that answers.
+This module knows neither comms nor messages; :mod:`distributed.comm.tcp` makes
+comms of the streams, its listeners accept on the sockets.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class StreamComm(FramedComm):
     """
 
     # State, besides that of FramedComm.  `stream` is None once this side has closed
-    # the comm.  `_decoder` holds what has arrived and was not read yet.
+    # the comm.
     stream: MessageStream | None
 
     def __init__(
@@ -57,7 +57,7 @@ class StreamComm(FramedComm):
     def _receive(self, limits: Limits) -> list[memoryview] | Arrival:
         stream = self.stream
         assert stream is not None
-        stream.decoder.limits = limits
+        self._decoder.limits = limits
         frames = stream.take_message()
         return stream.message() if frames is None else frames
 

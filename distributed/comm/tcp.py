@@ -205,8 +205,14 @@ class BaseTCPConnector(Connector):
             raise CommClosedError(
                 f"cannot connect to {self.prefix}{address}: {type(reason).__name__}: {reason}"
             ) from reason
+        if stream.closed() and not isinstance(stream.error, ssl.SSLError):
+            # Of one that TLS has ended already the comm tells why.
+            raise CommClosedError(
+                f"cannot connect to {self.prefix}{address}: the peer closed the connection"
+            ) from stream.error
         try:
-            set_up(stream.socket)
+            if not stream.closed():
+                set_up(stream.socket)
             local = self.prefix + get_stream_address(stream)
             return self.comm_class(stream, local, self.prefix + address, deserialize)
         except BaseException:

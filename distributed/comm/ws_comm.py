@@ -125,9 +125,9 @@ class WS(FramedComm):
         return frames
 
     def _send(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
-        return sum(map(len, frames)), self._write_frames(frames)
+        return sum(map(len, frames)), self._write_websocket(frames)
 
-    async def _write_frames(self, frames: Sequence[Buffer]) -> None:
+    async def _write_websocket(self, frames: Sequence[Buffer]) -> None:
         async with self._writing:
             protocol = self._protocol
             if protocol is None:

@@ -206,7 +206,7 @@ class MessageDecoder:
     --------
     >>> decoder = MessageDecoder()
     >>> data = b"".join(pack_message([b"ab", b"c"])[0])
-    >>> memory, _ = decoder.wanted()
+    >>> memory = decoder.wanted()
     >>> memory[: len(data)] = data
     >>> decoder.received(len(data))
     >>> [bytes(frame) for frame in decoder.next_message()]
@@ -267,25 +267,27 @@ class MessageDecoder:
             return b""
         return bytes(self._scratch[self._start : min(self._end, self._start + _HEAD.size)])
 
-    def wanted(self) -> tuple[memoryview, bool]:
-        """Return the memory to fill next, and whether any part of it will do.
+    def wanted(self) -> memoryview:
+        """Return the memory to fill next, from its beginning, with as much as there is.
 
         It is the caller's until the next call of :meth:`next_message`.
-        Where the second value is False, the message cannot go on before all of
-        the memory is filled, and a reader does well not to return earlier.
         """
         if self._block is not None:
-            return self._block[self._filled :], False
+            return self._block[self._filled :]
         if self._table is not None:
-            return self._table[self._filled :], False
+            return self._table[self._filled :]
         scratch = self._scratch
         if scratch is None:
-            scratch = self._scratch = _spare.pop() if _spare else allocate(READ_SIZE)
+            try:
+                scratch = _spare.pop()
+            except IndexError:
+                scratch = allocate(READ_SIZE)
+            self._scratch = scratch
         elif self._start:
             rest = self._end - self._start
             scratch[:rest] = bytes(scratch[self._start : self._end])
             self._start, self._end = 0, rest
-        return scratch[self._end :] if self._end else scratch, True
+        return scratch[self._end :] if self._end else scratch
 
     def received(self, nbytes: int) -> None:
         """Take note that the first *nbytes* of the wanted memory were filled."""

@@ -18,6 +18,10 @@ from distributed.protocol.exceptions import FramingError
 #: a page fault for every 4 KiB that arrive; below it mostly hands out what has been touched before.
 MAPPED_SIZE = 32 * 2**20
 
+#: Bytes at the beginning of a mapping that stay in small pages: a length that lies must not make a
+#: huge page resident with the first byte.
+_HUGE_PAGE = 2 * 2**20
+
 _resize = ctypes.pythonapi.PyByteArray_Resize
 _resize.restype = ctypes.c_int
 _resize.argtypes = [ctypes.py_object, ctypes.c_ssize_t]
@@ -57,7 +61,7 @@ def _mapping(nbytes: int) -> mmap.mmap:
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE)
         except OSError:
             # A kernel without huge pages; the memory is as good.
             pass

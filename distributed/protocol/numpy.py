@@ -343,6 +343,8 @@ def _describe_plain(x: np.ndarray[Any, Any]) -> tuple[Hashable, memoryview] | No
 def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | None] | None:
     if header.keys() != _PLAIN_KEYS or header["dtype"][0] != _PLAIN:
         return None
+    if not isinstance(header["writeable"], (tuple, list)):
+        return None
     dtype = plain_dtype(header["dtype"][1])
     nbytes = math.prod(header["shape"]) * dtype.itemsize
     shape, strides = checked_layout(header, dtype, nbytes)

@@ -12,6 +12,7 @@ A library's serializers (:mod:`distributed.protocol.numpy`) register here which 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -33,14 +34,17 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
 
+_keeping = threading.Lock()
+
+
 class _Kept(dict[_K, _V], Generic[_K, _V]):
     """A dict that forgets what it was told first."""
 
     def keep(self, key: _K, value: _V) -> None:
-        if len(self) >= _KEPT:
-            # Another thread may have been here at the same time.
-            self.pop(next(iter(self), key), None)
-        self[key] = value
+        with _keeping:
+            if len(self) >= _KEPT:
+                del self[next(iter(self))]
+            self[key] = value
 
 
 class _Kind(NamedTuple):

@@ -321,7 +321,7 @@ class Raw:
 
     async def read(self):
         while (frames := self.decoder.next_message()) is None:
-            memory, _ = self.decoder.wanted()
+            memory = self.decoder.wanted()
             data = await self.reader.read(len(memory))
             if not data:
                 raise EOFError

@@ -177,6 +177,29 @@ async def test_what_arrived_before_the_end_is_still_read(read_before):
 
 
 @gen_test()
+async def test_a_part_of_a_message_before_the_end_is_waited_for_in_vain():
+    async with stream_and_peer() as (stream, peer):
+        peer.send(packed(b"x" * 100)[:50])
+        await async_poll_for(lambda: stream._read_buffer_size)
+        stream.close()
+        with pytest.raises(StreamClosedError):
+            await read(stream)
+
+
+@gen_test()
+async def test_the_end_is_noticed_by_nobody_who_reads_before_and_after_something_was_read():
+    for early in (False, True):
+        async with stream_and_peer() as (stream, peer):
+            if early:
+                # It arrives while nobody reads, and Tornado stops to watch the socket.
+                peer.send(packed(b"x"))
+                await async_poll_for(lambda stream=stream: stream._read_buffer_size)
+                assert await read(stream) == [b"x"]
+            peer.close()
+            await async_poll_for(stream.closed)
+
+
+@gen_test()
 async def test_a_reader_is_told_when_the_stream_is_closed_on_either_side():
     for close in (lambda stream, peer: stream.close(), lambda stream, peer: peer.close()):
         async with stream_and_peer() as (stream, peer):

@@ -642,6 +642,38 @@ async def test_a_name_can_be_connected_to():
     listener.stop()
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@gen_test()
+async def test_a_peer_by_name_that_hangs_up_at_once_is_tried_again(reset):
+    # In a thread, since it has to be faster than this event loop.
+    accepted = 0
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def hang_up() -> None:
+            nonlocal accepted
+            while True:
+                try:
+                    peer, _ = listening.accept()
+                except OSError:
+                    return
+                accepted += 1
+                if reset:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+
+        hanging_up = asyncio.create_task(asyncio.to_thread(hang_up))
+        try:
+            with pytest.raises(
+                OSError, match=f"Timed out trying to connect to tcp://localhost:{port}"
+            ):
+                await connect(f"tcp://localhost:{port}", timeout=0.3)
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            await hanging_up
+    assert accepted > 1
+
+
 @gen_test()
 async def test_a_name_that_nobody_knows_is_told_of():
     with pytest.raises(OSError, match=r"Timed out trying to connect to tcp://no\.such\.invalid:1"):

@@ -192,6 +192,25 @@ async def test_temporary_security_lets_its_own_in():
 
 
 @gen_test()
+async def test_an_idle_connection_keeps_no_memory_for_what_may_arrive():
+    comms: list[Any] = []
+
+    async def serve(comm: Comm) -> None:
+        comms.append(comm)
+        await comm.write(await comm.read())
+        with suppress(CommClosedError):
+            await comm.read()
+
+    async with listen(LOCALHOST, serve, **server()) as listener:
+        comm: Any = await connect(listener.contact_address, **client())
+        await comm.write("x")
+        assert await comm.read() == "x"
+        await async_poll_for(lambda: comms[0]._reading)
+        assert comm._decoder._scratch is comms[0]._decoder._scratch is None
+        await comm.close()
+
+
+@gen_test()
 async def test_a_server_is_called_over_tls():
     args = tls_security().get_connection_args("client")
     async with Server({"ping": lambda: "pong"}, connection_args=args) as called:

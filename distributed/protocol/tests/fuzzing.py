@@ -250,7 +250,7 @@ def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
             return right
         if not rest:
             return right
-        memory, _ = decoder.wanted()
+        memory = decoder.wanted()
         step = min(len(memory), len(rest))
         memory[:step] = rest[:step]
         decoder.received(step)

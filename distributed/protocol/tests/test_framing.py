@@ -36,7 +36,7 @@ def feed(decoder, data, step=None):
             messages.append([bytes(frame) for frame in frames])
         if position == len(data):
             return messages
-        memory, _ = decoder.wanted()
+        memory = decoder.wanted()
         size = min(len(memory), len(data) - position, step or len(data))
         memory[:size] = data[position : position + size]
         decoder.received(size)
@@ -105,7 +105,7 @@ def test_mutated_bytes_give_messages_or_a_framing_error(data, frames):
 
 def test_frames_of_a_message_are_writable_and_outlive_the_decoder():
     decoder = MessageDecoder()
-    memory, _ = decoder.wanted()
+    memory = decoder.wanted()
     data = wire(b"first", b"second")
     memory[: len(data)] = data
     decoder.received(len(data))
@@ -120,7 +120,7 @@ def received_frames(*lengths, shard=None):
     data = wire(*map(bytes, lengths))
     position = 0
     while (frames := decoder.next_message()) is None:
-        memory, _ = decoder.wanted()
+        memory = decoder.wanted()
         size = min(len(memory), len(data) - position)
         memory[:size] = data[position : position + size]
         decoder.received(size)
@@ -241,6 +241,15 @@ def test_memory_is_taken_only_as_bytes_arrive(data):
     assert feed(decoder, data + bytes(1000)) == []
     assert decoder.in_message
     assert resident() - before < 64e6
+
+
+def test_many_lengths_without_data_cost_no_memory_either():
+    before = resident()
+    decoders = [MessageDecoder() for _ in range(100)]
+    for decoder in decoders:
+        assert feed(decoder, prelude(16 + MAPPED_SIZE, MAPPED_SIZE) + b"x") == []
+    assert all(decoder.in_message for decoder in decoders)
+    assert resident() - before < 100 * 100_000
 
 
 @pytest.mark.parametrize("size", [0, 100, MAPPED_SIZE - 1, MAPPED_SIZE])

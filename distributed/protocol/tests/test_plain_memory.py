@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from distributed.protocol import dask_deserialize, dask_serialize, dumps, loads, to_serialize
 from distributed.protocol import plain_memory as plain
 from distributed.protocol.exceptions import FamilyNotAllowedError, HeaderError
 from distributed.protocol.families import families
-from distributed.protocol.pieces import pack_header, serialize_and_split
+from distributed.protocol.pieces import pack_header, read_header, serialize_and_split
 from distributed.protocol.serialize import Serialized
 
 np = pytest.importorskip("numpy")
@@ -88,6 +91,41 @@ def test_so_much_is_kept_and_no_more():
     for length in range(1, plain._KEPT + 100):
         loads(dumps(to_serialize(np.ones(length, dtype="u1"))))
     assert len(plain._headers) == len(plain._readers) == plain._KEPT
+
+
+def test_threads_may_keep_things_at_the_same_time():
+    kept = plain._Kept()
+    errors = []
+
+    def keep(first):
+        try:
+            for i in range(20_000):
+                kept.keep((first, i), i)
+        except RuntimeError as exc:
+            errors.append(exc)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=keep, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert len(kept) == plain._KEPT
+
+
+def test_a_header_of_which_nothing_can_be_kept_is_read_all_the_same():
+    sent = dumps(to_serialize(np.arange(5)))
+    header = read_header(sent[1])
+    header["sub-header"]["writeable"] = None
+    for _ in range(2):
+        received = loads([sent[0], pack_header(header), sent[2]])
+        np.testing.assert_array_equal(received, np.arange(5))
+    assert len(plain._readers) == 0
 
 
 def test_a_frame_of_another_size_than_the_header_states_is_an_error():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from distributed.tests.environments import ROOT, run_in
+from distributed import __version__
+from distributed.tests.environments import run_in
 
 _INSTALLED = """
     import importlib.metadata, json
@@ -20,7 +20,7 @@ _INSTALLED = """
 
 
 def machine() -> dict[str, str]:
-    """The machine, its system, and the state of this checkout."""
+    """The machine, its system, and the version of this project."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -28,7 +28,7 @@ def machine() -> dict[str, str]:
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        "commit": _commit(),
+        "distributed-core": __version__,
     }
 
 
@@ -38,12 +38,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "not a git checkout"
 
 
 def versions(python: Path, requirements: Sequence[str]) -> str:

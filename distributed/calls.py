@@ -144,13 +144,12 @@ class RemoteCalls(ABC):
                 kwargs["serializers"] = self.serializers
             if self.deserializers is not None and kwargs.get("deserializers") is None:
                 kwargs["deserializers"] = self.deserializers
-            what = f"Exception while trying to call remote method {name!r}"
             try:
                 comm = await self._acquire()
             except RPCClosed as exc:
-                raise type(exc)(f"{what} before comm was established.") from exc
+                raise type(exc)(f"{_failed(name)} before comm was established.") from exc
             except CommClosedError as exc:
-                raise type(exc)(f"{what} before comm was established: {exc}") from exc
+                raise type(exc)(f"{_failed(name)} before comm was established: {exc}") from exc
             try:
                 comm.name = f"{self._comm_name}.{name}"
                 return await send_recv(comm, op=name, **kwargs)
@@ -158,10 +157,14 @@ class RemoteCalls(ABC):
                 if not comm.closed():
                     # The handler raised it, about a connection of its own.
                     raise
-                raise type(exc)(f"{what} using comm {comm!r}.") from exc
+                raise type(exc)(f"{_failed(name)} using comm {comm!r}.") from exc
             finally:
                 self._release(comm)
 
         # For who forgets to await it, or passes arguments without their names.
         remote_call.__qualname__ = f"{type(self).__name__}.{name}"
         return remote_call
+
+
+def _failed(name: str) -> str:
+    return f"Exception while trying to call remote method {name!r}"

@@ -48,8 +48,9 @@ def measure(benchmarks, ours):
 
 
 def test_a_run_leaves_tables_and_all_results(ours, tmp_path):
-    argv = ["--only", "sequential/tcp,payload/array 10kB", "--contestants", "ours", "--rounds", "2"]
-    command = [sys.executable, "-m", "benchmarks", *argv, "--pace", "20", "--output", str(tmp_path)]
+    what = ["--only", "sequential/tcp,payload/array 10kB/tcp", "--contestants", "ours"]
+    how = ["--rounds", "2", "--pace", "20", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", *what, *how]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "results.json").read_text())
@@ -78,7 +79,7 @@ def test_who_fails_is_left_out_of_that_case_and_of_no_other(measure):
 
 def test_who_does_not_answer_in_time_has_failed(benchmarks, measure, monkeypatch):
     monkeypatch.setattr(benchmarks.rounds, "PATIENCE", 0.5)
-    (slow,) = measure({"command": "sequential", "count": 10**9})
+    (slow,) = measure({"command": "pooled", "callers": 100_000})
     assert "did not answer within" in slow["failed"]
 
 

@@ -138,12 +138,18 @@ def _credentials(sock: socket.socket) -> dict[str, int]:
     return dict(zip(("pid", "uid", "gid"), layout.unpack(data), strict=True))
 
 
+#: Bytes that may wait in the kernel to be read, if it allows so many.  Its default is small, so
+#: that large messages would go in pieces, each of which has to wake both sides.
+_SEND_BUFFER = 2**20
+
+
 class Unix(StreamComm):
     """A comm over a Unix domain socket."""
 
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._extra_info = _credentials(stream.socket)
         super().__init__(stream, local_addr, peer_addr, deserialize)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from distributed.tests import environments
 from distributed.tests.environments import ROOT, _or_skip
 
 RECORD = ROOT / "docs" / "performance"
@@ -89,7 +90,8 @@ def test_who_cannot_start_has_failed_with_his_last_words(measure):
     assert "sideways" in entry["failed"]
 
 
-def test_who_cannot_be_installed_has_failed_with_the_reason(measure):
+def test_who_cannot_be_installed_has_failed_with_the_reason(measure, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "CACHE", tmp_path)
     (entry,) = measure(
         {"command": "sequential"}, requirements=("./no-such-file.whl",), library="broken"
     )

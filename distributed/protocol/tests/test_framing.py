@@ -18,7 +18,7 @@ from distributed.protocol.framing import (
     MessageDecoder,
     pack_message,
 )
-from distributed.protocol.memory import MAPPED_SIZE, allocate
+from distributed.protocol.memory import MAPPED_SIZE
 
 SHARD = 50_000
 
@@ -250,16 +250,3 @@ def test_many_lengths_without_data_cost_no_memory_either():
         assert feed(decoder, prelude(16 + MAPPED_SIZE, MAPPED_SIZE) + b"x") == []
     assert all(decoder.in_message for decoder in decoders)
     assert resident() - before < 100 * 100_000
-
-
-@pytest.mark.parametrize("size", [0, 100, MAPPED_SIZE - 1, MAPPED_SIZE])
-def test_allocated_memory_can_be_written(size):
-    memory = allocate(size)
-    memory[:] = b"x" * size
-    assert memory == b"x" * size
-
-
-def test_memory_that_cannot_be_had_is_an_error_and_nothing_else(capfd):
-    with pytest.raises(FramingError, match="cannot allocate"):
-        allocate(2**60)
-    assert capfd.readouterr() == ("", "")

@@ -21,6 +21,7 @@ from tornado.iostream import StreamClosedError
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.settings import CommSettings, settings
 from distributed.comm.utils import from_frames, to_frames
+from distributed.protocol.core import loads
 from distributed.protocol.exceptions import FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
 
@@ -133,6 +134,9 @@ class FramedComm(Comm):
             raise
         finally:
             self._reading = False
+        if len(frames) == 1:
+            # As most are; never work for a thread.
+            return loads(frames, self.deserialize, deserializers, self.load_policy)
         try:
             return await from_frames(
                 frames,

@@ -128,6 +128,8 @@ class MessageStream(IOStream):
 
     #: Whether the event loop tells of all that can be received.
     _loop_tells = True
+    #: Whether several buffers can be written at once.
+    _gathers = True
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -180,7 +182,10 @@ class MessageStream(IOStream):
         sent = 0
         if not self._write_buffer:
             try:
-                sent = self._write_at_once(buffers)
+                if len(buffers) == 1 or not self._gathers:
+                    sent = self.write_to_fd(memoryview(buffers[0]))
+                else:
+                    sent = self.socket.sendmsg(buffers[:_BUFFERS_AT_ONCE])
             except BlockingIOError:
                 pass
             except OSError as exc:
@@ -198,18 +203,23 @@ class MessageStream(IOStream):
             sent = 0
         return written
 
-    def _write_at_once(self, buffers: Sequence[Buffer]) -> int:
-        """Write what the socket takes now of *buffers*, and return the number of bytes."""
-        if len(buffers) == 1:
-            return self.write_to_fd(memoryview(buffers[0]))
-        return self.socket.sendmsg(buffers[:_BUFFERS_AT_ONCE])
-
     def _receive(self) -> Frames | None:
         """Receive what is there, up to the end of a message; return that if it is complete."""
         decoder = self.decoder
         while True:
             memory = decoder.wanted()
-            nbytes = self._receive_into(memory)
+            nbytes: int | None
+            if self._read_buffer_size or self._closed:
+                nbytes = self._take_buffered(memory)
+            else:
+                try:
+                    nbytes = self.read_from_fd(memory)
+                except OSError as exc:
+                    self.close(exc_info=exc)
+                    raise StreamClosedError(real_error=exc) from exc
+                if nbytes == 0:
+                    self.close()
+                    raise StreamClosedError(real_error=self.error)
             if nbytes is not None:
                 decoder.received(nbytes)
             # Where nothing was received this only gives back what would have been filled.
@@ -219,24 +229,14 @@ class MessageStream(IOStream):
             if nbytes < len(memory) and self._loop_tells and not self._closed:
                 return None
 
-    def _receive_into(self, memory: memoryview) -> int | None:
-        """Fill a part of *memory*, and return of how many bytes; None if there are none now."""
-        if self._read_buffer_size:
-            nbytes = self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
-            if not self._read_buffer_size:
-                # Tornado did not while it had something that nobody had read.
-                self.notice_end()
-            return nbytes
-        if self._closed:
+    def _take_buffered(self, memory: memoryview) -> int:
+        """Fill a part of *memory* with what came while nobody was reading; return its size."""
+        if not self._read_buffer_size:
             raise StreamClosedError(real_error=self.error)
-        try:
-            nbytes = self.read_from_fd(memory)
-        except OSError as exc:
-            self.close(exc_info=exc)
-            raise StreamClosedError(real_error=exc) from exc
-        if nbytes == 0:
-            self.close()
-            raise StreamClosedError(real_error=self.error)
+        nbytes: int = self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
+        if not self._read_buffer_size:
+            # Tornado did not while it had something that nobody had read.
+            self.notice_end()
         return nbytes
 
     # What follows are hooks of Tornado's.
@@ -273,6 +273,4 @@ class TLSMessageStream(SSLIOStream, MessageStream):
 
     # It does not tell of what has been decrypted already.
     _loop_tells = False
-
-    def _write_at_once(self, buffers: Sequence[Buffer]) -> int:
-        return self.write_to_fd(memoryview(buffers[0]))
+    _gathers = False

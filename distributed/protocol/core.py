@@ -83,10 +83,6 @@ class _MessageWriter:
         self._split_size: int | None = None
         self._plain = False
 
-    @property
-    def busy(self) -> bool:
-        return self._frames is not None
-
     def write(
         self,
         msg: Any,
@@ -96,7 +92,9 @@ class _MessageWriter:
         frame_split_size: int | None,
     ) -> list[Any]:
         self._frames = frames = [b""]
-        self._serializers = accepted_serializers(serializers, context)
+        if context and context.get("allow-pickle") is False:
+            serializers = accepted_serializers(serializers, context)
+        self._serializers = serializers
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
@@ -334,7 +332,7 @@ def dumps(
     {'op': 'add', 'x': {1, 2}, 'y': [b'abc']}
     """
     writer = _writers.idle
-    if writer.busy:
+    if writer._frames is not None:
         writer = _MessageWriter()
     return writer.write(msg, serializers, on_error, context, frame_split_size)
 

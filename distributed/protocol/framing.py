@@ -306,11 +306,30 @@ class MessageDecoder:
         FramingError
             If the prelude contradicts itself or exceeds a limit.
         """
-        frames = None
-        if self._frames is not None or self._begin_message():
+        frames = self._take_small() if self._end - self._start >= _SINGLE.size else None
+        if frames is None and (self._frames is not None or self._begin_message()):
             frames = self._fill_frames()
-        self._give_scratch_back()
+        if self._start == self._end:
+            self._give_scratch_back()
         return frames
+
+    def _take_small(self) -> list[memoryview] | None:
+        """Return a message of one frame that has arrived as a whole, as most do.
+
+        What is wrong with any other message is told by those who take it apart step by step.
+        """
+        scratch, start = self._scratch, self._start
+        if self._frames is not None or scratch is None:
+            return None
+        first, count, length = _SINGLE.unpack_from(scratch, start)
+        stop = start + _SINGLE.size + length
+        limit = self.limits.max_message_size
+        if count != 1 or first != 16 + length or stop > self._end:
+            return None
+        if limit is not None and length > limit:
+            return None
+        self._start = stop
+        return [memoryview(bytearray(scratch[start + _SINGLE.size : stop]))]
 
     def _fill_frames(self) -> list[memoryview] | None:
         """Return the frames once each of them is filled, from the scratch buffer if it has more."""
@@ -347,8 +366,8 @@ class MessageDecoder:
         return memoryview(copy)
 
     def _give_scratch_back(self) -> None:
-        """Lend the scratch buffer to others if nothing is in it."""
-        if self._start == self._end and self._scratch is not None:
+        """Lend the scratch buffer, in which nothing is, to others."""
+        if self._scratch is not None:
             if len(_spare) < _SPARE:
                 _spare.append(self._scratch)
             self._scratch = None
@@ -361,8 +380,6 @@ class MessageDecoder:
             available = self._end - self._start
             if scratch is None or available < 16:
                 return False
-            if self._take_small(scratch, available):
-                return True
             first, count = _HEAD.unpack_from(scratch, self._start)
             self._check_head(first, count)
             table_size = 8 * count
@@ -384,23 +401,6 @@ class MessageDecoder:
             self._table = None
             self._filled = 0
         self._lay_out(first, lengths)
-        return True
-
-    def _take_small(self, scratch: memoryview, available: int) -> bool:
-        """Take a message of one frame that has arrived as a whole, as most are."""
-        if available < 24:
-            return False
-        first, count, length = _SINGLE.unpack_from(scratch, self._start)
-        size_limit = self.limits.max_message_size
-        if (
-            count != 1
-            or first != 16 + length
-            or length > available - 24
-            or (size_limit is not None and length > size_limit)
-        ):
-            return False
-        self._start += 24
-        self._frames = [self._copy_from_scratch(length)]
         return True
 
     def _check_head(self, first: int, count: int) -> None:

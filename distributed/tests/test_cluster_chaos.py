@@ -137,7 +137,8 @@ class Simulation:
             if name not in self.data[who] and name not in self.data.get(address, ())
         }
         if missing:
-            self.reports[who].append(("missing", {"holders": missing}))
+            report = {"key": key, "attempt": attempt, "missing": missing}
+            self.reports[who].append(("ended", report))
         else:
             self.data[who].add(key)
             report = {"key": key, "attempt": attempt, "nbytes": 1, "duration": 0.1}

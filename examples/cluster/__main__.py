@@ -8,9 +8,10 @@ import signal
 import sys
 
 from cluster import Nanny, Scheduler, Worker
+from cluster.worker import ENDED_AS_TOLD
 
 
-async def main() -> bool:
+async def main() -> int:
     """Run a server until it closes, a signal arrives, or the input ends where that is said."""
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     parser.add_argument("role", choices=["scheduler", "worker", "nanny"])
@@ -33,10 +34,12 @@ async def main() -> bool:
         print(server.address, flush=True)
         asyncio.create_task(server.finished()).add_done_callback(lambda _: end.set())
         await end.wait()
-    return getattr(server, "lost_scheduler", False)
+    return getattr(server, "lost_scheduler", False) or (args.parent and ENDED_AS_TOLD)
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        atexit.register(stream.flush)
     code = asyncio.run(main())
     atexit._run_exitfuncs()
     os._exit(code)  # there may be threads in which tasks run that nobody waits for

@@ -1,18 +1,13 @@
 """The scheduler: streams to and from workers and clients around a `ClusterState`."""
 
-import asyncio
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-from tornado.ioloop import PeriodicCallback
 
 from cluster.state import ClusterState
 from cluster.worker import fetch, logger
 from distributed.batched import BatchedSend
 from distributed.core import Comm, CommClosedError, Server
-from distributed.metrics import monotonic
 from distributed.security import Security
 from distributed.utils import parse_timedelta
 
@@ -20,13 +15,11 @@ from distributed.utils import parse_timedelta
 class Scheduler(Server):
     """Gives the tasks of clients to workers; one that is silent for the `worker_ttl` is lost."""
 
-    # State, besides `state`: the stream to each worker and client, by its address or id; when it
-    # was last heard of; and whether events have happened that the state has not settled yet.
     def __init__(self, address: str, *, worker_ttl: float | str = "30s") -> None:
         self.state = state = ClusterState()
-        self.streams: dict[str, BatchedSend] = {}
-        self.last_seen: dict[str, float] = {}
-        self.unsettled = False
+        self.streams: dict[str, BatchedSend] = {}  # to each worker and client, by address or id
+        self.alarms: dict[str, object] = {}  # what goes off when a worker is silent
+        self.unsettled = False  # whether events have happened that are yet to be settled
         self.worker_ttl = parse_timedelta(worker_ttl)
         self._where = address
         events = (state.ended, state.missing, state.remove_worker, state.submit, state.release)
@@ -37,64 +30,63 @@ class Scheduler(Server):
             deserialize=False,  # what tasks, results and errors consist of is for others
             connection_args=Security().get_connection_args("scheduler"),
         )
-        watch = PeriodicCallback(self.drop_silent_workers, 1000 * min(1, self.worker_ttl / 4))
-        self.periodic_callbacks["worker-ttl"] = watch
 
     async def start_unsafe(self) -> "Scheduler":
-        await super().start_unsafe()
         await self.listen(self._where, **Security().get_listen_args("scheduler"))
-        return self
+        return await super().start_unsafe()
 
     async def register(self, comm: Comm, name: str, nthreads: int) -> None:
         """Exchange messages with a worker, or a client (that has no threads), until it leaves."""
         if name in self.streams:
             raise ValueError(f"{name} is registered already")
         stream = self.streams[name] = BatchedSend(interval="2ms")
-        self.heartbeat(name)
         try:
             if nthreads:
+                self.heartbeat(name)
                 self.note(self.state.add_worker, name, nthreads=nthreads)
             await comm.write("OK")
             stream.start(comm)
             await self.handle_stream(comm, extra={"sender": name})
         finally:
-            stream.abort()
-            del self.streams[name], self.last_seen[name]
+            self.streams.pop(name).abort()
+            if name in self.alarms:
+                self.loop.remove_timeout(self.alarms.pop(name))
             self.note(self.state.remove_worker, name)
             self.note(self.state.release, name, keys=list(self.state.tasks))
             self.rpc.remove(name)
 
-    def note(self, event: Callable[..., None], sender: str, **message: Any) -> None:
+    def note(self, event: Any, sender: str, **message: Any) -> None:
         """Tell the state what has happened; it settles at once what happens at the same time."""
         event(sender, **message)
         if not self.unsettled:
             self.unsettled = True
-            asyncio.get_running_loop().call_soon(self.settle)
+            self.loop.add_callback(self.settle)
 
     def settle(self) -> None:
         self.unsettled = False
         for name, message in self.state.settle():
-            if (stream := self.streams.get(name)) is not None:
+            with contextlib.suppress(KeyError, CommClosedError):  # it is gone
                 try:
-                    stream.send(message)
-                except (CommClosedError, BufferError) as exc:
-                    logger.info("Dropping %s, which is gone or does not read: %s", name, exc)
-                    stream.abort()
+                    self.streams[name].send(message)
+                except BufferError as exc:
+                    self.drop(name, exc)
+
+    def drop(self, name: str, why: Any) -> None:
+        logger.warning("Dropping %s: %s", name, why)
+        self.streams[name].abort()  # register() notices
 
     def heartbeat(self, sender: str) -> None:
-        self.last_seen[sender] = monotonic()
-
-    def drop_silent_workers(self) -> None:
-        for address in self.state.workers:
-            if monotonic() - self.last_seen[address] > self.worker_ttl:
-                logger.warning("No heartbeat of %s for %s s", address, self.worker_ttl)
-                self.streams[address].abort()  # register() notices
+        if sender in self.alarms:
+            self.loop.remove_timeout(self.alarms[sender])
+        self.alarms[sender] = self.loop.call_later(
+            self.worker_ttl, self.drop, sender, "no heartbeat"
+        )
 
     async def gather(self, keys: list[str]) -> dict[str, Any]:
         """Get results for a client; what is lost is left out, and computed again."""
-        holders = self.state.holders(keys)
-        values, missing = await fetch(self.rpc, holders)
-        self.note(self.state.missing, self.id, holders=missing)
+        attempt = next(self.state.clock)
+        values, missing = await fetch(self.rpc, self.state.holders(keys))
+        self.note(self.state.missing, self.id, holders=missing, attempt=attempt)
         return values
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +19,7 @@ from distributed.protocol.nested import nested_deserialize
 from distributed.security import Security
 
 logger = logging.getLogger("distributed.cluster")
+ENDED_AS_TOLD = 85  # the exit code of a worker under a nanny; a task might end it with 0
 
 
 class Peer(Server):
@@ -52,8 +52,7 @@ class Peer(Server):
 class Worker(Peer):
     """Computes; by default as many tasks at a time as there are processors."""
 
-    # State: the results that it has, and the number of its attempt at each task that it runs and
-    # was not told to forget.
+    # State: results, and the number of its attempt at each task that it was not told to forget.
     def __init__(self, scheduler: str, *, nthreads: int | None = None) -> None:
         self.nthreads = nthreads or os.cpu_count() or 1
         self.data: dict[str, Any] = {}
@@ -86,18 +85,35 @@ class Worker(Peer):
     async def run(self, key: str, attempt: int, run: Any, holders: dict[str, str]) -> None:
         inputs = {need: self.data[need] for need in holders if need in self.data}
         elsewhere = {need: holders[need] for need in holders.keys() - inputs.keys()}
-        fetched, missing = await fetch(self.rpc, elsewhere)
-        if missing:
-            self.send("missing", holders=missing)  # then the scheduler takes the task away
-        elif self.attempts.get(key) == attempt:
-            loop = asyncio.get_running_loop()
-            outcome = await loop.run_in_executor(self._threads, execute, run, inputs, fetched)
-            if self.attempts.get(key) == attempt:
-                del self.attempts[key]
-                if "value" in outcome:
-                    self.data[key] = value = outcome.pop("value")
-                    outcome["nbytes"] = rough_size(value)
-                self.send("ended", key=key, attempt=attempt, **outcome)
+        try:
+            fetched, missing = await fetch(self.rpc, elsewhere)
+            call = (key, attempt, run, inputs, fetched)
+            outcome: dict[str, Any] = {
+                "missing": missing
+            }  # if there is any, the scheduler sees to the rest
+            if not missing:
+                outcome = await asyncio.wrap_future(self._threads.submit(self.execute, *call))
+        except Exception as exc:  # noqa: BLE001  (whatever it is, it is the task's)
+            outcome = {"error": error_message(exc)}
+        if self.attempts.get(key) == attempt:
+            del self.attempts[key]
+            if "value" in outcome:
+                self.data[key] = outcome.pop("value")
+            await self.stream.drain()
+            self.send("ended", key=key, attempt=attempt, **outcome)
+
+    def execute(self, key: str, attempt: int, run: Any, inputs: Any, fetched: Any) -> Any:
+        """Run a task, in a thread; return its result and how long that took, or its error."""
+        try:
+            if self.attempts.get(key) != attempt:
+                return {}  # nobody wants it any more
+            inputs |= nested_deserialize(fetched)
+            function, args, kwargs = replace(nested_deserialize(run), Ref, inputs.__getitem__)
+            start = monotonic()
+            value = function(*args, **kwargs)
+            return {"value": value, "duration": monotonic() - start, "nbytes": rough_size(value)}
+        except BaseException as exc:  # noqa: BLE001  (it is the client's, even if it is SystemExit)
+            return {"error": error_message(exc)}
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Stop; tasks that run are given up, and the scheduler has others run them."""
@@ -108,30 +124,18 @@ class Worker(Peer):
         await super().close(timeout=timeout, reason=reason)
 
 
-def execute(run: Any, inputs: dict[str, Any], fetched: dict[str, Any]) -> dict[str, Any]:
-    """Run a task, in a thread; return its result and how many seconds that took, or its error."""
-    try:
-        inputs |= nested_deserialize(fetched)
-        function, args, kwargs = replace(nested_deserialize(run), Ref, inputs.__getitem__)
-        start = monotonic()
-        return {"value": function(*args, **kwargs), "duration": monotonic() - start}
-    except BaseException as exc:  # noqa: BLE001  (it is the client's, even if it is SystemExit)
-        return {"error": error_message(exc)}
-
-
 async def fetch(pool: Any, holders: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Get results from the workers that have them; return these, and the holders of the others."""
+    values: dict[str, Any] = {}
 
-    async def ask(address: str) -> dict[str, Any]:
+    async def ask(address: str) -> None:
+        keys = [key for key, holder in holders.items() if holder == address]
         try:
-            keys = [key for key, holder in holders.items() if holder == address]
-            return dict(await pool(address).get_data(keys=keys))
+            values.update(await pool(address).get_data(keys=keys))
         except OSError as exc:
-            logger.info("Cannot get results from %s: %s", address, exc)
-            return {}
+            logger.warning("Cannot get results from %s: %s", address, exc)
 
-    answers = await asyncio.gather(*map(ask, set(holders.values())))
-    values = {key: value for answer in answers for key, value in answer.items()}
+    await asyncio.gather(*map(ask, set(holders.values())))
     return values, {key: holders[key] for key in holders.keys() - values.keys()}
 
 
@@ -139,7 +143,7 @@ class Ref(str):
     """The key of a task: stands for its result in the arguments of another."""
 
 
-def replace(value: Any, kind: type, with_what: Callable[[Any], Any]) -> Any:
+def replace(value: Any, kind: Any, with_what: Any) -> Any:
     """Replace what is of a kind, also in lists, tuples, sets and dicts."""
     if isinstance(value, kind):
         return with_what(value)
@@ -161,21 +165,18 @@ class Nanny(Server):
         self._where = get_local_address_for(scheduler)
 
     async def start_unsafe(self) -> "Nanny":
-        await super().start_unsafe()
         await self.listen(self._where, **Security().get_listen_args("worker"))
         self._ongoing_background_tasks.call_soon(self.keep_alive)
-        return self
+        return await super().start_unsafe()
 
     async def keep_alive(self) -> None:
-        while self.process is None or self.process.returncode:  # one that ends well was told to
+        while self.process is None or self.process.returncode != ENDED_AS_TOLD:
             # It ends when its input does, even if this is killed; interrupts do not reach it.
+            env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
             self.process = await asyncio.create_subprocess_exec(
-                *self.command,
-                stdin=asyncio.subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,
+                *self.command, stdin=asyncio.subprocess.PIPE, env=env, start_new_session=True
             )
-            if await self.process.wait():
+            if await self.process.wait() != ENDED_AS_TOLD:
                 await asyncio.sleep(min(0.1 * self.restarts, 5))
                 self.restarts += 1
         self._ongoing_background_tasks.call_soon(self.close, reason="the worker has ended")
@@ -188,8 +189,6 @@ class Nanny(Server):
         await super().close(timeout=timeout, reason=reason)  # ends keep_alive, too
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
-            try:
-                await asyncio.wait_for(self.process.wait(), 5)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
+            alarm = asyncio.get_running_loop().call_later(5, self.process.kill)
+            await self.process.wait()
+            alarm.cancel()

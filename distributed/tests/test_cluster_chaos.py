@@ -79,7 +79,7 @@ class Simulation:
         self.chance = random.Random(seed)
         self.state = ClusterState()
         self.inboxes, self.data, self.jobs, self.reports = {}, {}, {}, {}
-        self.known = {}
+        self.known, self.marks, self.runs = {}, {}, {}
         self.numbers = iter(range(10**6))
         self.inboxes["client"] = []
 
@@ -89,6 +89,13 @@ class Simulation:
         if self.chance.random() < 0.7:
             self.settle()
 
+    def submit(self, key, inputs):
+        """The client submits a key, with another run each time; what it knew of it is outdated."""
+        mark = self.marks[key] = f"mark-{next(self.numbers)}"
+        self.runs[key] = f"run-{next(self.numbers)}"
+        self.known.pop(key, None)
+        self.event("submit", "client", key, self.runs[key], inputs, False, mark)
+
     def settle(self):
         for to, message in self.state.settle():
             if to in self.inboxes:
@@ -97,7 +104,7 @@ class Simulation:
 
     def come(self):
         address = f"worker-{next(self.numbers)}"
-        self.inboxes[address], self.data[address] = [], set()
+        self.inboxes[address], self.data[address] = [], {}
         self.jobs[address], self.reports[address] = {}, []
         self.event("add_worker", address, 1)
 
@@ -120,17 +127,19 @@ class Simulation:
             self.work(who, *self.jobs[who].popitem())
         elif who == "client":
             message = self.inboxes[who].pop(0)
-            self.known[message["key"]] = message["status"]
+            if message["mark"] == self.marks[message["key"]]:
+                self.known[message["key"]] = message["status"]
         else:
             message = self.inboxes[who].pop(0)
             if message["op"] == "compute":
-                self.jobs[who][message["key"]] = message["attempt"], message["holders"]
+                job = message["attempt"], message["run"], message["holders"]
+                self.jobs[who][message["key"]] = job
             elif message["op"] == "free":
-                self.data[who].discard(message["key"])
+                self.data[who].pop(message["key"], None)
                 self.jobs[who].pop(message["key"], None)
 
     def work(self, who, key, job):
-        attempt, holders = job
+        attempt, run, holders = job
         missing = {
             name: address
             for name, address in holders.items()
@@ -140,7 +149,7 @@ class Simulation:
             report = {"key": key, "attempt": attempt, "missing": missing}
             self.reports[who].append(("ended", report))
         else:
-            self.data[who].add(key)
+            self.data[who][key] = run
             report = {"key": key, "attempt": attempt, "nbytes": 1, "duration": 0.1}
             self.reports[who].append(("ended", report))
 
@@ -162,6 +171,8 @@ class Simulation:
             if task.attempt:
                 assert task.status() == "pending"
                 assert task.can_run()
+            if task.status() == "finished" and task.worker.address in self.data:
+                assert self.data[task.worker.address][task.key] == task.run
         for worker in state.workers.values():
             running = {t for t in tasks if t.worker is worker and t.attempt}
             assert worker.running.keys() == running
@@ -180,9 +191,13 @@ def test_the_scheduler_keeps_its_promises_in_whatever_order_things_happen(seed):
         inputs = chance.sample(sorted(tasks), min(len(tasks), chance.randrange(4)))
         tasks[f"{chance.choice('fgh')}-{number}"] = inputs
     wanted = chance.sample(sorted(tasks), 10)
+    # What nothing depends on is submitted again and again, and its inputs remain.
+    leaves = {f"leaf-{number}": chance.sample(wanted, number) for number in range(4)}
+    tasks |= leaves
+    wanted += leaves
     simulation.come()
     for key, inputs in tasks.items():
-        simulation.event("submit", "client", key, b"", inputs, False)
+        simulation.submit(key, inputs)
     for key in sorted(tasks.keys() - wanted):
         simulation.event("release", "client", [key])
     for _ in range(200):
@@ -190,6 +205,12 @@ def test_the_scheduler_keeps_its_promises_in_whatever_order_things_happen(seed):
             simulation.come()
         if chance.random() < 0.05 and state.workers:
             simulation.go(chance.choice(sorted(state.workers)))
+        if chance.random() < 0.1:
+            key = chance.choice(list(leaves))
+            simulation.event(
+                *chance.choice([("release", "client", [key]), ("cancel", "client", key)])
+            )
+            simulation.submit(key, tasks[key])
         if any(simulation.inboxes.values()) or any(simulation.jobs.values()):
             simulation.step()
     given_up = wanted[:2]
@@ -206,6 +227,7 @@ def test_the_scheduler_keeps_its_promises_in_whatever_order_things_happen(seed):
         if simulation.known.get(key) != "cancelled":
             assert simulation.known[key] == "finished"
             assert state.tasks[key].status() == "finished"
+            assert state.tasks[key].run == simulation.runs[key]
     assert {simulation.known.get(key) for key in given_up} == {"cancelled"}
     state.release("client", list(state.tasks))
     simulation.settle()

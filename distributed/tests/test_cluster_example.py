@@ -16,7 +16,7 @@ from distributed.tests.clusters import EXAMPLES, cluster, divide_one_by, program
 from distributed.tests.environments import _or_skip, run_in
 from distributed.utils_test import async_poll_for, gen_test, tls_security
 
-from cluster import Client, KilledWorker, LostData, Nanny, Scheduler  # isort: skip
+from cluster import Client, KilledWorker, LostData, Nanny, Scheduler, Worker  # isort: skip
 from cluster.state import ClusterState  # isort: skip
 
 PEM = tls_security().tls_ca_file
@@ -381,6 +381,287 @@ async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed():
         await workers_come(scheduler, 0)
 
 
+@gen_test()
+async def test_a_function_may_have_any_parameters():
+    async with cluster(1) as (_, client):
+        assert await client.submit(dict, function=3, self=4) == {"function": 3, "self": 4}
+
+
+@pytest.mark.parametrize("key", [5, 0, b"x", ("x", 1)])
+def test_a_key_that_is_no_string_is_an_error_where_it_is_submitted(key):
+    @gen_test()
+    async def run():
+        async with cluster(1) as (_, client):
+            with pytest.raises(TypeError, match="a key is a string"):
+                client.submit(abs, -1, key=key)
+            assert await client.submit(abs, -1) == 1
+
+    run()
+
+
+@pytest.mark.parametrize("key", [5, None, b"x", ("x", 1), ["x"]])
+def test_a_message_with_a_bad_key_fails_by_itself(state, key):
+    with pytest.raises(TypeError):
+        state.submit("client", key, b"", [], False)
+    assert len(workers_of(state, "f-1")) == 1
+
+
+@gen_test()
+async def test_a_result_that_cannot_be_pickled_is_an_error_of_what_needs_it_elsewhere():
+    async with cluster(2) as (_, client):
+        iterators = [client.submit(lambda: (item for item in ())) for _ in range(2)]
+        with pytest.raises(TypeError, match="pickle"):
+            await client.submit(lambda *inputs: len(inputs), *iterators)
+        assert await client.submit(abs, -1) == 1
+
+
+@gen_test()
+async def test_a_result_whose_size_cannot_be_told_is_an_error():
+    class Strange:
+        @property
+        def nbytes(self):
+            raise ValueError("no size")
+
+    async with cluster(1) as (_, client):
+        with pytest.raises(ValueError, match="no size"):
+            await client.submit(Strange)
+        assert await client.submit(abs, -1) == 1
+
+
+class Unreachable(Worker):
+    """Answers the first requests for its results with an error of the network."""
+
+    def __init__(self, scheduler, failures):
+        super().__init__(scheduler, nthreads=1)
+        self.failures = failures
+        self.computed = 0
+
+    def get_data(self, keys):
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ConnectionResetError("the network is down")
+        return super().get_data(keys)
+
+    def compute(self, **message):
+        self.computed += 1
+        super().compute(**message)
+
+
+@gen_test()
+async def test_scattered_data_outlives_a_fetch_that_fails(caplog):
+    async with cluster(0) as (scheduler, client), Unreachable(scheduler.address, 3) as worker:
+        (data,) = await client.scatter([1])
+        assert await asyncio.gather(*[client.gather(data) for _ in range(3)]) == [1] * 3
+        assert worker.computed == 1
+    assert "Cannot get results" in caplog.text
+
+
+@gen_test()
+async def test_a_result_that_can_never_be_fetched_is_an_error_that_says_so():
+    async with cluster(0) as (scheduler, client), Unreachable(scheduler.address, 10**6) as worker:
+        with pytest.raises(LostData, match="'big' cannot be fetched: 4 failures"):
+            await client.submit(abs, -1, key="big")
+        assert worker.computed == 4
+        (data,) = await client.scatter([1])
+        with pytest.raises(LostData, match="cannot be fetched: 4 failures"):
+            await data
+        assert worker.computed == 5
+
+
+@gen_test()
+async def test_an_input_that_can_never_be_fetched_is_an_error_of_what_needs_it():
+    async with (
+        cluster(0) as (scheduler, client),
+        Unreachable(scheduler.address, 10**6),
+        Unreachable(scheduler.address, 10**6),
+    ):
+        inputs = await client.scatter([1, 2])
+        with pytest.raises(LostData, match="cannot be fetched"):
+            await client.submit(operator.add, *inputs)
+
+
+def scattered_on_a_with_consumers_on_b(state, number):
+    """Scattered data, and the attempts of tasks that are about to fetch it."""
+    given = workers_of(state, "data-1")
+    (holder,) = given.values()
+    attempt = state.tasks["data-1"].attempt
+    state.tasks["data-1"].scattered = True
+    state.ended(holder, "data-1", attempt, nbytes=1, duration=0.1)
+    for i in range(number):
+        state.submit("client", f"use-{i}", b"", ["data-1"], False)
+    state.settle()
+    attempts = [(f"use-{i}", state.tasks[f"use-{i}"].attempt) for i in range(number)]
+    return holder, attempts
+
+
+def test_what_many_tasks_fail_to_fetch_at_once_is_one_failure(state):
+    holder, attempts = scattered_on_a_with_consumers_on_b(state, 4)
+    for key, attempt in attempts:
+        address = state.tasks[key].worker.address
+        state.ended(address, key, attempt, missing={"data-1": holder})
+    state.settle()
+    assert state.tasks["data-1"].status() == "finished"
+    assert state.tasks["data-1"].failures == 1
+    assert all(state.tasks[key].attempt > attempt for key, attempt in attempts)
+
+
+def test_failures_to_fetch_count_only_in_a_row(state):
+    holder, [(key, attempt)] = scattered_on_a_with_consumers_on_b(state, 1)
+    state.ended(state.tasks[key].worker.address, key, attempt, missing={"data-1": holder})
+    state.settle()
+    task = state.tasks[key]
+    task.worker = next(worker for worker in state.workers.values() if worker.address != holder)
+    task.worker.running[task] = 0
+    state.ended(task.worker.address, key, task.attempt, nbytes=1, duration=0.1)
+    assert state.tasks["data-1"].failures == 0
+
+
+@gen_test()
+async def test_a_key_whose_future_is_gone_is_that_of_another_call():
+    async with cluster(1) as (_, client):
+        future = client.submit(operator.truediv, 1, 0, key="y")
+        with pytest.raises(ZeroDivisionError):
+            await future
+        del future
+        future = client.submit(abs, -2, key="y")
+        assert await future == 2
+        for number in range(20):
+            future = client.submit(operator.truediv, 1, number % 2, key="z")
+            del future
+            future = client.submit(abs, -number, key="z")
+            assert await future == number
+            del future
+
+
+@gen_test()
+async def test_a_key_that_failed_may_be_submitted_again():
+    async with cluster(1) as (_, client):
+        failed = client.submit(operator.truediv, 1, 0, key="y")
+        with pytest.raises(ZeroDivisionError):
+            await failed
+        assert await client.submit(abs, -2, key="y") == 2
+        with pytest.raises(ZeroDivisionError):
+            await failed
+
+
+@gen_test()
+async def test_a_key_that_was_cancelled_is_that_of_another_call():
+    async with cluster(1) as (scheduler, client):
+        cancelled = client.submit(abs, -1, key="y")
+        dependent = client.submit(abs, cancelled, key="z")
+        cancelled.cancel()
+        future = client.submit(abs, -2, key="y")
+        assert await future == 2
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(asyncio.CancelledError):
+            await dependent
+        del cancelled
+        dependent = client.submit(abs, -3, key="z")
+        assert await client.gather([future, dependent]) == [2, 3]
+        del future, dependent
+        await forgotten(scheduler)
+
+
+@gen_test()
+async def test_a_cancelled_task_that_has_not_begun_does_not_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    async with cluster(1) as (scheduler, client):
+        blocked = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+        waiting = client.submit(lambda path: path.touch(), tmp_path / "touched")
+        tasks = scheduler.state.tasks
+        await async_poll_for(lambda: sum(t.attempt > 0 for t in tasks.values()) == 2, timeout=10)
+        waiting.cancel()
+        await async_poll_for(lambda: len(tasks) == 1, timeout=10)
+        last = client.submit(abs, -1)
+        await async_poll_for(lambda: sum(t.attempt > 0 for t in tasks.values()) == 2, timeout=10)
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread((tmp_path / "pipe").write_text, "done")
+        assert await client.gather([blocked, last]) == ["done", 1]
+        assert not (tmp_path / "touched").exists()
+
+
+def test_tasks_that_had_not_begun_are_not_blamed(state):
+    workers_of(state, "f-1", "f-2", "f-3", "f-4")
+    (first, second) = state.workers["a"].running
+    state.remove_worker("a")
+    assert (first.deaths, second.deaths) == (1, 0)
+
+
+@gen_test()
+async def test_a_task_that_ends_its_worker_as_if_all_was_well_is_given_up():
+    async with cluster(1) as (scheduler, client):
+        with pytest.raises(KilledWorker):
+            await client.submit(os._exit, 0)
+        assert await client.submit(abs, -1) == 1
+        assert scheduler.nannies[0].restarts == 4
+
+
+@gen_test()
+async def test_a_nanny_ends_when_its_worker_is_told_to():
+    async with cluster(1) as (scheduler, _):
+        os.kill(scheduler.nannies[0].process.pid, signal.SIGTERM)
+        await scheduler.nannies[0].finished()
+        assert scheduler.nannies[0].restarts == 0
+
+
+@gen_test(config={"distributed.comm.batched.max-buffer-size": "1MB"})
+async def test_more_is_scattered_than_may_wait_to_be_sent():
+    async with cluster(2) as (_, client):
+        futures = await client.scatter(bytes([i]) * 200_000 for i in range(50))
+        assert [data[0] for data in await client.gather(futures)] == list(range(50))
+
+
+@gen_test()
+async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
+    def send(*messages):
+        raise BufferError("too much waits")
+
+    async with cluster(1) as (scheduler, client):
+        scheduler.streams[client.id].send = send
+        future = client.submit(abs, -1)
+        await client.finished()
+        assert client.id not in scheduler.streams
+        with pytest.raises(OSError, match="is gone"):
+            await future
+    dropped = [r for r in caplog.records if "too much waits" in r.getMessage()]
+    assert {record.levelname for record in dropped} == {"WARNING"}
+
+
+@gen_test()
+async def test_what_tasks_print_is_not_lost_when_the_worker_ends():
+    async with (
+        cluster(0) as (scheduler, client),
+        program("worker", scheduler.address) as worker,
+    ):
+        await client.submit(print, "what a task said", end="")
+        worker.send_signal(signal.SIGTERM)
+        said = await asyncio.to_thread(worker.stdout.read)
+    assert said.decode() == "what a task said"
+
+
+def test_durations_are_those_of_functions_that_keys_name(state):
+    for key in ("f-1", "f-2", "g", "h"):
+        (holder,) = workers_of(state, key).values()
+        state.ended(holder, key, state.tasks[key].attempt, nbytes=1, duration=0.5)
+        state.settle()
+    assert state.durations == {"f": 0.5}
+
+
+@gen_test()
+async def test_what_is_scattered_has_a_duration_of_its_own():
+    async with cluster(1) as (scheduler, client):
+        await client.scatter([1, 2])
+        assert scheduler.state.durations.keys() == {"scatter"}
+
+
+@gen_test()
+async def test_to_wait_for_a_graph_in_the_thread_of_the_event_loop_is_an_error():
+    async with cluster(0) as (_, client):
+        with pytest.raises(RuntimeError, match="another thread"):
+            client.get({}, [])
+
+
 def test_certificates_and_token_come_from_the_configuration(monkeypatch):
     comm = {"require-encryption": True, "auth.token": "a secret of thirty-two characters"}
     comm |= {"tls.ca-file": PEM}
@@ -405,7 +686,7 @@ def test_certificates_and_token_come_from_the_configuration(monkeypatch):
 def test_dask_array_computes_on_it():
     python = _or_skip("dask-array", ["dask[array]"], project=True)
     code = """
-        import asyncio, numpy
+        import asyncio, concurrent.futures, numpy, time
         import dask, dask.array
         from cluster import Client, Nanny, Scheduler
 
@@ -413,6 +694,10 @@ def test_dask_array_computes_on_it():
             async with Scheduler("tcp://127.0.0.1:0") as scheduler, Nanny(scheduler.address):
                 async with Nanny(scheduler.address), Client(scheduler.address) as client:
                     await asyncio.to_thread(compute, client.get)
+
+        def slowly(number):
+            time.sleep(0.2)
+            return number
 
         def compute(get):
             x = dask.array.arange(10_000, chunks=1000).reshape(100, 100).rechunk(25)
@@ -424,6 +709,10 @@ def test_dask_array_computes_on_it():
             a, b = dask.compute(x.mean(), x.std(), scheduler=get)
             assert a == n.mean() and abs(b - n.std()) < 1e-9
             assert get({"x": 1, "y": (abs, -2), "z": (sum, ["x", "y"])}, [["z"], "x"]) == [[3], 1]
+            assert get({1: (abs, -5), "1": (abs, -6)}, [1, "1"]) == [5, 6]
+            graphs = [{"x": (slowly, number)} for number in range(4)]
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                assert list(pool.map(get, graphs, ["x"] * 4)) == list(range(4))
             print("computed")
 
         asyncio.run(main())

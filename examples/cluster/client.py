@@ -63,7 +63,7 @@ class Client(Peer):
         if not isinstance(key, str):
             raise TypeError(f"a key is a string, not {key!r}")
         future = self.futures.get(key)
-        if future is None or future.status == "cancelled":
+        if future is None or future.status in ("cancelled", "erred"):
             needs: dict[str, Ref] = {}
             call = replace(call, Future, lambda f: needs.setdefault(f.key, Ref(f.key)))
             # What cannot be serialized is an error here, not one of the stream.

@@ -12,7 +12,14 @@ import pytest
 
 from distributed import config
 from distributed.protocol.exceptions import DeserializationError
-from distributed.tests.clusters import EXAMPLES, cluster, divide_one_by, program, workers_come
+from distributed.tests.clusters import (
+    ENVIRONMENT,
+    EXAMPLES,
+    cluster,
+    divide_one_by,
+    program,
+    workers_come,
+)
 from distributed.tests.environments import _or_skip, run_in
 from distributed.utils_test import async_poll_for, gen_test, tls_security
 
@@ -629,7 +636,8 @@ async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
 
 
 @gen_test()
-async def test_what_tasks_print_is_not_lost_when_the_worker_ends():
+async def test_what_tasks_print_is_not_lost_when_the_worker_ends(monkeypatch):
+    monkeypatch.delitem(ENVIRONMENT, "PYTHONUNBUFFERED", raising=False)
     async with (
         cluster(0) as (scheduler, client),
         program("worker", scheduler.address) as worker,

@@ -27,7 +27,7 @@ class KilledWorker(Exception):
 
 
 class LostData(Exception):
-    """Data is gone or not to be had, and to compute it again is no way."""
+    """Data is gone, or cannot be fetched, and computing it again does not help."""
 
 
 @dataclass(eq=False, slots=True)

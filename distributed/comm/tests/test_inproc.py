@@ -81,6 +81,12 @@ class LoopThread:
             self.loop.close()
 
 
+async def others_end() -> None:
+    """Wait for the other tasks of this loop."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
+
+
 @pytest.fixture
 def other() -> Iterator[LoopThread]:
     other = LoopThread()
@@ -442,6 +448,7 @@ async def test_two_ends_in_two_threads(other: LoopThread) -> None:
         assert await client.read() == i
     await client.close()
     other.loop.call_soon_threadsafe(listener.stop)
+    await other.run(others_end())
     assert threads == {"other loop"}
 
 

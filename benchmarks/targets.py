@@ -57,6 +57,7 @@ def _to_original(title: str, case: str, bound: float, measure: str = "rate") -> 
 
 def _all() -> Iterator[Target]:
     yield _to_original("sequential small calls/s", "sequential/tcp", 2.3)
+    yield _to_original("the same, both sides on one core", "sequential on one core/tcp", 2.3)
     yield _to_original("64 concurrent callers, calls/s", "concurrent/64 pooled/tcp", 2.5)
     for kind in ("bytes", "array"):
         yield _to_original(f"10 kB of {kind} each way, calls/s", f"payload/{kind} 10kB/tcp", 2.0)

@@ -127,8 +127,12 @@ class RemoteCalls(ABC):
     _comm_name: ClassVar[str]
 
     @abstractmethod
+    def _take(self) -> Comm | None:
+        """Return an open comm on which nothing is in progress, if there is one already."""
+
+    @abstractmethod
     async def _acquire(self) -> Comm:
-        """Return an open comm on which nothing is in progress."""
+        """Return such a comm, however long that takes."""
 
     @abstractmethod
     def _release(self, comm: Comm) -> None:
@@ -145,7 +149,9 @@ class RemoteCalls(ABC):
             if self.deserializers is not None and kwargs.get("deserializers") is None:
                 kwargs["deserializers"] = self.deserializers
             try:
-                comm = await self._acquire()
+                comm = self._take()
+                if comm is None:
+                    comm = await self._acquire()
             except RPCClosed as exc:
                 raise type(exc)(f"{_failed(name)} before comm was established.") from exc
             except CommClosedError as exc:

@@ -201,6 +201,9 @@ class rpc(RemoteCalls):
 
     _acquire = live_comm
 
+    def _take(self) -> Comm | None:
+        return self._take_idle() if self.status is not Status.closed else None
+
     def _take_idle(self) -> Comm | None:
         while True:
             while self._released:
@@ -312,6 +315,10 @@ class PooledRPCCall(RemoteCalls):
     def address(self) -> str:
         """The server's address."""
         return self.addr
+
+    def _take(self) -> Comm | None:
+        pool = self.pool
+        return pool._take_idle(self.addr) if pool.status is Status.running else None
 
     async def _acquire(self) -> Comm:
         return await self.pool.connect(self.addr)

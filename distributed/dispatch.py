@@ -302,8 +302,6 @@ class Dispatcher(LifeCycle):
             logger.error("Exception while handling op %s", op, exc_info=True)
             result = error_message(exc, "uncaught-error")
 
-        if comm.closed():
-            return False
         if (
             reply
             and result is not Status.dont_reply

@@ -90,7 +90,7 @@ class StreamComm(FramedComm):
     def closed(self) -> bool:
         stream = self.stream
         # A stream whose loop was closed can do no more than be closed.
-        return stream is None or stream.closed() or self._loop.is_closed()
+        return stream is None or stream._closed or self._loop.is_closed()
 
     def __del__(self) -> None:
         stream = self.__dict__.get("stream")

@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from benchmarks.contestants.timing import repeat
+
 Result = dict[str, Any]
 
 _PR_SET_PDEATHSIG = 1
@@ -101,3 +103,27 @@ def run(main: Callable[[], Any], loop: str) -> None:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+
+
+def call_blocking(
+    connect: Callable[[str], Any], find_add: Callable[[Any], Any], close: Callable[[Any], Any]
+) -> None:
+    """Be the client of a library that blocks, given how to reach a server's ``add`` there."""
+    channel = Channel()
+    opened: dict[str, Any] = {}
+
+    def sequential(address: str, seconds: float) -> Result:
+        if address not in opened:
+            opened[address] = connect(address)
+        add = find_add(opened[address])
+        assert add(1, 2) == 3
+        return repeat(lambda: add(1, 2), seconds)
+
+    def rest() -> Result:
+        for each in opened.values():
+            close(each)
+        opened.clear()
+        return {}
+
+    channel.write({})
+    channel.answer({"sequential": sequential, "rest": rest})

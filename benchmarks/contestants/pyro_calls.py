@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
 
 import Pyro5.api
 
-from benchmarks.contestants.channel import Channel, Result
-from benchmarks.contestants.timing import repeat
+from benchmarks.contestants.channel import Channel, call_blocking
 
 Pyro5.api.config.SERIALIZER = "msgpack"
 
@@ -30,24 +28,11 @@ def serve() -> None:
 
 
 def call() -> None:
-    channel = Channel()
-    opened: dict[str, Any] = {}
-
-    def sequential(address: str, seconds: float) -> Result:
-        if address not in opened:
-            opened[address] = Pyro5.api.Proxy(address)
-        add = opened[address].add
-        assert add(1, 2) == 3
-        return repeat(lambda: add(1, 2), seconds)
-
-    def rest() -> Result:
-        for proxy in opened.values():
-            proxy._pyroRelease()
-        opened.clear()
-        return {}
-
-    channel.write({})
-    channel.answer({"sequential": sequential, "rest": rest})
+    call_blocking(
+        Pyro5.api.Proxy,
+        lambda proxy: proxy.add,
+        lambda proxy: proxy._pyroRelease(),
+    )
 
 
 if __name__ == "__main__":

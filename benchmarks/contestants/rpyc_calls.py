@@ -9,8 +9,7 @@ from typing import Any
 import rpyc
 from rpyc.utils.server import ThreadedServer
 
-from benchmarks.contestants.channel import Channel, Result
-from benchmarks.contestants.timing import repeat
+from benchmarks.contestants.channel import Channel, call_blocking
 
 
 class Calculator(rpyc.Service):  # type: ignore[misc, unused-ignore]
@@ -26,26 +25,17 @@ def serve() -> None:
     channel.answer({})
 
 
+def connect(address: str) -> Any:
+    host, _, port = address.partition(":")
+    return rpyc.connect(host, int(port))
+
+
 def call() -> None:
-    channel = Channel()
-    opened: dict[str, Any] = {}
-
-    def sequential(address: str, seconds: float) -> Result:
-        if address not in opened:
-            host, _, port = address.partition(":")
-            opened[address] = rpyc.connect(host, int(port))
-        add = opened[address].root.add
-        assert add(1, 2) == 3
-        return repeat(lambda: add(1, 2), seconds)
-
-    def rest() -> Result:
-        for connection in opened.values():
-            connection.close()
-        opened.clear()
-        return {}
-
-    channel.write({})
-    channel.answer({"sequential": sequential, "rest": rest})
+    call_blocking(
+        connect,
+        lambda connection: connection.root.add,
+        lambda connection: connection.close(),
+    )
 
 
 if __name__ == "__main__":

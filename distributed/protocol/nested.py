@@ -15,6 +15,9 @@ from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPick
 
 __all__ = ["nested_deserialize"]
 
+# Values that most messages consist of, which spares a call for each of them.
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+
 
 def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
     """Replace the wrappers in a message by their values, without having serialized it.
@@ -29,19 +32,23 @@ def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
         Whether `Serialize` and `Serialized` become values, too, and not only what is to be pickled.
     """
     cls = type(x)
+    if cls is Serialize:
+        return x.data if emulate_deserialize else x
     if cls is dict:
-        return {key: nested_deserialize(x[key], emulate_deserialize) for key in x}
-    if cls is list:
-        return [nested_deserialize(element, emulate_deserialize) for element in x]
-    if cls is tuple:
-        return tuple([nested_deserialize(element, emulate_deserialize) for element in x])
+        return {
+            key: value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            for key, value in x.items()
+        }
+    if cls is list or cls is tuple:
+        values = [
+            value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            for value in x
+        ]
+        return values if cls is list else tuple(values)
     if cls is ToPickle:
         return x.data
     if cls is Pickled:
         return load_pickled(x.header, x.frames)
-    if emulate_deserialize:
-        if cls is Serialize:
-            return x.data
-        if cls is Serialized:
-            return merge_and_deserialize(x.header, decompress(x.header, x.frames))
+    if cls is Serialized and emulate_deserialize:
+        return merge_and_deserialize(x.header, decompress(x.header, x.frames))
     return x

@@ -56,13 +56,14 @@ class Admission:
             self._hosts[comm] = None
             return None
         host = get_address_host(comm.peer_address)
-        if self._counts[host] >= self.limit_per_host:
+        count = self._counts[host]
+        if count >= self.limit_per_host:
             return (
-                f"it has {self._counts[host]} connections from {host}, as many as "
+                f"it has {count} connections from {host}, as many as "
                 "'distributed.comm.max-connections-per-host' allows"
             )
         self._hosts[comm] = host
-        self._counts[host] += 1
+        self._counts[host] = count + 1
         return None
 
     def leave(self, comm: Comm) -> None:

@@ -12,17 +12,18 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import partial
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 from distributed import config
 from distributed.admission import Admission
 from distributed.background import AsyncTaskGroup
 from distributed.comm.core import Comm, CommClosedError
-from distributed.counter import Counter
 from distributed.lifecycle import LifeCycle
 from distributed.remote_errors import ErrorMessage, error_message
+from distributed.statistics import Statistics
 from distributed.status import Status
 from distributed.utils import has_keyword
 
@@ -88,7 +89,7 @@ class Dispatcher(LifeCycle):
     # operation in progress or None; `_serving_tasks` the tasks that do so, each with
     # its comm.  `_idle_streams` are comms on which handle_stream waits for a
     # message.  `_handler_calls` remembers how the handlers in `handlers` are called.
-    counters: Mapping[str, Counter]
+    _server_statistics: Statistics
 
     def __init__(
         self,
@@ -197,6 +198,8 @@ class Dispatcher(LifeCycle):
                     continue
                 in_time = not self._close_begun
                 keep = await self._handle_request(comm, msg)
+                # What it holds is not to stay until the next request has arrived.
+                msg = None
                 if not keep or (in_time and self._close_begun):
                     await comm.close()
                     break
@@ -262,18 +265,19 @@ class Dispatcher(LifeCycle):
                     f"{self._name_in_messages} is closing and takes no more requests"
                 )
             call = self._find_handler(op)
-            self.counters["op"].add(op)
+            self._server_statistics.counters["op"].add(op)
             self._comms[comm] = op
             if call.with_serializers and serializers is not None:
                 msg["serializers"] = serializers
             result = call.handler(comm, **msg) if call.with_comm else call.handler(**msg)
-            if asyncio.iscoroutine(result):
+            kind = type(result)
+            if hasattr(kind, "__await__") or kind is GeneratorType:
+                if not asyncio.iscoroutine(result) and kind is not GeneratorType:
+                    raise RuntimeError(
+                        f"Comm handler returned unknown awaitable. Expected coroutine, "
+                        f"instead got {kind}"
+                    )
                 result = await result
-            elif isinstance(result, Awaitable):
-                raise RuntimeError(
-                    f"Comm handler returned unknown awaitable. Expected coroutine, "
-                    f"instead got {type(result)}"
-                )
         except CommClosedError as exc:
             if comm.closed():
                 logger.debug(
@@ -419,6 +423,8 @@ class Dispatcher(LifeCycle):
                     if self._event_finished.is_set():
                         # That message's handler has closed this server.
                         return
+                # What they hold is not to stay until the next message has arrived.
+                msgs = msg = result = None
         except CommClosedError as exc:
             logger.debug(
                 "Stream from %s to %s ended: %s", comm.peer_address, self._name_in_messages, exc

@@ -155,7 +155,8 @@ class PoolState:
             del self.occupied[addr]
         if not comm.closed():
             self.available[addr].add(comm)
-        self._settle()
+        if self._waiting:
+            self._settle()
 
     def collect(self) -> None:
         """Close all idle connections."""

@@ -69,6 +69,8 @@ class Comm(ABC):
         Whether values wrapped by :func:`~distributed.protocol.to_serialize`
         are unwrapped on arrival.  If false they arrive as
         :class:`~distributed.protocol.Serialized`, ready to be passed on.
+    load_policy
+        See below; by default that of the configuration.
 
     Attributes
     ----------
@@ -95,12 +97,12 @@ class Comm(ABC):
     remote_info: dict[str, Any]
     handshake_options: dict[str, Any]
 
-    def __init__(self, deserialize: bool = True):
+    def __init__(self, deserialize: bool = True, load_policy: LoadPolicy | None = None):
         self._instances.add(self)
         self.name = None
         self.deserialize = deserialize
         self.allow_offload = True
-        self.load_policy = settings().load_policy
+        self.load_policy = settings().load_policy if load_policy is None else load_policy
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
@@ -188,7 +190,8 @@ class Comm(ABC):
 
     @allow_pickle.setter
     def allow_pickle(self, allowed: bool) -> None:
-        self.load_policy = self.load_policy._replace(allow_pickle=allowed)
+        if self.load_policy.allow_pickle != allowed:
+            self.load_policy = self.load_policy._replace(allow_pickle=allowed)
 
     @property
     def channel_binding(self) -> bytes | None:
@@ -394,22 +397,31 @@ class BaseListener(Listener):
         if self.allow_pickle is not None:
             comm.allow_pickle = self.allow_pickle
         self._handshaking[comm] = None
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            comm.abort()
+
+        # Ends whoever waits for the comm, which takes a fraction of the time of `asyncio.timeout`.
+        timer = asyncio.get_running_loop().call_later(timeout, give_up)
         try:
-            async with asyncio.timeout(timeout):
-                await self._shake_hands(comm, handshake_overrides)
-        except TimeoutError:
+            await self._shake_hands(comm, handshake_overrides)
+        except BaseException as exc:
             comm.abort()
-            raise CommClosedError(
-                f"{comm.peer_address} connected to {comm.local_address}, but did not complete the "
-                f"handshake within {timeout} s ('distributed.comm.timeouts.handshake')"
-            ) from None
-        except BaseException:
-            comm.abort()
+            if late and isinstance(exc, OSError):
+                raise CommClosedError(
+                    f"{comm.peer_address} connected to {comm.local_address}, but did not complete "
+                    f"the handshake within {timeout} s ('distributed.comm.timeouts.handshake')"
+                ) from None
             raise
         finally:
+            timer.cancel()
             self._handshaking.pop(comm, None)
 
     async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+        """Wait for the comm, and for nothing else that could last."""
         if self.token is None:
             await _handshake(comm, overrides)
             return

@@ -20,10 +20,11 @@ from tornado.iostream import StreamClosedError
 
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.settings import CommSettings, settings
-from distributed.comm.utils import from_frames, to_frames
-from distributed.protocol.core import loads
+from distributed.comm.utils import dumps_is_expensive, loads_is_expensive
+from distributed.protocol.core import dumps, loads
 from distributed.protocol.exceptions import FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
+from distributed.utils import offload
 
 #: So many messages that need no waiting are read before others get their turn.
 UNINTERRUPTED_READS = 64
@@ -40,7 +41,8 @@ class FramedComm(Comm):
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # State.  `_reading` is true while a read is under way.  `_unwaited` counts the
+    # State.  `_is_open` is true until this side closes the comm; transports see to
+    # that.  `_reading` is true while a read is under way.  `_unwaited` counts the
     # messages that were here already since others have had their turn.
     # `_context`, made with the handshake, is passed to serializers.
 
@@ -48,14 +50,15 @@ class FramedComm(Comm):
     _end_of_connection: ClassVar[tuple[type[Exception], ...]] = (StreamClosedError,)
 
     def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
-        super().__init__(deserialize)
+        configured = settings()
+        super().__init__(deserialize, configured.load_policy)
         self._local_addr = local_addr
         self._peer_addr = peer_addr
-        configured = settings()
         self._linger = configured.tcp_timeout
         self._shard = self._choose_shard(configured)
         self._limits = configured.message_limits
         self._handshake_limits = configured.handshake_limits
+        self._is_open = True
         self._reading = False
         self._unwaited = 0
         self._context: dict[str, Any] | None = None
@@ -74,17 +77,14 @@ class FramedComm(Comm):
         """Return the size in bytes at which frames are split."""
         return configured.shard
 
-    @property
-    @abstractmethod
-    def _is_open(self) -> bool:
-        """Whether this side has not closed the comm."""
-
     @abstractmethod
     def _receive(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
         """Return the frames of the next message, or what to await for them if they are not here.
 
         Raises
         ------
+        CommClosedError
+            If this side has closed the comm.
         FramingError
             If what arrives is no message within *limits*; now or when it is awaited.
         """
@@ -97,6 +97,11 @@ class FramedComm(Comm):
         -------
         (nbytes, rest)
             Its size, and what to await until all of it has left; None if it has.
+
+        Raises
+        ------
+        CommClosedError
+            If this side has closed the comm.
         """
 
     @abstractmethod
@@ -118,7 +123,9 @@ class FramedComm(Comm):
         }
 
     async def read(self, deserializers: Any = None) -> Any:
-        self._begin_reading()
+        if self._reading:
+            raise self._busy_error()
+        self._reading = True
         try:
             frames = self._receive(self._limits)
             if type(frames) is not list:
@@ -134,24 +141,25 @@ class FramedComm(Comm):
             raise
         finally:
             self._reading = False
-        if len(frames) == 1:
-            # As most are; never work for a thread.
-            return loads(frames, self.deserialize, deserializers, self.load_policy)
+        deserialize = self.deserialize
+        if (
+            len(frames) == 1  # as most messages have
+            or not deserialize
+            or not self.allow_offload
+            or not loads_is_expensive(frames)
+        ):
+            return loads(frames, deserialize, deserializers, self.load_policy)
         try:
-            return await from_frames(
-                frames,
-                deserialize=self.deserialize,
-                deserializers=deserializers,
-                allow_offload=self.allow_offload,
-                policy=self.load_policy,
-            )
+            return await offload(loads, frames, deserialize, deserializers, self.load_policy)
         except asyncio.CancelledError:
             # Who read on would take the next message for this one.
             self.abort()
             raise
 
     async def read_handshake(self) -> Any:
-        self._begin_reading()
+        if self._reading:
+            raise self._busy_error()
+        self._reading = True
         try:
             frames = self._receive(self._handshake_limits)
             if type(frames) is not list:
@@ -166,24 +174,21 @@ class FramedComm(Comm):
         except Exception as exc:
             raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
 
-    def _begin_reading(self) -> None:
-        if not self._is_open:
-            raise CommClosedError(f"cannot read: {self!r}")
-        if self._reading:
-            raise RuntimeError(f"another coroutine is already reading from {self!r}")
-        self._reading = True
+    def _busy_error(self) -> Exception:
+        """Tell why nobody can read while another does."""
+        if self.closed():
+            return CommClosedError(f"cannot read: {self!r}")
+        return RuntimeError(f"another coroutine is already reading from {self!r}")
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
         if not self._is_open:
             raise CommClosedError(f"cannot write: {self!r}")
-        frames = await to_frames(
-            msg,
-            allow_offload=self.allow_offload,
-            serializers=serializers,
-            on_error="message" if on_error is None else on_error,
-            context=self._context,
-            frame_split_size=self._shard,
-        )
+        mode: Any = "message" if on_error is None else on_error
+        context = self._context
+        if self.allow_offload and dumps_is_expensive(msg, context):
+            frames = await offload(dumps, msg, serializers, mode, context, self._shard)
+        else:
+            frames = dumps(msg, serializers, mode, context, self._shard)
         return await self._write_frames(frames)
 
     async def write_handshake(self, msg: dict[str, Any]) -> None:
@@ -191,8 +196,6 @@ class FramedComm(Comm):
 
     async def _write_frames(self, frames: Sequence[Buffer]) -> int:
         """Write the frames of a message, and return its size when all of it has left."""
-        if not self._is_open:
-            raise CommClosedError(f"cannot write: {self!r}")
         try:
             nbytes, rest = self._send(frames)
             if rest is not None:
@@ -208,6 +211,9 @@ class FramedComm(Comm):
         If it means nothing in particular the caller was cancelled, most likely, with a part of a
         message sent or received: whoever went on would send or get the rest of it.
         """
+        if isinstance(exc, CommClosedError):
+            # Only where this side has closed it; what was written may still be leaving.
+            return
         error = None
         if isinstance(exc, self._end_of_connection):
             error = self._closed_error(exc)
@@ -215,4 +221,8 @@ class FramedComm(Comm):
             error = self._invalid_error(exc)
         self.abort()
         if error is not None:
-            raise error from (error.__cause__ or exc)
+            try:
+                raise error from (error.__cause__ or exc)
+            finally:
+                # Its traceback has this frame.
+                del error, exc

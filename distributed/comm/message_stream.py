@@ -19,15 +19,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.protocol.exceptions import FramingError
-from distributed.protocol.framing import Buffer, MessageDecoder
+from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 
-#: The frames of one message.
-Frames: TypeAlias = list[memoryview]
+_READ = IOLoop.READ
 
 #: So many buffers one system call takes on every platform (IOV_MAX).
 _BUFFERS_AT_ONCE = 1024
@@ -47,30 +47,27 @@ class Arrival:
     # What asyncio's tasks ask of a future: `_asyncio_future_blocking` (by which they know one, see
     # `asyncio.isfuture`), `get_loop`, `add_done_callback`, `cancel` and `result`.
 
-    # State.  `_wake`, in `_context`, lets the task that waits go on, and is None while none does.
+    # State.  `wake`, in `_context`, lets the task that waits go on, and is None while none does.
     # Result and error are set from when that is called, or about to be, until the task has them.
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_result", "_wake")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_result", "wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._asyncio_future_blocking = False
         self._loop = loop
-        self._wake: Callable[[Any], object] | None = None
+        self.wake: Callable[[Any], object] | None = None
         self._context: contextvars.Context | None = None
         self._result: Any = None
         self._error: BaseException | None = None
 
-    @property
-    def awaited(self) -> bool:
-        """Whether a task waits."""
-        return self._wake is not None
-
     def resolve(self, result: Any = None, error: BaseException | None = None) -> None:
         """Let the task that waits go on, now, with *result* or *error*."""
-        wake, self._wake = self._wake, None
+        wake, self.wake = self.wake, None
         context, self._context = self._context, None
         assert wake is not None
         self._result = result
         self._error = error
+        # The error will come to refer to this frame.
+        del error
         if context is None:
             wake(self)
         else:
@@ -78,7 +75,7 @@ class Arrival:
 
     def resolve_soon(self, error: BaseException) -> None:
         """Let the task that waits go on with *error* at the loop's next turn."""
-        wake, self._wake = self._wake, None
+        wake, self.wake = self.wake, None
         context, self._context = self._context, None
         assert wake is not None
         self._error = error
@@ -96,19 +93,23 @@ class Arrival:
     def add_done_callback(
         self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
-        assert self._wake is None
-        self._wake = fn
+        assert self.wake is None
+        self.wake = fn
         self._context = context
 
     def result(self) -> None:
         """Raise the error with which the task goes on, if it does with one."""
         error, self._error = self._error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # Its traceback has this frame.
+                del error
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the wait; return false if it is over."""
-        if self._wake is None:
+        if self.wake is None:
             return False
         self.resolve_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
@@ -126,10 +127,9 @@ class MessageStream(IOStream):
     # State, besides Tornado's.  `decoder` holds what has arrived and was not taken.  One reader
     # waits for `_arrival`, or none does.
 
-    #: Whether the event loop tells of all that can be received.
-    _loop_tells = True
-    #: Whether several buffers can be written at once.
-    _gathers = True
+    #: Whether the socket is the system's, which tells the event loop of all that can be received,
+    #: and sends several buffers at once.
+    _is_plain = True
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -138,30 +138,28 @@ class MessageStream(IOStream):
 
     def notice_end(self) -> None:
         """Let the stream close when the peer does, also while nobody reads or writes."""
-        self._add_io_state(self.io_loop.READ)
+        self._add_io_state(_READ)
 
-    def take_message(self) -> Frames | None:
-        """Return the next message if all of it is here.
+    def next_message(self) -> Frames | Arrival:
+        """Return the next message if all of it is here, else what to await for it.
+
+        Only one task may wait at a time.
 
         Raises
         ------
         FramingError
-            If what is here is no message.
+            If what arrives is no message; now or when it is awaited.
         StreamClosedError
             If no more will arrive.
         """
         frames = self.decoder.next_message()
-        # Tornado has in its buffer what came while nobody was reading.
-        if frames is None and (self._read_buffer_size or not self._loop_tells or self._closed):
+        if frames is None and (self._read_buffer_size or self._closed or not self._is_plain):
+            # Tornado has in its buffer what came while nobody was reading.
             frames = self._receive()
-        return frames
-
-    def message(self) -> Arrival:
-        """Return what to await for the message of which `take_message` said that it is not here.
-
-        It raises what `take_message` raises.  Only one task may wait at a time.
-        """
-        self._add_io_state(self.io_loop.READ)
+        if frames is not None:
+            return frames
+        if not (self._state or 0) & _READ:
+            self._add_io_state(_READ)
         return self._arrival
 
     def send(self, buffers: Sequence[Buffer], nbytes: int) -> asyncio.Future[None] | None:
@@ -180,17 +178,19 @@ class MessageStream(IOStream):
         if self._closed:
             raise StreamClosedError(real_error=self.error)
         sent = 0
-        if not self._write_buffer:
+        if self._total_write_done_index == self._total_write_index:
+            # Nothing waits to be written.
             try:
-                if len(buffers) == 1 or not self._gathers:
+                if not self._is_plain:
                     sent = self.write_to_fd(memoryview(buffers[0]))
+                elif len(buffers) == 1:
+                    sent = self.socket.send(buffers[0])
                 else:
                     sent = self.socket.sendmsg(buffers[:_BUFFERS_AT_ONCE])
             except BlockingIOError:
                 pass
             except OSError as exc:
-                self.close(exc_info=exc)
-                raise StreamClosedError(real_error=exc) from exc
+                raise self._ended(exc) from exc
             if sent == nbytes:
                 return None
         written: Any = None
@@ -206,30 +206,49 @@ class MessageStream(IOStream):
     def _receive(self) -> Frames | None:
         """Receive what is there, up to the end of a message; return that if it is complete."""
         decoder = self.decoder
+        is_plain = self._is_plain
         while True:
             memory = decoder.wanted()
+            ahead = decoder.ahead
+            wanted = len(memory)
             nbytes: int | None
             if self._read_buffer_size or self._closed:
                 nbytes = self._take_buffered(memory)
             else:
                 try:
-                    nbytes = self.read_from_fd(memory)
+                    if not is_plain:
+                        nbytes = self.read_from_fd(memory)
+                    elif ahead is None:
+                        nbytes = self.socket.recv_into(memory)
+                    else:
+                        wanted += len(ahead)
+                        nbytes = self.socket.recvmsg_into((memory, ahead))[0]
+                except BlockingIOError:
+                    nbytes = None
                 except OSError as exc:
-                    self.close(exc_info=exc)
-                    raise StreamClosedError(real_error=exc) from exc
+                    raise self._ended(exc) from exc
                 if nbytes == 0:
-                    self.close()
-                    raise StreamClosedError(real_error=self.error)
-            if nbytes is not None:
-                decoder.received(nbytes)
+                    raise self._ended()
             # Where nothing was received this only gives back what would have been filled.
-            frames = decoder.next_message()
+            frames = decoder.next_message(nbytes or 0)
             if frames is not None or nbytes is None:
                 return frames
-            if nbytes < len(memory) and self._loop_tells and not self._closed:
+            # While much was received the rest may have come.
+            if nbytes < wanted - nbytes and is_plain and not self._closed:
                 return None
 
-    def _take_buffered(self, memory: memoryview) -> int:
+    def _ended(self, exc: OSError | None = None) -> StreamClosedError:
+        """Close, and return what is to be raised; who waits has yet to be told."""
+        if exc is not None:
+            # The stream keeps it, and its traceback the stream.
+            exc.__traceback__ = None
+        arrival = self._arrival
+        wake, arrival.wake = arrival.wake, None
+        self.close(exc_info=exc or False)
+        arrival.wake = wake
+        return StreamClosedError(real_error=self.error)
+
+    def _take_buffered(self, memory: bytearray | memoryview) -> int:
         """Fill a part of *memory* with what came while nobody was reading; return its size."""
         if not self._read_buffer_size:
             raise StreamClosedError(real_error=self.error)
@@ -242,35 +261,40 @@ class MessageStream(IOStream):
     # What follows are hooks of Tornado's.
 
     def reading(self) -> bool:
-        return self._arrival.awaited or super().reading()
+        return self._arrival.wake is not None or super().reading()
+
+    def _handle_events(self, fd: Any, events: int) -> None:
+        if events == _READ and self._arrival.wake is not None:
+            # As nearly always.  Nothing of what Tornado looks after changes by it.
+            self._handle_read()
+        else:
+            super()._handle_events(fd, events)
 
     def _handle_read(self) -> None:
         arrival = self._arrival
-        if not arrival.awaited:
+        if arrival.wake is None:
             # Tornado notices the end of a stream from which nobody reads, and keeps what arrives
             # on it, but only so much of that.
             super()._handle_read()
             return
         try:
             frames = self._receive()
-        except StreamClosedError:
-            # Closing has told the reader.
-            return
-        except FramingError as exc:
+        except (StreamClosedError, FramingError) as exc:
             arrival.resolve(error=exc)
             return
+        except BaseException as exc:
+            self.close(exc_info=exc)
+            raise
         if frames is not None:
             arrival.resolve(frames)
 
     def _signal_closed(self) -> None:
         super()._signal_closed()
-        if self._arrival.awaited:
+        if self._arrival.wake is not None:
             self._arrival.resolve_soon(StreamClosedError(real_error=self.error))
 
 
 class TLSMessageStream(SSLIOStream, MessageStream):
     """A stream of messages over a TLS socket."""
 
-    # It does not tell of what has been decrypted already.
-    _loop_tells = False
-    _gathers = False
+    _is_plain = False

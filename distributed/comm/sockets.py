@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from tornado import netutil
@@ -51,6 +51,10 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 #: Seconds until connections are accepted again after that, and until it is logged again.
 _EXHAUSTION_PAUSE, _EXHAUSTION_SILENCE = 0.1, 60.0
+
+#: Connections that are accepted in one turn of the event loop, and seconds between two turns up to
+#: which it is one.
+_ACCEPTED_AT_ONCE, _SOON = 128, 0.0005
 
 #: How often to look for a port that is free for IPv4 and IPv6 both.
 _BIND_ATTEMPTS = 10
@@ -283,17 +287,41 @@ class SocketServer(TCPServer):
         A coroutine function that is called with each socket and the address of its peer.
     """
 
-    # State.  `_handling` are the calls that have not returned.
+    # State.  `_handling` are the calls that have not returned.  `_last_event` is when the event
+    # loop last told of a connection.
     def __init__(self, handle: Callable[[socket.socket, Any], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self._handle = handle
         self._handling: set[asyncio.Task[None]] = set()
+        self._last_event = 0.0
 
-    # Tornado would make a stream of its own kind.
-    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
-        task = asyncio.ensure_future(self._handle(connection, address))
-        self._handling.add(task)
-        task.add_done_callback(self._handled)
+    # Tornado would ask for another connection after each, nearly always in vain, and make a stream
+    # of its own kind.
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on listening *sockets*."""
+        loop = IOLoop.current()
+        for sock in sockets:
+            loop.add_handler(sock, self._accept, IOLoop.READ)
+            self._sockets[sock.fileno()] = sock
+            self._handlers[sock.fileno()] = functools.partial(loop.remove_handler, sock)
+
+    def _accept(self, sock: socket.socket, events: int) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # The event loop tells of the next one as soon, unless it is busy.
+        soon = now - self._last_event < _SOON
+        self._last_event = now
+        for _ in range(1 if soon else _ACCEPTED_AT_ONCE):
+            try:
+                connection, address = sock.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                # It was gone before anybody asked.
+                continue
+            task = loop.create_task(self._handle(connection, address))
+            self._handling.add(task)
+            task.add_done_callback(self._handled)
 
     def _handled(self, task: asyncio.Task[None]) -> None:
         self._handling.discard(task)
@@ -323,6 +351,15 @@ class ListeningSocket(socket.socket):
         self._make_room = make_room
         self._prefix = prefix
         self._told: float | None = None
+
+    # Asked for each connection that is accepted.
+    @functools.cached_property
+    def family(self) -> socket.AddressFamily:
+        return super().family
+
+    @functools.cached_property
+    def type(self) -> socket.SocketKind:
+        return super().type
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection.

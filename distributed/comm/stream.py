@@ -18,7 +18,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import Arrival, MessageStream
-from distributed.protocol.framing import Buffer, Limits, pack_message
+from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +50,24 @@ class StreamComm(FramedComm):
         self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop  # type: ignore[attr-defined]
         stream.notice_end()
 
-    @property
-    def _is_open(self) -> bool:
-        return self.stream is not None
-
-    def _receive(self, limits: Limits) -> list[memoryview] | Arrival:
+    def _receive(self, limits: Limits) -> Frames | Arrival:
         stream = self.stream
-        assert stream is not None
+        if stream is None:
+            raise CommClosedError(f"cannot read: {self!r}")
         self._decoder.limits = limits
-        frames = stream.take_message()
-        return stream.message() if frames is None else frames
+        return stream.next_message()
 
     def _send(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
         stream = self.stream
-        assert stream is not None
+        if stream is None:
+            raise CommClosedError(f"cannot write: {self!r}")
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
         # Tornado does not expect anyone to cancel its futures.
         return nbytes, None if rest is None else asyncio.shield(rest)
 
     async def close(self) -> None:
+        self._is_open = False
         stream, self.stream = self.stream, None
         if stream is None or stream.closed():
             return
@@ -83,6 +81,7 @@ class StreamComm(FramedComm):
             _close_stream(stream)
 
     def abort(self) -> None:
+        self._is_open = False
         stream, self.stream = self.stream, None
         if stream is not None:
             _close_stream(stream)

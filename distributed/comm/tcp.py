@@ -97,7 +97,7 @@ class TCP(StreamComm):
         return self._peer_speaks_tls() or super()._invalid_error(exc)
 
     def _peer_speaks_tls(self) -> CommClosedError | None:
-        if not speaks_tls(self._decoder.pending):
+        if not self._decoder.in_message or not speaks_tls(self._decoder.pending):
             return None
         return FatalCommClosedError(
             f"in {self!r}: the peer speaks TLS, and this side does not; is it at a tls:// address, "
@@ -362,6 +362,10 @@ class BaseTCPListener(BaseListener):
         self.abort_handshaking_comms()
 
     async def _handle_socket(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        if self.tcp_server is None:
+            # Stopped since it was accepted.
+            sock.close()
+            return
         peer = self.prefix + unparse_host_port(*address[:2])
         local = self._local_address or self.prefix + get_socket_address(sock)
         logger.debug("Incoming connection from %s to %s", peer, local)

@@ -297,6 +297,10 @@ class UnixListener(BaseListener):
         self.abort_handshaking_comms()
 
     async def _handle_socket(self, sock: socket.socket, address: Any) -> None:
+        if self.server is None:
+            # Stopped since it was accepted.
+            sock.close()
+            return
         peer, local = _PREFIX + _from_kernel(address), self.listen_address
         try:
             stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)

@@ -2,8 +2,8 @@
 
 :mod:`distributed.protocol` turns messages into frames and back, and knows no event loop. Here is
 decided whether that may take so long that it is done in a thread, for the sake of all other comms
-of the loop. A comm's ``write`` calls `to_frames` before it touches its stream, its ``read`` calls
-`from_frames` when a whole message has arrived.
+of the loop. Comms ask `dumps_is_expensive` before they touch their streams, `loads_is_expensive`
+when a whole message has arrived; `to_frames` and `from_frames` are that in one, for others.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ OFFLOAD_THRESHOLD: int | None
 #: Values of a message that are looked at. A batch of many small messages has more, but is then
 #: not expensive for a single one of them.
 _VALUES_LOOKED_AT: Final = 256
-
-#: Bytes of a value from which on it is looked into whether they will be touched at all.
-_LOOKED_INTO: Final = 16 * 1024
 
 #: Pickling or packing one object takes about as long as copying so many bytes.
 _BYTES_PER_OBJECT: Final = 64
@@ -156,17 +153,22 @@ def dumps_is_expensive(msg: Any, context: Mapping[str, Any] | None = None) -> bo
     else:
         values = (msg,)
     compress = bool(context and context.get("compression"))
-    work = 0
-    for value in values:
-        if type(value) not in _CHEAP_TYPES:
-            work += _dumps_work(value, compress)
-            if work > threshold:
-                return True
-    return False
+    values = [value for value in values if type(value) not in _CHEAP_TYPES]
+    # Most are small, so that it need not be found out whether their bytes will be touched at all.
+    for exactly in (False, True):
+        work = 0
+        for value in values:
+            work += _dumps_work(value, compress, exactly)
+        if work <= threshold:
+            return False
+    return True
 
 
-def _dumps_work(value: Any, compress: bool) -> int:
-    """The work of serializing one value, as bytes that could be copied in the same time."""
+def _dumps_work(value: Any, compress: bool, exactly: bool) -> int:
+    """The work of serializing one value, as bytes that could be copied in the same time.
+
+    It may be less unless it is to be told exactly.
+    """
     kind = type(value)
     if kind is Serialized or kind is Pickled:
         return sum(map(nbytes, value.frames)) if compress else 0
@@ -189,8 +191,7 @@ def _dumps_work(value: Any, compress: bool) -> int:
         return 0
     if not isinstance(size, int):
         return 0
-    # Of what is small it does not matter how it goes.
-    if size > _LOOKED_INTO and not compress and _goes_by_reference(value):
+    if exactly and not compress and _goes_by_reference(value):
         return 0
     return size
 
@@ -219,7 +220,7 @@ def loads_is_expensive(frames: list[Any]) -> bool:
         # All of it is done in one go, during which no other thread could run.
         return False
     threshold = _offload_threshold()
-    if not threshold or sum(map(nbytes, frames)) * _MAX_WORK_PER_BYTE < threshold:
+    if not threshold or sum(map(len, frames)) * _MAX_WORK_PER_BYTE < threshold:
         return False
     return loads_work(frames, threshold) > threshold
 

@@ -84,10 +84,6 @@ class WS(FramedComm):
     def _choose_shard(self, configured: CommSettings) -> int | None:
         return configured.websocket_shard
 
-    @property
-    def _is_open(self) -> bool:
-        return self._protocol is not None
-
     def _agree(self, local: dict[str, Any], remote: Any) -> None:
         super()._agree(local, remote)
         self._accepted = self._limits
@@ -96,6 +92,8 @@ class WS(FramedComm):
         self._inbox.open()
 
     async def _receive(self, limits: Limits) -> list[Buffer]:
+        if self._protocol is None:
+            raise CommClosedError(f"cannot read: {self!r}")
         head, waited = await self._inbox.get()
         count = _read_count(head, limits)
         self._in_message = True
@@ -151,6 +149,7 @@ class WS(FramedComm):
                 await asyncio.sleep(0)
 
     async def close(self) -> None:
+        self._is_open = False
         protocol, self._protocol = self._protocol, None
         self._finalizer.detach()
         inbox = self._inbox
@@ -175,6 +174,7 @@ class WS(FramedComm):
             stream.close()
 
     def abort(self) -> None:
+        self._is_open = False
         self._protocol = None
         self._finalizer.detach()
         self._abandon()

@@ -9,8 +9,8 @@ frames that follow::
     frame 1: header, frame 2: its data --+      frame 3: header --+
 
 Most messages need none of that, so this module first of all stays out of msgpack's way.  It knows
-no sockets: :func:`~distributed.comm.utils.to_frames` and ``from_frames`` call it, in a thread where
-there is much to do, and :mod:`distributed.protocol.framing` lays the frames out.
+no sockets: :mod:`distributed.comm.framed` calls it, in a thread where there is much to do, and
+:mod:`distributed.protocol.framing` lays the frames out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgpack
@@ -50,7 +51,7 @@ from distributed.protocol.pieces import (
     serialize_and_split,
 )
 from distributed.protocol.plain_memory import plain_frames, plain_reader, remember_reader
-from distributed.protocol.utils import Buffer, msgpack_opts
+from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 from distributed.utils import ensure_memoryview
 
@@ -197,15 +198,21 @@ class _MessageReader:
 
     # _next is the first frame that no value has claimed.  Senders append frames in the order of
     # the references, and each frame is one value's: that keeps a message from asking for the same
-    # bytes time and again.
+    # bytes time and again.  _reading is made for the first value that is more than plain memory.
 
     def __init__(
-        self, frames: Sequence[Any], deserialize: bool, deserializers: Sequence[str] | None
+        self,
+        frames: Sequence[Any],
+        deserialize: bool,
+        deserializers: Sequence[str] | None,
+        policy: LoadPolicy | None,
     ):
         self._frames = frames
         self._deserialize = deserialize
         self._deserializers = deserializers
+        self._policy = policy
         self._next = 1
+        self._reading: AbstractContextManager[Any] | None = None
 
     def decode(self, obj: dict[Any, Any]) -> Any:
         """The value that a map stands for, or the map itself."""
@@ -214,17 +221,21 @@ class _MessageReader:
             ((key, index),) = obj.items()
             if type(index) is int:
                 if key == "__Serialized__":
-                    return self._serialized(index)
+                    value = self._plain(index)
+                    return self._read(self._serialized, index) if value is None else value
                 if key == "__Pickled__":
-                    return self._pickled(index)
+                    return self._read(self._pickled, index)
         elif keys in EXTENSION_SIZES:
             return msgpack_decode_default(obj)
         return obj
 
+    def _read(self, read: Callable[[int], Any], index: int) -> Any:
+        if self._reading is None:
+            self._reading = reading(self._policy)
+        with self._reading:
+            return read(index)
+
     def _serialized(self, index: int) -> Any:
-        value = self._plain(index)
-        if value is not None:
-            return value
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
@@ -376,13 +387,13 @@ def loads(
     if len(frames) == 1:
         # Nothing can be referred to, so what looks like a reference is the sender's own map.
         return _unpack(head, msgpack_decode_default)
-    with reading(policy):
-        return _unpack(head, _MessageReader(frames, deserialize, deserializers).decode)
+    return _unpack(head, _MessageReader(frames, deserialize, deserializers, policy).decode)
 
 
 def _unpack(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
     try:
-        return msgpack.unpackb(head, object_hook=hook, use_list=False, **msgpack_opts)
+        # As `msgpack_opts` has it, but those would have to be taken apart for each message.
+        return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
         raise
     except Exception as e:

@@ -46,6 +46,11 @@ class Dispatch:
     name
         What the table is for, used in error messages.
 
+    Attributes
+    ----------
+    resolved
+        Type → what `dispatch` found for it; emptied whenever anything is registered.
+
     Examples
     --------
     >>> area = Dispatch("area")
@@ -56,17 +61,16 @@ class Dispatch:
     (9, 1)
     """
 
-    # _functions: what was registered; _named: the same types by name.  _resolved: type -> function
-    # found along its mro; only ever a cache of _functions, emptied whenever that changes.  _lazy:
-    # top-level module -> functions that register its types, removed once all of them have run;
-    # guarded by _lock, so that no thread overlooks types that another one is about to register.
-    # _libraries: the top-level modules that ever were in _lazy.
+    # _functions: what was registered; _named: the same types by name.  `resolved` is only ever a
+    # cache of _functions.  _lazy: top-level module -> functions that register its types, removed
+    # once all of them have run; guarded by _lock, so that no thread overlooks types that another
+    # one is about to register.  _libraries: the top-level modules that ever were in _lazy.
 
     def __init__(self, name: str = "dispatch"):
         self.name = name
         self._functions: dict[type, Callable[..., Any]] = {}
         self._named: dict[str, type] = {}
-        self._resolved: dict[type, Callable[..., Any]] = {}
+        self.resolved: dict[type, Callable[..., Any]] = {}
         self._lazy: dict[str, list[Callable[[], Any]]] = {}
         self._libraries: set[str] = set()
         self._lock = threading.RLock()
@@ -92,7 +96,7 @@ class Dispatch:
                     )
                 self._functions[one] = func
                 self._named[typename(one)] = one
-            self._resolved.clear()
+            self.resolved.clear()
             return func
 
         return enter if func is None else enter(func)
@@ -122,7 +126,7 @@ class Dispatch:
         def enter(func: F) -> F:
             self._lazy.setdefault(toplevel, []).append(func)
             self._libraries.add(toplevel)
-            self._resolved.clear()
+            self.resolved.clear()
             return func
 
         return enter if func is None else enter(func)
@@ -136,7 +140,7 @@ class Dispatch:
             If nothing is registered for it or any of its bases.
         """
         try:
-            return self._resolved[cls]
+            return self.resolved[cls]
         except KeyError:
             pass
         for base in cls.__mro__:
@@ -144,7 +148,7 @@ class Dispatch:
             if toplevel in self._lazy:
                 self._register_library(toplevel)
             if base in self._functions:
-                func = self._resolved[cls] = self._functions[base]
+                func = self.resolved[cls] = self._functions[base]
                 return func
         raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
 

@@ -17,8 +17,8 @@ the sender chose; whatever it says, the frames follow one another without a gap.
 Theory of operation of :class:`MessageDecoder`
 ----------------------------------------------
 A reader asks :meth:`~MessageDecoder.wanted` which memory it should fill next,
-fills some of it, reports that with :meth:`~MessageDecoder.received`, and asks
-:meth:`~MessageDecoder.next_message` whether a message is complete::
+fills some of it, and asks :meth:`~MessageDecoder.next_message`, which it tells how
+much that was, whether a message is complete::
 
                enough for          enough for         every frame
                N and count         all lengths        is filled
@@ -29,6 +29,11 @@ small message (or several) costs one read.  What does not fit there is read
 straight into the memory that its frames will keep.  Scratch buffers are lent
 to whichever decoder has bytes that are not understood yet: connections that
 are idle share the few that the busy ones need.
+
+Where two messages in a row were laid out alike, with one large frame at the
+end, memory for a third such frame is offered behind the scratch buffer, as
+:attr:`~MessageDecoder.ahead`.  If something else comes, that is copied from
+there.
 """
 
 from __future__ import annotations
@@ -42,6 +47,8 @@ from distributed.protocol.memory import allocate
 
 #: Anything that exposes its bytes.
 Buffer = bytes | bytearray | memoryview
+#: The frames of a message that has arrived.
+Frames = list[bytearray | memoryview]
 
 _HEAD = struct.Struct("<QQ")
 _SINGLE = struct.Struct("<QQQ")
@@ -57,12 +64,17 @@ JOIN_SIZE = 48 * 1024
 SMALL_FRAME = 32 * 1024
 #: Small neighbours share receive buffers of up to about this size.
 SHARED_BUFFER = 256 * 1024
+#: A message with a last frame of such a size is foreseen where two have come that were laid out
+#: alike.  Smaller ones arrive with their beginning, and of larger ones that is a small part.
+_FORESEEN = range(64 * 1024, 2**20)
+#: Bytes in front of that frame, at most.
+_FORESEEN_HEAD = 2048
 #: A sender puts the first writable frame inside ``N`` only where the bytes
 #: before it are few, since the original's receiver keeps both in one block.
 _HEAD_MAX, _HEAD_SHARE = 2048, 20
 
 #: Scratch buffers that no decoder has.
-_spare: list[memoryview] = []
+_spare: list[bytearray] = []
 
 
 class Limits(NamedTuple):
@@ -144,7 +156,7 @@ def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[li
             return [head + frame], 24 + size
         return [head, frame], 24 + size
 
-    lengths = [len(frame) for frame in frames]
+    lengths = list(map(len, frames))
     body = sum(lengths)
     first = 8 + 8 * count + _leading_bytes(frames, lengths, shard)
     head = struct.pack(f"<{count + 2}Q", first, count, *lengths)
@@ -185,6 +197,18 @@ def _leading_bytes(frames: Sequence[Buffer], lengths: list[int], shard: int | No
     return total
 
 
+class _Layout(NamedTuple):
+    """How a message is laid out of which all but the last frame arrives in a scratch buffer."""
+
+    prelude: bytes
+    # Of the frames but the last one.
+    lengths: tuple[int, ...]
+    # Bytes in front of the last frame, and of it.
+    head: int
+    body: int
+    limits: Limits
+
+
 class MessageDecoder:
     """Takes a byte stream apart into messages, each a list of frames.
 
@@ -208,32 +232,38 @@ class MessageDecoder:
     >>> data = b"".join(pack_message([b"ab", b"c"])[0])
     >>> memory = decoder.wanted()
     >>> memory[: len(data)] = data
-    >>> decoder.received(len(data))
-    >>> [bytes(frame) for frame in decoder.next_message()]
+    >>> [bytes(frame) for frame in decoder.next_message(len(data))]
     [b'ab', b'c']
     >>> decoder.next_message() is None
     True
     """
 
-    # State.  `_scratch[_start:_end]` arrived and was not understood yet; while
-    # `_table` or `_block` is set, that is empty.  `_scratch` is None unless it is
-    # to be filled or holds something.  `_table` is memory for a list of lengths
+    # State.  `_scratch[_start:_end]` arrived and was not understood yet.
+    # `_scratch` is None unless it is to be filled or holds something, and while
+    # `_table` or `_block` is set; it is larger than READ_SIZE only after something
+    # else came than was foreseen.  `_table` is memory for a list of lengths
     # that does not fit a scratch buffer.  Once the lengths are known
     # `_frames` are the frames that are filled, `_groups` the lengths of those
     # whose memory is not even allocated, last one first, and `_block` the memory
     # for those in between, whose lengths are `_group`.  `_filled` counts the
-    # bytes of `_table` or of `_block` that have arrived.
+    # bytes of `_table` or of `_block` that have arrived.  `_last` is how the last
+    # message was laid out, if a message like it could be foreseen, and `_foreseen`
+    # how the next one is likely to be.  `ahead` is set while the wanted memory is
+    # being filled, and that is foreseen.
     __slots__ = (
         "_block",
         "_end",
         "_filled",
         "_first",
+        "_foreseen",
         "_frames",
         "_group",
         "_groups",
+        "_last",
         "_scratch",
         "_start",
         "_table",
+        "ahead",
         "limits",
         "shard",
     )
@@ -241,15 +271,18 @@ class MessageDecoder:
     def __init__(self, limits: Limits | None = None, shard: int | None = None):
         self.limits = Limits() if limits is None else limits
         self.shard = shard
-        self._scratch: memoryview | None = None
+        self._scratch: bytearray | None = None
         self._start = self._end = 0
         self._first = 0
         self._table: memoryview | None = None
-        self._frames: list[memoryview] | None = None
+        self._frames: Frames | None = None
         self._groups: list[list[int]] = []
         self._group: list[int] = []
         self._block: memoryview | None = None
         self._filled = 0
+        self._last: _Layout | None = None
+        self._foreseen: _Layout | None = None
+        self.ahead: memoryview | None = None
 
     @property
     def in_message(self) -> bool:
@@ -267,154 +300,167 @@ class MessageDecoder:
             return b""
         return bytes(self._scratch[self._start : min(self._end, self._start + _HEAD.size)])
 
-    def wanted(self) -> memoryview:
+    def wanted(self) -> bytearray | memoryview:
         """Return the memory to fill next, from its beginning, with as much as there is.
 
-        It is the caller's until the next call of :meth:`next_message`.
+        If there is more, it may go to `ahead` once that is full.  Both are the caller's until the
+        next call of :meth:`next_message`.
         """
+        scratch = self._scratch
+        if scratch is not None:
+            if self._start:
+                rest = self._end - self._start
+                scratch[:rest] = scratch[self._start : self._end]
+                self._start, self._end = 0, rest
+            return memoryview(scratch)[self._end :]
         if self._block is not None:
             return self._block[self._filled :]
         if self._table is not None:
             return self._table[self._filled :]
-        scratch = self._scratch
-        if scratch is None:
-            try:
-                scratch = _spare.pop()
-            except IndexError:
-                scratch = allocate(READ_SIZE)
-            self._scratch = scratch
-        elif self._start:
-            rest = self._end - self._start
-            scratch[:rest] = bytes(scratch[self._start : self._end])
-            self._start, self._end = 0, rest
-        return scratch[self._end :] if self._end else scratch
+        try:
+            scratch = _spare.pop()
+        except IndexError:
+            scratch = bytearray(READ_SIZE)
+        self._scratch = scratch
+        foreseen = self._foreseen
+        if foreseen is None:
+            return scratch
+        try:
+            self.ahead = allocate(foreseen.body)
+        except FramingError:
+            # What does come may be smaller.
+            self._foreseen = None
+            return scratch
+        return memoryview(scratch)[: foreseen.head]
 
-    def received(self, nbytes: int) -> None:
-        """Take note that the first *nbytes* of the wanted memory were filled."""
-        if self._block is not None or self._table is not None:
-            self._filled += nbytes
-        else:
-            self._end += nbytes
-
-    def next_message(self) -> list[memoryview] | None:
+    def next_message(self, received: int = 0) -> Frames | None:
         """Return the frames of the next message, or None if it is not complete.
 
         The frames are writable and belong to the caller.
+
+        Parameters
+        ----------
+        received
+            So many bytes of the memory that was wanted, and then of `ahead`, have been filled
+            since.
 
         Raises
         ------
         FramingError
             If the prelude contradicts itself or exceeds a limit.
         """
-        frames = self._take_small() if self._end - self._start >= _SINGLE.size else None
-        if frames is None and (self._frames is not None or self._begin_message()):
-            frames = self._fill_frames()
+        scratch = self._scratch
+        if scratch is None:
+            if not received:
+                return None
+            self._filled += received
+            return self._go_on()
+        if self.ahead is not None:
+            ahead, self.ahead = self.ahead, None
+            if received:
+                frames = self._take_foreseen(scratch, ahead, received)
+                if self._scratch is None:
+                    return frames
+                scratch = self._scratch
+        start = self._start
+        end = self._end = self._end + received
+        if end - start >= _SINGLE.size:
+            # A message of one frame that has arrived as a whole, as most do.  What is wrong with
+            # any other message is told by those who take it apart step by step.
+            first, count, length = _SINGLE.unpack_from(scratch, start)
+            start += _SINGLE.size
+            stop = start + length
+            limit = self.limits.max_message_size
+            if (
+                stop <= end
+                and count == 1
+                and first == 16 + length
+                and (limit is None or length <= limit)
+            ):
+                frame = scratch[start:stop]
+                self._start = stop
+                self._last = None
+                if stop == end:
+                    self._give_scratch_back()
+                return [frame]
+        frames = self._begin_message(scratch)
         if self._start == self._end:
             self._give_scratch_back()
         return frames
 
-    def _take_small(self) -> list[memoryview] | None:
-        """Return a message of one frame that has arrived as a whole, as most do.
+    def _take_foreseen(self, scratch: bytearray, ahead: memoryview, received: int) -> Frames | None:
+        """Take apart a message if it is laid out as was foreseen, and return it if that is all.
 
-        What is wrong with any other message is told by those who take it apart step by step.
+        If it is not, what has arrived is in the scratch buffer afterwards.
         """
-        scratch, start = self._scratch, self._start
-        if self._frames is not None or scratch is None:
+        assert self._foreseen is not None
+        prelude, lengths, head, body, limits = self._foreseen
+        if received >= head and scratch.startswith(prelude) and limits is self.limits:
+            frames = _cut(memoryview(scratch[len(prelude) : head]), lengths)
+            self._give_scratch_back()
+            filled = received - head
+            if filled == body:
+                frames.append(ahead)
+                return frames
+            self._frames = frames
+            self._block = ahead
+            self._group = [body]
+            self._filled = filled
             return None
-        first, count, length = _SINGLE.unpack_from(scratch, start)
-        stop = start + _SINGLE.size + length
-        limit = self.limits.max_message_size
-        if count != 1 or first != 16 + length or stop > self._end:
+        self._foreseen = self._last = None
+        if received > head:
+            self._scratch = scratch[:head] + ahead[: max(received, READ_SIZE) - head]
+        return None
+
+    def _begin_message(self, scratch: bytearray) -> Frames | None:
+        """Take a message apart whose beginning is in *scratch*, as far as it has arrived."""
+        available = self._end - self._start
+        if available < _HEAD.size:
             return None
-        if limit is not None and length > limit:
-            return None
-        self._start = stop
-        return [memoryview(bytearray(scratch[start + _SINGLE.size : stop]))]
-
-    def _fill_frames(self) -> list[memoryview] | None:
-        """Return the frames once each of them is filled, from the scratch buffer if it has more."""
-        while self._block is not None or self._groups:
-            if self._block is None:
-                self._group = self._groups.pop()
-                nbytes = sum(self._group)
-                if nbytes <= self._end - self._start:
-                    self._frames += _cut(self._copy_from_scratch(nbytes), self._group)  # type: ignore[operator]
-                    continue
-                self._block = allocate(nbytes)
-                self._filled = 0
-                self._take_from_scratch(self._block)
-            if self._filled < len(self._block):
-                return None
-            self._frames += _cut(self._block, self._group)  # type: ignore[operator]
-            self._block = None
-        frames, self._frames = self._frames, None
-        return frames
-
-    def _take_from_scratch(self, memory: memoryview) -> None:
-        step = min(self._end - self._start, len(memory))
-        if step:
-            memory[:step] = self._scratch[self._start : self._start + step]  # type: ignore[index]
-        self._start += step
-        self._filled = step
-
-    def _copy_from_scratch(self, nbytes: int) -> memoryview:
-        stop = self._start + nbytes
-        copy = (
-            bytearray() if self._scratch is None else bytearray(self._scratch[self._start : stop])
-        )
-        self._start = stop
-        return memoryview(copy)
-
-    def _give_scratch_back(self) -> None:
-        """Lend the scratch buffer, in which nothing is, to others."""
-        if self._scratch is not None:
-            if len(_spare) < _SPARE:
-                _spare.append(self._scratch)
-            self._scratch = None
-            self._start = self._end = 0
-
-    def _begin_message(self) -> bool:
-        """Read the prelude and lay out memory, if enough of it has arrived."""
-        if self._table is None:
-            scratch = self._scratch
-            available = self._end - self._start
-            if scratch is None or available < 16:
-                return False
-            first, count = _HEAD.unpack_from(scratch, self._start)
-            self._check_head(first, count)
-            table_size = 8 * count
-            if available < 16 + table_size:
-                if 16 + table_size <= READ_SIZE:
-                    return False
-                self._first = first
-                self._table = allocate(table_size)
-                self._start += 16
-                self._take_from_scratch(self._table)
-                return False
-            lengths = struct.unpack_from(f"<{count}Q", scratch, self._start + 16)
-            self._start += 16 + table_size
-        else:
-            if self._filled < len(self._table):
-                return False
-            first = self._first
-            lengths = struct.unpack(f"<{len(self._table) // 8}Q", self._table)
-            self._table = None
-            self._filled = 0
-        self._lay_out(first, lengths)
-        return True
-
-    def _check_head(self, first: int, count: int) -> None:
+        first, count = _HEAD.unpack_from(scratch, self._start)
         self.limits.check_count(count)
         if first < 8 + 8 * count:
             raise FramingError(
                 f"a message whose first {first:,} bytes cannot hold the lengths of its "
                 f"{count:,} frames"
             )
+        table_size = 8 * count
+        if available < _HEAD.size + table_size:
+            if _HEAD.size + table_size > READ_SIZE:
+                self._first = first
+                self._last = None
+                self._start += _HEAD.size
+                self._table = self._allocate(table_size)
+            return None
+        lengths = struct.unpack_from(f"<{count}Q", scratch, self._start + _HEAD.size)
+        start = self._start
+        self._start += _HEAD.size + table_size
+        last, self._last, self._foreseen = self._last, None, None
+        body = lengths[-1]
+        head = self._start - start + sum(lengths) - body
+        if body in _FORESEEN and head <= _FORESEEN_HEAD and self.shard not in lengths:
+            prelude = bytes(scratch[start : self._start])
+            layout = _Layout(prelude, lengths[:-1], head, body, self.limits)
+            self._foreseen = layout if layout == last else None
+            self._last = layout
+        return self._lay_out(first, lengths)
 
-    def _lay_out(self, first: int, lengths: tuple[int, ...]) -> None:
+    def _go_on(self) -> Frames | None:
+        """Take a message apart of which the beginning is not in the scratch buffer any more."""
+        if self._block is not None:
+            return self._fill_frames() if self._filled == len(self._block) else None
+        if self._table is None or self._filled < len(self._table):
+            return None
+        lengths = struct.unpack(f"<{len(self._table) // 8}Q", self._table)
+        self._table = None
+        return self._lay_out(self._first, lengths)
+
+    def _lay_out(self, first: int, lengths: tuple[int, ...]) -> Frames | None:
+        """Take the frames that are there, and memory for the others; return them if all are."""
+        count = len(lengths)
         total = sum(lengths)
         self.limits.check_size(total)
-        leading = first - 8 - 8 * len(lengths)
+        leading = first - 8 - 8 * count
         if leading != total:
             for length in lengths:
                 if leading <= 0:
@@ -425,19 +471,66 @@ class MessageDecoder:
                     f"a message whose first {first:,} bytes do not end where a frame ends"
                 )
 
-        if total <= self._end - self._start:
-            self._frames = _cut(self._copy_from_scratch(total), lengths)
-            return
-
-        self._frames = []
-        self._groups = _share_memory(lengths, self.shard)
+        start, end = self._start, self._end
+        if total <= min(end - start, READ_SIZE):
+            here, stop = count, start + total
+        else:
+            here, stop = 0, start
+            for length in lengths:
+                if stop + length > end or length > SMALL_FRAME or length == self.shard:
+                    break
+                stop += length
+                here += 1
+        frames: Frames = []
+        if here:
+            memory = bytearray() if self._scratch is None else self._scratch[start:stop]
+            self._start = stop
+            frames = _cut(memoryview(memory), lengths[:here])
+            if here == count:
+                return frames
+        self._frames = frames
+        self._groups = _share_memory(lengths[here:], self.shard)
         self._groups.reverse()
+        return self._fill_frames()
+
+    def _fill_frames(self) -> Frames | None:
+        """Return the frames once each of them is filled."""
+        frames, block = self._frames, self._block
+        assert frames is not None
+        while True:
+            if block is not None:
+                if self._filled < len(block):
+                    return None
+                frames += _cut(block, self._group)
+            if not self._groups:
+                self._frames = self._block = None
+                return frames
+            self._group = self._groups.pop()
+            self._block = block = self._allocate(sum(self._group))
+
+    def _allocate(self, nbytes: int) -> memoryview:
+        """Return memory into which the scratch buffer has been emptied, as far as it goes."""
+        memory = allocate(nbytes)
+        start = self._start
+        step = min(self._end - start, nbytes)
+        if step:
+            memory[:step] = memoryview(self._scratch)[start : start + step]  # type: ignore[arg-type]
+            self._start = start + step
+        self._filled = step
+        return memory
+
+    def _give_scratch_back(self) -> None:
+        """Lend the scratch buffer, in which nothing is, to others."""
+        if len(_spare) < _SPARE and len(self._scratch) == READ_SIZE:  # type: ignore[arg-type]
+            _spare.append(self._scratch)  # type: ignore[arg-type]
+        self._scratch = None
+        self._start = self._end = 0
 
 
-def _cut(memory: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
     if len(lengths) == 1:
         return [memory]
-    frames = []
+    frames: Frames = []
     start = 0
     for length in lengths:
         end = start + length

@@ -351,10 +351,12 @@ def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | 
     writeable = all(header["writeable"])
 
     def read(frame: Buffer) -> np.ndarray[Any, Any] | None:
-        memory = ensure_memoryview(frame)
+        memory = frame if type(frame) is memoryview else ensure_memoryview(frame)
         if len(memory) != nbytes:
             return None
-        return np.ndarray(shape, dtype, _with_writability(memory, writeable), 0, strides)
+        if memory.readonly is writeable:
+            memory = _with_writability(memory, writeable)
+        return np.ndarray(shape, dtype, memory, 0, strides)
 
     return read
 

@@ -22,7 +22,13 @@ from distributed.protocol.objects import Header
 from distributed.protocol.pieces import pack_header, serialize_and_split
 from distributed.protocol.utils import default_shard_size
 
-__all__ = ["plain_frames", "plain_reader", "register_plain_memory", "remember_reader"]
+__all__ = [
+    "is_known_plain",
+    "plain_frames",
+    "plain_reader",
+    "register_plain_memory",
+    "remember_reader",
+]
 
 #: Headers that are kept in each direction, and bytes above which one that arrives is not.
 _KEPT, _MAX_HEADER = 512, 1024
@@ -57,13 +63,12 @@ class _Kind(NamedTuple):
     prepare: Callable[[Header], Reader | None]
 
     def is_sent_so(self) -> bool:
-        return families.get("dask") is _DASK and dask_serialize.dispatch(self.cls) is self.serialize
+        serialize = dask_serialize.resolved.get(self.cls) or dask_serialize.dispatch(self.cls)
+        return serialize is self.serialize and families.get("dask") is _DASK
 
     def is_read_so(self) -> bool:
-        return (
-            families.get("dask") is _DASK
-            and dask_deserialize.dispatch(self.cls) is self.deserialize
-        )
+        deserialize = dask_deserialize.resolved.get(self.cls) or dask_deserialize.dispatch(self.cls)
+        return deserialize is self.deserialize and families.get("dask") is _DASK
 
 
 _kinds: dict[type, _Kind] = {}
@@ -124,6 +129,11 @@ def plain_reader(packed: Any) -> Reader | None:
 
 
 _UNKNOWN: tuple[None, None] = None, None
+
+
+def is_known_plain(packed: Any) -> bool:
+    """Whether `plain_reader` knew what makes objects of such frames when it was asked last."""
+    return len(packed) <= _MAX_HEADER and bytes(packed) in _readers
 
 
 def remember_reader(packed: Any, header: Header, obj: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
-from distributed.protocol.plain_memory import plain_reader
+from distributed.protocol.plain_memory import is_known_plain
 from distributed.protocol.utils import msgpack_opts
 from distributed.utils import nbytes
 
@@ -56,7 +56,7 @@ def loads_work(frames: Sequence[Any], enough: int) -> int:
     for _ in range(_HEADERS_LOOKED_AT):
         if position >= total or work > enough:
             return work
-        if plain_reader(frames[position]) is not None:
+        if is_known_plain(frames[position]):
             work += _BYTES_PER_VALUE
             position += 2
             continue

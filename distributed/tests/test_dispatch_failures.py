@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 
 import pytest
 
@@ -199,6 +200,18 @@ async def test_an_awaitable_that_is_no_coroutine_is_a_runtime_error(transport):
         with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*Awaitable"):
             await remote.f()
         assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_generator_that_is_a_coroutine_is_awaited(transport):
+    @types.coroutine
+    def f():
+        yield from asyncio.sleep(0).__await__()
+        return 2
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        assert await remote.f() == 2
 
 
 @TRANSPORTS

@@ -93,7 +93,7 @@ def registered():
         for cls in (Temperature, Record):
             del table._functions[cls]
         table._named.clear()
-        table._resolved.clear()
+        table.resolved.clear()
         for cls in table._functions:
             table.register(cls, table._functions[cls])
 

@@ -320,13 +320,14 @@ class Raw:
         self.writer.writelines(pack_message(frames)[0])
 
     async def read(self):
-        while (frames := self.decoder.next_message()) is None:
+        received = 0
+        while (frames := self.decoder.next_message(received)) is None:
             memory = self.decoder.wanted()
             data = await self.reader.read(len(memory))
             if not data:
                 raise EOFError
-            memory[: len(data)] = data
-            self.decoder.received(len(data))
+            received = len(data)
+            memory[:received] = data
         return msgpack.unpackb(frames[0])
 
     async def close(self):

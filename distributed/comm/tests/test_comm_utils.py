@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from distributed.comm import addressing, utils
+from distributed.comm import addressing, framed, utils
 from distributed.comm.utils import (
     dumps_is_expensive,
     ensure_concrete_host,
@@ -169,6 +169,7 @@ CHEAP = {
     "bytes by reference": {"x": to_serialize(bytes(20 * KIB))},
     "bytearray by reference": {"x": to_serialize(bytearray(20 * KIB))},
     "memory by reference": {"x": to_serialize(memoryview(bytes(20 * KIB)))},
+    "several by reference": {i: to_serialize(bytearray(4 * KIB)) for i in range(10)},
     "array by reference": {"x": to_serialize(array.array("d", bytes(20 * KIB)))},
     "serialized before": {"x": Serialized(*serialize(MANY))},
     "small data frame": {"x": to_serialize(Frame(10, 3))},
@@ -284,7 +285,7 @@ async def test_a_large_array_needs_no_thread_on_either_side(monkeypatch) -> None
         threads.append(function)
         return await offload(function, *args, **kwargs)
 
-    monkeypatch.setattr(utils, "offload", counted)
+    monkeypatch.setattr(framed, "offload", counted)
     size = 30 * KIB**2
     async with Server({"size": lambda data: len(data), "give": lambda data: data}) as server:
         await server.listen("tcp://127.0.0.1:0")

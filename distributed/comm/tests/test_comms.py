@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import sys
 import threading
 import time
@@ -812,6 +813,35 @@ async def test_an_address_can_be_listened_at_again(transport):
         assert again.contact_address == address
         comm = await transport.connect(address)
         await comm.close()
+
+
+@gen_test()
+async def test_messages_arrive_whether_they_are_like_those_before_or_not(transport):
+    async with transport.listening(echo) as listener:
+        comm = await transport.connect(listener.contact_address)
+        for size in (100_000, 100_000, 100_000, 10, 100_000, 100_000, 99_999, 300_000, 300_000):
+            data = random.randbytes(size)
+            await comm.write({"x": to_serialize(data)})
+            assert await comm.read() == {"x": data}
+        await comm.close()
+
+
+@gen_test()
+async def test_a_closed_comm_is_closed_whatever_is_written_to_it(serializing_transport):
+    async with serializing_transport.listening(echo) as listener:
+        comm = await serializing_transport.connect(listener.contact_address)
+        await comm.close()
+        with pytest.raises(CommClosedError, match="cannot write"):
+            await comm.write({"x": asyncio.get_running_loop()}, on_error="raise")
+
+
+@gen_test()
+async def test_a_handshake_is_plain_msgpack(serializing_transport):
+    async with serializing_transport.listening(echo) as listener:
+        with pytest.raises(TypeError, match="can not serialize 'set' object"):
+            await serializing_transport.connect(
+                listener.contact_address, handshake_overrides={"x": {1}}
+            )
 
 
 @gen_test()

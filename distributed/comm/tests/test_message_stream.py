@@ -12,7 +12,7 @@ from tornado.iostream import StreamClosedError
 
 from distributed.comm.message_stream import Arrival, MessageStream
 from distributed.protocol.exceptions import FramingError
-from distributed.protocol.framing import Limits, pack_message
+from distributed.protocol.framing import Limits, MessageDecoder, pack_message
 from distributed.utils_test import async_poll_for, gen_test
 
 
@@ -25,7 +25,7 @@ def in_a_callback(function, *args):
 
 
 async def waiting(arrival: Arrival) -> None:
-    await async_poll_for(lambda: arrival.awaited)
+    await async_poll_for(lambda: arrival.wake is not None)
 
 
 @gen_test()
@@ -47,7 +47,7 @@ async def test_who_waits_goes_on_before_the_event_is_over():
 
         assert await in_a_callback(resolve) == list(range(i + 1))
     await task
-    assert not arrival.awaited
+    assert arrival.wake is None
 
 
 @gen_test()
@@ -66,7 +66,7 @@ async def test_an_error_is_raised_where_it_was_waited_for():
     await in_a_callback(lambda: arrival.resolve(error=ZeroDivisionError("now")))
     await waiting(arrival)
     arrival.resolve_soon(ZeroDivisionError("soon"))
-    assert not arrival.awaited
+    assert arrival.wake is None
     await waiting(arrival)
     await in_a_callback(arrival.resolve, "result")
     assert await task == "result"
@@ -86,7 +86,7 @@ async def test_a_wait_can_be_cancelled_and_time_out():
         task = asyncio.create_task(wait())
         await waiting(arrival)
         assert task.cancel(*args)
-        assert not arrival.awaited
+        assert arrival.wake is None
         assert await task == args
 
     with pytest.raises(TimeoutError):
@@ -99,7 +99,7 @@ async def test_a_wait_can_be_cancelled_and_time_out():
     with pytest.raises(asyncio.CancelledError):
         await arrival
     asyncio.current_task().uncancel()
-    assert not arrival.awaited
+    assert arrival.wake is None
 
 
 @gen_test()
@@ -141,8 +141,8 @@ def packed(*frames):
 
 
 async def read(stream):
-    frames = stream.take_message()
-    return [bytes(frame) for frame in (await stream.message() if frames is None else frames)]
+    frames = stream.next_message()
+    return [bytes(frame) for frame in (frames if isinstance(frames, list) else await frames)]
 
 
 @gen_test()
@@ -272,3 +272,74 @@ async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
             stream.send(buffers, len(buffers))
         assert isinstance(info.value.real_error, BrokenPipeError)
         assert stream.closed()
+
+
+async def read_alike(stream, peer):
+    """Read messages that are laid out alike, until the stream foresees the next one."""
+    data = packed(b"message", b"x" * 100_000)
+    for _ in range(3):
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data))
+        assert await read(stream) == [b"message", b"x" * 100_000]
+        await sending
+    return data
+
+
+@pytest.mark.parametrize("cut", [1, 30, 50, 5000])
+@gen_test()
+async def test_a_message_that_was_foreseen_may_end_early(cut):
+    async with stream_and_peer() as (stream, peer):
+        data = await read_alike(stream, peer)
+        reading = asyncio.create_task(read(stream))
+        await async_poll_for(stream.reading)
+        peer.send(data[:cut])
+        await async_poll_for(lambda: stream.decoder.in_message)
+        peer.close()
+        with pytest.raises(StreamClosedError):
+            await reading
+
+
+@gen_test()
+async def test_a_read_that_is_cancelled_amid_what_was_foreseen_takes_nothing():
+    async with stream_and_peer() as (stream, peer):
+        data = await read_alike(stream, peer)
+        reading = asyncio.create_task(read(stream))
+        await async_poll_for(stream.reading)
+        peer.send(data[:5000])
+        await async_poll_for(lambda: stream.decoder.in_message)
+        reading.cancel()
+        await asyncio.wait({reading})
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data[5000:]))
+        assert await read(stream) == [b"message", b"x" * 100_000]
+        await sending
+
+
+@gen_test()
+async def test_something_else_than_was_foreseen_may_come_while_nobody_reads():
+    async with stream_and_peer() as (stream, peer):
+        await read_alike(stream, peer)
+        peer.send(packed(b"a", b"b" * 1000) + packed(b"c") + packed(b"d" * 9000))
+        await async_poll_for(lambda: stream._read_buffer_size)
+        assert await read(stream) == [b"a", b"b" * 1000]
+        assert await read(stream) == [b"c"]
+        assert await read(stream) == [b"d" * 9000]
+
+
+@gen_test()
+async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
+    def next_message(decoder, received=0):
+        if received:
+            raise MemoryError("too much")
+
+    loop = asyncio.get_running_loop()
+    told = []
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    async with stream_and_peer() as (stream, peer):
+        reading = asyncio.create_task(read(stream))
+        await async_poll_for(stream.reading)
+        monkeypatch.setattr(MessageDecoder, "next_message", next_message)
+        peer.send(packed(b"x"))
+        with pytest.raises(StreamClosedError) as info:
+            await reading
+        assert isinstance(info.value.real_error, MemoryError)
+        assert stream.closed()
+    assert list(map(str, told)) == ["too much"]

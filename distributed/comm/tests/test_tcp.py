@@ -13,11 +13,14 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from tornado.ioloop import IOLoop
 
 from distributed import config
 from distributed.comm import connect, listen, tcp
+from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.comm.tests.transports import echo, unused_port
@@ -356,11 +359,9 @@ async def test_a_write_that_cannot_be_delivered_is_not_told_as_a_success():
 async def test_a_write_in_which_the_connection_breaks_raises(monkeypatch):
     async with target() as it, it.past_the_handshake() as (_, comm):
         stream = comm.stream
-
-        def write_to_fd(data: memoryview) -> int:
-            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
-
-        monkeypatch.setattr(stream, "write_to_fd", write_to_fd)
+        broken = Mock(wraps=stream.socket)
+        broken.send.side_effect = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        monkeypatch.setattr(stream, "socket", broken)
         with pytest.raises(CommClosedError, match="reset by peer"):
             await comm.write("x")
         assert comm.closed()
@@ -756,3 +757,44 @@ async def test_a_message_may_be_larger_than_2_gib():
         assert bytes(arrived[-5:]) == b"tail!"
         await server.write("still usable")
         assert await client.read() == "still usable"
+
+
+def connect_raw(address: str) -> socket.socket:
+    """Connect without an event loop."""
+    scheme, _, loc = address.partition("://")
+    if scheme == "tcp":
+        return socket.create_connection(parse_host_port(loc))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(loc)
+    return sock
+
+
+@pytest.mark.parametrize("where", ["tcp://127.0.0.1:0", "unix://"])
+@gen_test()
+async def test_many_who_connect_meanwhile_are_accepted_together(where: str) -> None:
+    async with listen(where, echo) as listener:
+        peers = [connect_raw(listener.contact_address) for _ in range(200)]
+        turns = 0
+        while len(listener._handshaking) < len(peers):  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+            turns += 1
+            assert turns < 20
+        for peer in peers:
+            peer.close()
+
+
+@pytest.mark.parametrize("where", ["tcp://127.0.0.1:0", "unix://"])
+@gen_test()
+async def test_who_is_accepted_in_the_turn_in_which_the_listener_stops_is_closed(
+    where: str,
+) -> None:
+    seen: list[Comm] = []
+    listener: Any = await listen(where, seen.append)
+    with connect_raw(listener.contact_address) as peer:
+        server = listener.server if where == "unix://" else listener.tcp_server
+        (sock,) = server._sockets.values()
+        server._accept(sock, IOLoop.READ)
+        listener.stop()
+        peer.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(peer, 100) == b""
+    assert seen == []

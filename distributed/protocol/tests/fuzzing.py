@@ -241,20 +241,22 @@ def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
     """Read the messages of a stream as a receiver does; return how many were right."""
     decoder = MessageDecoder(limits)
     rest = memoryview(data)
-    right = 0
+    right = step = 0
     while True:
         try:
-            while (frames := decoder.next_message()) is not None:
+            while (frames := decoder.next_message(step)) is not None:
+                step = 0
                 right += take(frames)
         except FramingError:
             return right
         if not rest:
             return right
-        memory = decoder.wanted()
-        step = min(len(memory), len(rest))
-        memory[:step] = rest[:step]
-        decoder.received(step)
-        rest = rest[step:]
+        step = 0
+        for memory in (decoder.wanted(), decoder.ahead or bytearray()):
+            part = rest[: len(memory)]
+            memory[: len(part)] = part
+            rest = rest[len(part) :]
+            step += len(part)
 
 
 def peak_memory() -> int:

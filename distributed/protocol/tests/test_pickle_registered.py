@@ -52,7 +52,7 @@ class TestRegisteredTypes:
         for table in (dask_serialize, dask_deserialize):
             del table._functions[Handle]
             del table._named[typename(Handle)]
-            table._resolved.clear()
+            table.resolved.clear()
 
     @pytest.mark.parametrize("protocol", [4, 5])
     @pytest.mark.parametrize("data", [b"abc", bytearray(b"abc"), memoryview(b"abc" * 5000)])
@@ -105,7 +105,7 @@ class TestRegisteredTypes:
         finally:
             for table in (dask_serialize, dask_deserialize):
                 del table._functions[Box]
-                table._resolved.clear()
+                table.resolved.clear()
 
     def test_arrays_are_pickled_as_numpy_does(self):
         np = pytest.importorskip("numpy")

@@ -182,7 +182,7 @@ def test_pickling_instead_is_still_possible():
 def test_serializers_that_are_registered_later_count(monkeypatch):
     for table in (dask_serialize, dask_deserialize):
         monkeypatch.setattr(table, "_functions", dict(table._functions))
-        monkeypatch.setattr(table, "_resolved", dict(table._resolved))
+        monkeypatch.setattr(table, "resolved", dict(table.resolved))
     x = np.arange(5)
     loads(dumps(to_serialize(x)))
     dask_deserialize.register(np.ndarray, lambda header, frames: "mine")

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import about, report
+from benchmarks import about, report, targets
 from benchmarks.cases import CORE, Case, cases
 from benchmarks.lineup import Contestant, contestants
 from benchmarks.results import Results
@@ -35,6 +35,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--show", type=Path, metavar="RESULTS", help="measure nothing, but show an earlier run"
+    )
+    parser.add_argument(
+        "--after",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RESULTS",
+        help="runs that came before, whose ratios are to be shown beside those of this one",
     )
     parser.add_argument("--list", action="store_true", help="show the cases, and measure nothing")
     options = parser.parse_args()
@@ -113,6 +121,9 @@ def main() -> int:
         print("\n".join(case.name for case in selected) or f"No case begins with {options.only}.")
         return not selected
     results = Results.read(options.show) if options.show else measured(options, selected)
+    if options.after:
+        before = [targets.ratios(Results.read(path)) for path in options.after]
+        results = Results({**results.record, "before": before})
     for directory in [options.output] + ([RECORD] if options.record else []):
         results.write(directory / "results.json")
         report.write_tables(results, directory)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CORE = ("ours", "original")
 UVLOOP = ("ours uvloop", "original uvloop")
+BOTH_LOOPS = (*CORE, *UVLOOP)
 PEERS = ("grpc", "pyzmq", "rpyc", "pyro5", "ray")
 TRANSPORTS = ("tcp", "tls", "unix", "ws", "inproc")
+
+#: For cases that are measured for completeness' sake, and not quickly.
+BRIEFLY: Mapping[str, Any] = {"seconds": 0.3, "rounds": 2, "quick": False}
 
 SIZES = {
     "10kB": 10_000,
@@ -42,11 +46,14 @@ def _calls() -> Iterator[Case]:
         contestants = (*_speaking(transport), *(others if transport == "tcp" else ()))
         yield Case(f"sequential/{transport}", contestants, sequential, transport)
     yield Case("sequential on one core/tcp", (*CORE, *others), sequential, cores=1)
+    for name, size in (("small call", 0), ("100kB array", 100_000), ("1MB array", 1_000_000)):
+        anatomy = {"command": "anatomy", "size": size}
+        yield Case(f"anatomy/{name}/tcp", CORE, anatomy, quick=False)
     for callers in (1, 8, 64, 512):
         for how, command in (("pooled", "pooled"), ("one connection", "taking_turns")):
             yield Case(
                 f"concurrent/{callers} {how}/tcp",
-                (*CORE, *UVLOOP) if (callers, how) == (64, "pooled") else CORE,
+                BOTH_LOOPS if how == "pooled" else CORE,
                 {"command": command, "callers": callers},
                 quick=how == "pooled" and callers != 1,
             )
@@ -64,43 +71,55 @@ def _payloads() -> Iterator[Case]:
     for kind in ("bytes", "array"):
         for size_name, size in SIZES.items():
             for transport in TRANSPORTS:
-                everywhere = kind == "array" and size_name in ("10kB", "1MB", "100MB")
-                if transport != "tcp" and not everywhere:
-                    continue
                 contestants = _speaking(transport)
                 if kind == "array" and transport in ("tcp", "unix"):
                     contestants += ("sockets",)
-                if kind == "array" and transport == "tcp":
-                    contestants += ("memory", *(UVLOOP if size_name in ("100kB", "1MB") else ()))
+                if transport == "tcp":
+                    contestants += ("memory",) if kind == "array" else ()
+                    contestants += UVLOOP if size < SIZES["1GB"] else ()
                 large = size >= SIZES["100MB"]
                 huge = size > SIZES["100MB"]
+                chosen = transport == "tcp" or (transport == "unix" and large)
                 yield Case(
                     f"payload/{kind} {size_name}/{transport}",
                     contestants,
                     {"command": "payload", "size": size, "kind": kind},
                     transport,
-                    seconds=2.4 if large else 0.6,
-                    rounds=2 if huge else 5 if large and transport != "tcp" else 100,
-                    quick=not huge and (transport == "tcp" or (transport == "unix" and large)),
+                    seconds=(2.4 if chosen else 0.6) if large else (0.6 if chosen else 0.3),
+                    rounds=1 if huge else 5 if large and chosen else 100 if chosen else 2,
+                    quick=chosen and not huge,
                 )
 
 
 def _others() -> Iterator[Case]:
-    yield Case("messages/10k nested values/tcp", CORE, {"command": "nested", "count": 10_000})
-    yield Case("messages/1k arrays/tcp", CORE, {"command": "arrays", "count": 1_000})
-    yield Case("batched/tcp", CORE, {"command": "batched"})
-    for transport in ("tcp", "tls"):
-        for callers in (1, 8):
-            yield Case(
-                f"connections/{callers} at once/{transport}",
-                CORE,
-                {"command": "connections", "callers": callers},
-                transport,
-                quick=callers == 1,
-            )
-    yield Case("memory/per idle connection/tcp", CORE, rounds=3, how="memory")
+    for name, command in (
+        ("messages/10k nested values", {"command": "nested", "count": 10_000}),
+        ("messages/1k arrays", {"command": "arrays", "count": 1_000}),
+        ("batched", {"command": "batched"}),
+        ("connections/1 at once", {"command": "connections", "callers": 1}),
+        ("connections/8 at once", {"command": "connections", "callers": 8}),
+    ):
+        for transport in TRANSPORTS:
+            known = {"quick": name != "connections/8 at once"} if transport == "tcp" else BRIEFLY
+            if transport == "tls" and name == "connections/1 at once":
+                known = {}
+            contestants = BOTH_LOOPS if transport == "tcp" else _speaking(transport)
+            yield Case(f"{name}/{transport}", contestants, command, transport, **known)
+    for transport in TRANSPORTS:
+        yield Case(
+            f"memory/per idle connection/{transport}",
+            _speaking(transport),
+            transport=transport,
+            rounds=3 if transport == "tcp" else 1,
+            quick=transport == "tcp",
+            how="memory",
+        )
     yield Case("import/distributed.core", CORE, how="import")
     yield Case("flat/tcp", CORE, rounds=3, how="flat")
+    for transport in TRANSPORTS[1:]:
+        yield Case(
+            f"flat/{transport}", CORE[:1], transport=transport, rounds=1, quick=False, how="flat"
+        )
 
 
 def _speaking(transport: str) -> tuple[str, ...]:
@@ -111,4 +130,10 @@ def _speaking(transport: str) -> tuple[str, ...]:
 def cases(*, quick: bool) -> list[Case]:
     """All of them, in the order in which they are measured."""
     every = [*_calls(), *_payloads(), *_others()]
-    return [case for case in every if case.quick or not quick]
+    return [_quickly(case) for case in every if case.quick] if quick else every
+
+
+def _quickly(case: Case) -> Case:
+    if case.name.startswith("sequential"):
+        return case
+    return replace(case, contestants=tuple(name for name in case.contestants if name not in UVLOOP))

@@ -70,7 +70,7 @@ def ratios(results: Results, figure: Figure) -> bool:
         (
             f"{target.title} / {target.against(results)}",
             ratio,
-            COLORS["ours"] if target.met(ratio) else COLORS["original"],
+            COLORS["ours"] if target.met(ratio.median) else COLORS["original"],
         )
         for target, ratio in found
     ]

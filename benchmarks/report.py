@@ -21,6 +21,12 @@ MEASURES = {
     "p99": ("time, p99", "µs", 1e6),
     "client cpu": ("CPU of the client, each", "µs", 1e6),
     "server cpu": ("CPU of the server, each", "µs", 1e6),
+    "client receiving": ("time of the client in recv", "µs", 1e6),
+    "client work": ("time of the client before send", "µs", 1e6),
+    "client sending": ("time of the client in send", "µs", 1e6),
+    "server receiving": ("time of the server in recv", "µs", 1e6),
+    "server work": ("time of the server before send", "µs", 1e6),
+    "server sending": ("time of the server in send", "µs", 1e6),
     "seconds": ("time", "ms", 1e3),
     "added": ("memory that it adds", "MB", 1e-6),
     "total": ("memory in all", "MB", 1e-6),
@@ -58,6 +64,26 @@ def case_rows(results: Results, *, details: bool) -> Iterator[list[str]]:
                 yield [case, title, failure, "", "", ""]
 
 
+ANATOMY_HEADER = [
+    "",
+    "of",
+    "in all",
+    *(f"{side}: {what}" for side in ("client", "server") for what in ("work", "recv", "send")),
+]
+
+
+def anatomy_rows(results: Results) -> Iterator[list[str]]:
+    """Where the time of a call goes, in µs; lines below `ANATOMY_HEADER`."""
+    parts = ("work", "receiving", "sending")
+    measures = ["p50", *(f"{side} {part}" for side in ("client", "server") for part in parts)]
+    for case, entries in results.cases.items():
+        what, _, name = case.partition("/")
+        for contestant in entries if what == "anatomy" else ():
+            spreads = [results.spread(Of(case, contestant, measure)) for measure in measures]
+            times = [_number(1e6 * spread.median) if spread else "" for spread in spreads]
+            yield [name.rpartition("/")[0], results.title(contestant), *times]
+
+
 def _ratio(ratio: Spread | None) -> str:
     return f"{ratio.median:.2f}" if ratio else ""
 
@@ -78,7 +104,7 @@ def text(results: Results) -> str:
         [
             table(HEADER, list(case_rows(results, details=False))),
             "Calls that cost the same, whatever there is besides",
-            table(targets.HEADER, targets.flat_rows(results)),
+            table(targets.FLAT_HEADER, targets.flat_rows(results)),
             "Targets",
             table(targets.HEADER, targets.target_rows(results)),
         ]
@@ -90,7 +116,8 @@ def write_tables(results: Results, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, header, rows in (
         ("targets", targets.HEADER, targets.target_rows(results)),
-        ("flat", targets.HEADER, targets.flat_rows(results)),
+        ("flat", targets.FLAT_HEADER, targets.flat_rows(results)),
+        ("anatomy", ANATOMY_HEADER, list(anatomy_rows(results))),
         ("cases", HEADER, list(case_rows(results, details=True))),
         ("machine", ["what", "which"], [list(item) for item in results.record["about"].items()]),
     ):

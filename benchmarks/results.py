@@ -44,12 +44,14 @@ class Results:
     Parameters
     ----------
     record : Mapping
-        ``"cases"`` are the `benchmarks.rounds.Measurements`; the rest tells of the run.
+        ``"cases"`` are the `benchmarks.rounds.Measurements`, ``"before"``, if it is there, the
+        ratios of runs that came before; the rest tells of the run.
     """
 
     def __init__(self, record: Mapping[str, Any]):
         self.record = _shortened(record)
         self.cases: Mapping[str, Mapping[str, Mapping[str, Any]]] = self.record["cases"]
+        self.before: Sequence[Mapping[str, float]] = self.record.get("before", [])
 
     @classmethod
     def read(cls, path: Path) -> Results:

@@ -157,7 +157,7 @@ class Run:
             pair = Pair(contestant, self._directory)
             try:
                 if case.how == "memory":
-                    return _memory(pair)
+                    return _memory(pair, case)
                 return _flat(pair, case, self.pace)
             finally:
                 pair.end()
@@ -205,11 +205,12 @@ def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
     return result
 
 
-def _memory(pair: Pair) -> dict[str, Any]:
+def _memory(pair: Pair, case: Case) -> dict[str, Any]:
     """How much memory idle connections take."""
-    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS}, "tcp", 60)
+    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS}, case.transport, 60)
     before = pair.used("memory")
-    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}, "tcp", 120)
+    more = {"command": "hold", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}
+    pair.ask(more, case.transport, 120)
     after = pair.used("memory")
     server, client = (
         (new - old) / MEASURED_CONNECTIONS for old, new in zip(before, after, strict=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.cases import CORE, PEERS
-from benchmarks.results import Of, Results, Spread
+from benchmarks.cases import CORE, PEERS, TRANSPORTS
+from benchmarks.results import Of, Results
 
 #: How much of its speed a call keeps where it is to cost the same.
 FLAT = 0.9
@@ -20,9 +20,14 @@ class Target:
     bound: float
     at_most: bool = False  #: whether less is better
 
-    def met(self, ratio: Spread) -> bool:
+    @property
+    def key(self) -> str:
+        """What it is called in the record of a run that comes after."""
+        return f"{self.title}, {self.other.contestant}"
+
+    def met(self, ratio: float) -> bool:
         """Whether this is enough."""
-        return ratio.median <= self.bound if self.at_most else ratio.median >= self.bound
+        return ratio <= self.bound if self.at_most else ratio >= self.bound
 
     def against(self, results: Results) -> str:
         """What it is compared with."""
@@ -36,18 +41,22 @@ class Target:
         ratio = results.ratio(self.one, self.other)
         if ratio is None:
             why = results.failure(self.one) or results.failure(self.other)
-            return [self.title, against, wanted, why, "", "—"]
+            return [self.title, against, wanted, why, "", "", "—"]
+        before = [run[self.key] for run in results.before if self.key in run]
+        met = [self.met(each) for each in (ratio.median, *before)]
         return [
             self.title,
             against,
             wanted,
             f"{ratio.median:.2f}",
             f"{ratio.low:.2f} to {ratio.high:.2f}",
-            "yes" if self.met(ratio) else "no",
+            "; ".join(f"{each:.2f}" for each in before),
+            "yes" if all(met) else f"{sum(met)} of {len(met)}" if any(met) else "no",
         ]
 
 
-HEADER = ["target", "compared with", "wanted", "measured", "middle half of rounds", "met"]
+FLAT_HEADER = ["target", "compared with", "wanted", "measured", "middle half of rounds", "met"]
+HEADER = [*FLAT_HEADER[:-1], "runs before", "met"]
 
 
 def _to_original(title: str, case: str, bound: float, measure: str = "rate") -> Target:
@@ -86,22 +95,33 @@ def _all() -> Iterator[Target]:
 TARGETS = list(_all())
 
 
+def ratios(results: Results) -> dict[str, float]:
+    """The ratio of each target that was measured."""
+    found = ((target.key, results.ratio(target.one, target.other)) for target in TARGETS)
+    return {key: ratio.median for key, ratio in found if ratio}
+
+
 def target_rows(results: Results) -> list[list[str]]:
     return [target.row(results) for target in TARGETS]
 
 
 def flat_rows(results: Results) -> list[list[str]]:
-    """Whether calls cost the same whatever there is besides; for the original too."""
+    """Whether calls cost the same whatever there is besides; lines below `FLAT_HEADER`."""
     rows = []
-    for library in CORE:
-        usual = Of("flat/tcp", library)
+    for usual in (
+        *(Of("flat/tcp", library) for library in CORE),
+        *(Of(f"flat/{transport}", "ours") for transport in TRANSPORTS[1:]),
+    ):
+        if usual.case not in results.cases:
+            continue
+        where = usual.case.rpartition("/")[2]
         for measure, what in (
             ("handlers", "with many handlers"),
             ("called", "after many calls, too"),
             ("idle", "beside many idle connections, too"),
         ):
-            title = f"{results.title(library)}, {what}"
-            target = Target(title, Of(usual.case, library, measure), usual, FLAT)
-            title, _, *rest = target.row(results)
-            rows.append([title, "at first", *rest])
+            title = f"{results.title(usual.contestant)}, {where}, {what}"
+            target = Target(title, replace(usual, measure=measure), usual, FLAT)
+            title, _, *rest, met = target.row(results)
+            rows.append([title, "at first", *rest[:-1], met])
     return rows

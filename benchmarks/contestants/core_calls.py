@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.contestants.anatomy import Watch
 from benchmarks.contestants.channel import Channel, Result, run
 from benchmarks.contestants.timing import repeat_async, repeat_together
 from distributed.batched import BatchedSend
@@ -84,6 +85,16 @@ def security(certificates: Path) -> Security:
 async def make_server() -> Server:
     notes = Notes()
 
+    watches: list[Watch] = []
+
+    def watch() -> None:
+        watches.append(Watch().__enter__())
+
+    def watched() -> dict[str, float]:
+        watch = watches.pop()
+        watch.__exit__()
+        return watch.medians()
+
     def more_handlers(count: int) -> int:
         server.handlers.update({f"more-{i}": add for i in range(count)})
         return len(server.handlers)
@@ -95,6 +106,8 @@ async def make_server() -> Server:
         "back_arrays": back_arrays,
         "noted": notes.noted,
         "more_handlers": more_handlers,
+        "watch": watch,
+        "watched": watched,
     }
     server = Server(handlers, stream_handlers={"note": notes.note})
     await server
@@ -162,6 +175,19 @@ class Client:
         """One call after the other."""
         remote = await self.remote(address)
         return await repeat_async(lambda: remote.add(x=1, y=2), seconds)
+
+    async def anatomy(self, address: str, seconds: float, size: int) -> Result:
+        """What both sides do for a call: a small one, or one with an array there and back."""
+        remote = await self.remote(address)
+        array = to_serialize(np.zeros(size // 8))
+        call = (lambda: remote.back_array(data=array)) if size else (lambda: remote.add(x=1, y=2))
+        await remote.watch()
+        with Watch() as watch:
+            result = await repeat_async(call, seconds)
+        sides = {"client": watch.medians(), "server": await remote.watched()}
+        return result | {
+            f"{side} {what}": value for side, of in sides.items() for what, value in of.items()
+        }
 
     async def many(self, address: str, count: int) -> Result:
         """So many calls."""
@@ -238,6 +264,7 @@ class Client:
     async def batched(self, address: str, seconds: float) -> Result:
         """Small messages over a `BatchedSend`, until they are handled."""
         remote = await self.remote(address)
+        address = await self.reach(address)
         key = "stream", address
         if key not in self._opened:
             comm = await connect(address, **self.args(address))
@@ -260,6 +287,8 @@ class Client:
     async def connections(self, address: str, seconds: float, callers: int) -> Result:
         """Connections that are opened, with the handshake, and closed."""
 
+        address = await self.reach(address)
+
         async def once() -> None:
             comm = await connect(address, **self.args(address))
             await comm.close()
@@ -268,6 +297,7 @@ class Client:
 
     async def hold(self, address: str, count: int) -> Result:
         """Open connections, use each once, and keep them."""
+        address = await self.reach(address)
         missing = count - len(self._held)
 
         async def open_some(number: int) -> None:

@@ -183,6 +183,8 @@ class Client:
         call = (lambda: remote.back_array(data=array)) if size else (lambda: remote.add(x=1, y=2))
         await remote.watch()
         with Watch() as watch:
+            # What is done for a call begins with the end of another one.
+            await call()
             result = await repeat_async(call, seconds)
         sides = {"client": watch.medians(), "server": await remote.watched()}
         return result | {

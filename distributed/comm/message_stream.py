@@ -6,7 +6,8 @@ stream in what costs time for each message:
 * Bytes go straight from the socket to where :mod:`distributed.protocol.framing` wants them.  The
   reader is not bothered before a whole message is there, and goes on within the event that brought
   its last byte, not one turn of the event loop later (:class:`Arrival`).
-* Nothing is received before the loop says that there is something, which it cannot over TLS.
+* Nothing is received before the loop says that there is something, which it cannot over TLS, or
+  most of what is wanted has just come.
 * The buffers of a message are written by one system call, without being joined; not over TLS.
 
 What is rare is left to Tornado: what the socket does not take at once, what arrives while nobody

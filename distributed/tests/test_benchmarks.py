@@ -20,6 +20,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     import benchmarks.report
     import benchmarks.rounds
+    import benchmarks.targets
 
     return benchmarks
 
@@ -69,6 +70,14 @@ def test_a_run_leaves_tables_and_all_results(ours, tmp_path):
     assert (tmp_path / "targets.csv").read_text().startswith("target,")
 
 
+def test_both_sides_note_where_the_time_of_a_call_goes(measure):
+    for entry in measure(*({"command": "anatomy", "size": size} for size in (0, 1_000_000))):
+        (each,) = entry["rounds"]
+        for side in ("client", "server"):
+            parts = [each[f"{side} {what}"] for what in ("work", "receiving", "sending")]
+            assert min(parts) > 0
+
+
 def test_who_fails_is_left_out_of_that_case_and_of_no_other(measure):
     good = {"command": "sequential"}
     bad, after = measure({"command": "nested", "count": "many"}, good, rounds=2)
@@ -109,6 +118,22 @@ def test_a_ratio_is_taken_within_rounds(benchmarks):
     ratio = results.ratio(of("case", "a"), of("case", "b"))
     assert (ratio.low, ratio.median, ratio.high) == (2.5, 3, 3.5)
     assert results.ratio(of("case", "a"), of("case", "c")) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "met"), [([], "yes"), ([2.5, 2.4], "yes"), ([2.2, 2.4], "2 of 3"), ([None], "yes")]
+)
+def test_a_target_is_met_if_it_is_in_all_runs(benchmarks, before, met):
+    of = benchmarks.results.Of
+    target = benchmarks.targets.Target("speed", of("case", "a"), of("case", "b"), 2.3)
+    runs = [{} if ratio is None else {target.key: ratio} for ratio in before]
+    entries = {name: {"rounds": [{"round": 0, "rate": r}]} for name, r in (("a", 5), ("b", 2))}
+    results = benchmarks.results.Results(
+        {"cases": {"case": entries}, "contestants": {"b": "B"}, "before": runs}
+    )
+    *_, shown, verdict = target.row(results)
+    assert shown == "; ".join(f"{ratio:.2f}" for ratio in before if ratio is not None)
+    assert verdict == met
 
 
 def test_the_page_shows_what_the_record_says(benchmarks, tmp_path):

@@ -131,18 +131,23 @@ class WorkSpace:
             if not held:
                 return []
             for entry in sorted(os.listdir(self.base_dir)):
-                if entry.endswith(DIR_LOCK_EXT) and self._purge_if_stale(entry):
-                    purged.append(os.path.join(self.base_dir, entry[: -len(DIR_LOCK_EXT)]))
+                if not entry.endswith(DIR_LOCK_EXT):
+                    continue
+                name = entry.removesuffix(DIR_LOCK_EXT)
+                # A lock file of another name, such as "...dirlock", was not created here. The
+                # path built from it could be the workspace itself or its parent directory.
+                if _is_valid_name(name) and self._purge_if_stale(name):
+                    purged.append(os.path.join(self.base_dir, name))
         return purged
 
-    def _purge_if_stale(self, lock_name: str) -> bool:
-        lock_path = os.path.join(self.base_dir, lock_name)
+    def _purge_if_stale(self, name: str) -> bool:
+        dir_path = os.path.join(self.base_dir, name)
+        lock_path = dir_path + DIR_LOCK_EXT
         with self._hold(self._global_lock_path):
             # Under the global lock no lock file is about to be locked by the one who made it.
             fd = _take_existing_lock(lock_path)
         if fd is None:
             return False
-        dir_path = lock_path[: -len(DIR_LOCK_EXT)]
         logger.info("Found stale lock file and directory %r, purging", dir_path)
         return _remove_locked(dir_path, lock_path, fd)
 
@@ -262,14 +267,22 @@ def _make_or_trust(path: str) -> bool:
 
 
 def _check_name(name: str, may_be_empty: bool) -> None:
-    if (
-        os.path.basename(name) != name
-        or "\0" in name
-        or name in {".", ".."}
-        or name.endswith(DIR_LOCK_EXT)
-        or not (name or may_be_empty)
-    ):
-        raise ValueError(f"{name!r} does not name a directory right inside the workspace")
+    if not (_is_valid_name(name) or (may_be_empty and not name)):
+        raise ValueError(
+            f"{name!r} is not a valid name for a directory in a workspace: it must not be empty, "
+            f"contain a directory, begin with a dot, or end with {DIR_LOCK_EXT!r}"
+        )
+
+
+def _is_valid_name(name: str) -> bool:
+    """Whether a `WorkDir` may have this name. Only directories of such names are ever removed."""
+    return (
+        bool(name)
+        and os.path.basename(name) == name
+        and "\0" not in name
+        and not name.startswith(".")
+        and not name.endswith(DIR_LOCK_EXT)
+    )
 
 
 def _make(
@@ -316,11 +329,17 @@ def _make_lock(path: str) -> int:
 
 
 def _take_existing_lock(path: str) -> int | None:
-    """The descriptor of a lock file that nobody held and that is locked now, else None."""
+    """Lock a stale lock file of this user and return its descriptor, or None."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        # Its owner, or another user's business.
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as exc:
+        # Removed by its owner; another user's; not a file; or a link (ELOOP).
+        logger.debug("Leaving %r alone: %s", path, exc)
+        return None
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        os.close(fd)
         return None
     return fd if _lock_if_still_there(fd, path) else None
 

@@ -127,9 +127,9 @@ def test_name_and_prefix_exclude_each_other(base):
         WorkSpace(str(base)).new_work_dir(name="a", prefix="b")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\0", "a.dirlock"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\0", ".a", "a.dirlock"])
 def test_a_name_that_leads_elsewhere_is_refused(base, name):
-    with pytest.raises(ValueError, match="does not name a directory right inside"):
+    with pytest.raises(ValueError, match="not a valid name for a directory"):
         WorkSpace(str(base)).new_work_dir(name=name)
     assert names(base) == set()
 
@@ -208,6 +208,45 @@ def test_a_lock_without_a_directory_is_purged(base):
     (base / "loose.dirlock").touch()
     assert workspace._purge_leftovers() == [str(base / "loose")]
     assert names(base) == set()
+
+
+@pytest.mark.parametrize("lock", ["...dirlock", "..dirlock", ".dirlock", "....dirlock"])
+def test_a_lock_file_whose_name_leads_out_of_the_workspace_is_ignored(tmp_path, base, lock):
+    precious = tmp_path / "precious"
+    precious.write_text("data of the parent directory")
+    base.mkdir()
+    (base / lock).touch()
+    workdir = WorkSpace(base).new_work_dir(name="worker-1")
+    assert precious.exists()
+    assert os.path.isdir(workdir.dir_path)
+    assert (base / lock).exists()
+    workdir.release()
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "named pipe"])
+def test_a_lock_that_is_not_a_regular_file_is_ignored(tmp_path, base, kind):
+    (base / "other").mkdir(parents=True)
+    lock = base / "other.dirlock"
+    if kind == "link":
+        (tmp_path / "elsewhere").touch()
+        lock.symlink_to(tmp_path / "elsewhere")
+    elif kind == "directory":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    WorkSpace(base).new_work_dir(name="worker-1").release()
+    assert (base / "other").is_dir()
+
+
+@as_root
+def test_a_lock_file_of_another_user_is_ignored(base):
+    (base / "other").mkdir(parents=True)
+    lock = base / "other.dirlock"
+    lock.touch()
+    os.chown(lock, 65534, 65534)
+    WorkSpace(base).new_work_dir(name="worker-1").release()
+    assert (base / "other").is_dir()
+    assert lock.exists()
 
 
 def test_what_this_process_uses_is_not_purged(base):

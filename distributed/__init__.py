@@ -18,16 +18,18 @@ from distributed._version import __version__
 if TYPE_CHECKING:
     from distributed.comm import CommClosedError, connect
     from distributed.core import Server, rpc
-    from distributed.status import Status
+    from distributed.core.status import Status
+    from distributed.security import Security
 
-__all__ = ["CommClosedError", "Server", "Status", "__version__", "connect", "rpc"]
+__all__ = ["CommClosedError", "Security", "Server", "Status", "__version__", "connect", "rpc"]
 
 _MODULES = {
     "CommClosedError": "distributed.comm",
     "connect": "distributed.comm",
     "Server": "distributed.core",
     "rpc": "distributed.core",
-    "Status": "distributed.status",
+    "Security": "distributed.security",
+    "Status": "distributed.core",
 }
 
 #: What code that was written for the original may look for here, and dask where it finds

@@ -17,10 +17,10 @@ import reprlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from distributed import config
+from distributed.base import config
+from distributed.base.quantities import nbytes, parse_bytes, parse_timedelta
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Serialize, Serialized
-from distributed.utils import nbytes, parse_bytes, parse_timedelta
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop

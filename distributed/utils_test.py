@@ -28,10 +28,10 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from distributed import config as dask_config
+from distributed.base import config as dask_config
+from distributed.base.host_addresses import get_ip, get_ipv6
 from distributed.comm import connect
-from distributed.security import Security
-from distributed.utils import get_ip, get_ipv6
+from distributed.security.settings import Security
 
 P = ParamSpec("P")
 T = TypeVar("T")

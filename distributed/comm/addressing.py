@@ -10,12 +10,13 @@ the backend of the scheme. Every address that a user or a peer gives passes thro
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from distributed import config
+from distributed.base import config
+from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6
 from distributed.comm.registry import get_backend
-from distributed.utils import get_ip_interface
 
 if TYPE_CHECKING:
     import socket
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 __all__ = [
     "address_from_user_args",
     "addresses_from_user_args",
+    "ensure_concrete_host",
     "get_address_host",
     "get_address_host_port",
     "get_local_address_for",
     "get_tcp_server_address",
     "get_tcp_server_addresses",
+    "is_unspecified",
     "normalize_address",
     "parse_address",
     "parse_host_port",
@@ -476,3 +479,40 @@ def addresses_from_user_args(
         )
         for i in range(count)
     ]
+
+
+def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
+    """The host at which a listener that listens at *host* can be contacted.
+
+    Parameters
+    ----------
+    host
+        A host name or an IP address. Empty, ``"0.0.0.0"`` and ``"::"`` stand for every interface.
+    default_host
+        What to give for those; by default the address of this host by which it reaches others, of
+        the same IP version.
+
+    Examples
+    --------
+    >>> ensure_concrete_host("127.0.0.1")
+    '127.0.0.1'
+    >>> ensure_concrete_host("0.0.0.0", default_host="node1.example.org")
+    'node1.example.org'
+    """
+    if not is_unspecified(host):
+        return host
+    return default_host or (get_ipv6() if ":" in host else get_ip())
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether *host*, a name or an IP address, stands for every interface.
+
+    Examples
+    --------
+    >>> [is_unspecified(host) for host in ("", "0.0.0.0", "::", "::1", "localhost")]
+    [True, True, True, False, False]
+    """
+    try:
+        return not host or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

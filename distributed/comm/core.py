@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 from weakref import WeakSet
 
+from distributed.base.quantities import parse_timedelta
 from distributed.comm.addressing import parse_address
 from distributed.comm.auth import (
     Authentication,
@@ -33,7 +34,6 @@ from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
-from distributed.utils import parse_timedelta
 
 logger = logging.getLogger(__name__)
 

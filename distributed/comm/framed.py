@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import msgpack
 from tornado.iostream import StreamClosedError
 
+from distributed.base.quantities import offload
 from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.offloading import dumps_is_expensive, loads_is_expensive
 from distributed.comm.settings import CommSettings, settings
-from distributed.comm.utils import dumps_is_expensive, loads_is_expensive
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.exceptions import FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
-from distributed.utils import offload
 
 #: So many messages that need no waiting are read before others get their turn.
 UNINTERRUPTED_READS = 64

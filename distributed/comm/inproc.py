@@ -21,6 +21,7 @@ import weakref
 from collections import deque
 from typing import Any, Final, NamedTuple
 
+from distributed.base.host_addresses import get_ip
 from distributed.comm.core import (
     BaseListener,
     Comm,
@@ -32,7 +33,6 @@ from distributed.comm.core import (
 from distributed.comm.registry import Backend
 from distributed.protocol.limits import reading
 from distributed.protocol.serialize import _nested_deserialize
-from distributed.utils import get_ip
 
 __all__ = [
     "InProc",

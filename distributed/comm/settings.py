@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol.framing import Limits
 from distributed.protocol.limits import LoadPolicy
 

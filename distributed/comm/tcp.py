@@ -15,9 +15,12 @@ from typing import Any, ClassVar
 from tornado.iostream import StreamClosedError
 from tornado.tcpserver import TCPServer
 
-from distributed import config
+from distributed.base import config
+from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
 from distributed.comm.addressing import (
+    ensure_concrete_host,
     get_tcp_server_address,
+    is_unspecified,
     parse_host_port,
     unparse_host_port,
 )
@@ -56,9 +59,7 @@ from distributed.comm.tls import (
     refuse_unencrypted,
     speaks_tls,
 )
-from distributed.comm.utils import ensure_concrete_host, is_unspecified
 from distributed.protocol.exceptions import FramingError
-from distributed.utils import ensure_ip, get_ip, get_ipv6
 
 __all__ = [
     "MAX_BUFFER_SIZE",

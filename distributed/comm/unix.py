@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from distributed import config
+from distributed.base import config
 from distributed.comm.core import (
     BaseListener,
     CommClosedError,

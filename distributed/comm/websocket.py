@@ -29,7 +29,7 @@ from tornado.websocket import (
     WebSocketProtocol13,
 )
 
-from distributed import config
+from distributed.base import config
 from distributed.comm.tls import explain, is_final, speaks_tls
 
 #: Bound on what HTTP sends besides websockets: headers, or the text of an error.

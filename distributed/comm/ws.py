@@ -22,7 +22,7 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
-from distributed import config
+from distributed.base import config
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
     parse_host_port,

@@ -22,11 +22,11 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from distributed import config
+from distributed.base import config
+from distributed.base.quantities import ensure_memoryview, has_keyword, nbytes
 from distributed.protocol.exceptions import CompressionError
 from distributed.protocol.limits import Reading, reading
 from distributed.protocol.utils import Buffer
-from distributed.utils import ensure_memoryview, has_keyword, nbytes
 
 __all__ = [
     "Compression",

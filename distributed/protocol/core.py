@@ -23,6 +23,7 @@ from typing import Any
 
 import msgpack
 
+from distributed.base.quantities import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.compression import decompress, maybe_compress
 from distributed.protocol.exceptions import (
@@ -37,6 +38,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
+from distributed.protocol.header_cache import plain_frames, plain_reader, remember_reader
 from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import (
     OnError,
@@ -50,10 +52,8 @@ from distributed.protocol.pieces import (
     read_header,
     serialize_and_split,
 )
-from distributed.protocol.plain_memory import plain_frames, plain_reader, remember_reader
 from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
-from distributed.utils import ensure_memoryview
 
 __all__ = ["dumps", "loads"]
 

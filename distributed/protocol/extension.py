@@ -19,7 +19,7 @@ from enum import Enum
 from types import ModuleType
 from typing import Any
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol.exceptions import ImportNotAllowedError, MessageError
 
 __all__ = [

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
+from distributed.base.quantities import ensure_memoryview, has_keyword
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import (
     Dispatch,
@@ -33,7 +34,6 @@ from distributed.protocol.dispatch import (
 from distributed.protocol.exceptions import SerializationError
 from distributed.protocol.limits import may_unpickle
 from distributed.protocol.utils import Buffer, join_frames, msgpack_opts
-from distributed.utils import ensure_memoryview, has_keyword
 
 __all__ = [
     "Family",

@@ -42,8 +42,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from distributed.protocol.allocation import allocate
 from distributed.protocol.exceptions import FramingError
-from distributed.protocol.memory import allocate
 
 #: Anything that exposes its bytes.
 Buffer = bytes | bytearray | memoryview

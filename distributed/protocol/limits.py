@@ -14,7 +14,7 @@ import threading
 from types import TracebackType
 from typing import NamedTuple
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol.exceptions import (
     CompressionError,
     HeaderError,

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from distributed.base.quantities import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.families import pickle_dumps, pickle_loads
+from distributed.protocol.header_cache import register_plain_memory
 from distributed.protocol.objects import accepts_pickles
-from distributed.protocol.plain_memory import register_plain_memory
 from distributed.protocol.utils import Buffer, host_array_from_buffers, join_frames
-from distributed.utils import ensure_memoryview
 
 __all__ = [
     "checked_layout",

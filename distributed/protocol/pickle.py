@@ -21,11 +21,11 @@ from typing import Any
 
 import cloudpickle
 
+from distributed.base.quantities import ensure_memoryview
 from distributed.protocol import out_of_band
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling
-from distributed.protocol.tracebacks import loads_without_tblib
-from distributed.utils import ensure_memoryview
+from distributed.protocol.tblib_pickles import loads_without_tblib
 
 __all__ = ["HIGHEST_PROTOCOL", "dumps", "loads", "pickled_name"]
 

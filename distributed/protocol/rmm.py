@@ -11,6 +11,7 @@ from typing import Any
 
 import rmm
 
+from distributed.base.quantities import ensure_memoryview
 from distributed.protocol.dispatch import (
     cuda_deserialize,
     cuda_serialize,
@@ -19,7 +20,6 @@ from distributed.protocol.dispatch import (
 )
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.utils import Buffer, join_frames
-from distributed.utils import ensure_memoryview
 
 __all__ = [
     "cuda_deserialize_rmm_device_buffer",

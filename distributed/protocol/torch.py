@@ -21,12 +21,12 @@ from typing import Any
 import cloudpickle
 import torch
 
+from distributed.base.quantities import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import ObjectDictSerializer
 from distributed.protocol.objects import accepts_pickles, deserialize, serialize
 from distributed.protocol.utils import Buffer
-from distributed.utils import ensure_memoryview
 
 __all__ = [
     "deserialize_torch_Parameters",

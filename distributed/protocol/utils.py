@@ -14,10 +14,10 @@ import struct
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
-from distributed import config
+from distributed.base import config
+from distributed.base.quantities import ensure_memoryview, nbytes
+from distributed.protocol.allocation import allocate
 from distributed.protocol.exceptions import FramingError
-from distributed.protocol.memory import allocate
-from distributed.utils import ensure_memoryview, nbytes
 
 __all__ = [
     "BIG_BYTES_SHARD_SIZE",

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import msgpack
 
-from distributed.protocol.plain_memory import is_known_plain
+from distributed.base.quantities import nbytes
+from distributed.protocol.header_cache import is_known_plain
 from distributed.protocol.utils import msgpack_opts
-from distributed.utils import nbytes
 
 __all__ = ["loads_work"]
 

@@ -18,9 +18,9 @@ import time
 from typing import Any
 
 from distributed import Server, Status, connect
-from distributed.background import AsyncTaskGroup
 from distributed.batched import BatchedSend
 from distributed.comm import Comm
+from distributed.core.tasks import AsyncTaskGroup
 from distributed.protocol import to_serialize
 
 

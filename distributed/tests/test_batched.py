@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tornado.ioloop import IOLoop
 
-from distributed import config
+from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError

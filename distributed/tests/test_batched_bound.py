@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.batched import BatchedSend, rough_size
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import Serialize, Serialized

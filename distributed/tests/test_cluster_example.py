@@ -10,7 +10,7 @@ import traceback
 
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol.exceptions import DeserializationError
 from distributed.tests.clusters import (
     ENVIRONMENT,

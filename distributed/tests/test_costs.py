@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 import distributed
-from distributed import config
+from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm import Comm, connect, get_address_host
 from distributed.comm.message_stream import MessageStream

@@ -10,7 +10,7 @@ from fractions import Fraction
 import msgpack
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.comm import connect, listen
 from distributed.core import Server, Status, rpc
 from distributed.protocol import (

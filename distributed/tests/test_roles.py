@@ -14,7 +14,7 @@ from tornado.ioloop import PeriodicCallback
 
 from distributed import Server
 from distributed.core import context_meter_to_server_digest
-from distributed.metrics import context_meter
+from distributed.telemetry.meter import context_meter
 from distributed.utils_test import gen_test
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed import config
+from distributed.base import config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.rst").read_text()

@@ -7,8 +7,8 @@ from weakref import WeakValueDictionary
 
 from cluster.worker import Peer, Ref, replace
 from distributed.core import CommClosedError, error_message
+from distributed.core.errors.messages import exception_from
 from distributed.protocol import Serialized, serialize, to_serialize
-from distributed.remote_errors import exception_from
 
 
 class Future:

@@ -15,7 +15,7 @@ from distributed.comm import get_local_address_for
 from distributed.core import Comm, CommClosedError, Server, error_message, send_recv
 from distributed.metrics import monotonic
 from distributed.protocol import to_serialize
-from distributed.protocol.nested import nested_deserialize
+from distributed.protocol.serialize import nested_deserialize
 from distributed.security import Security
 
 logger = logging.getLogger("distributed.cluster")

@@ -7,7 +7,8 @@ import pytest
 from tornado.netutil import bind_unix_socket
 from tornado.tcpserver import TCPServer
 
-from distributed import config
+from distributed.base import config
+from distributed.base.host_addresses import get_ip
 from distributed.comm import addressing
 from distributed.comm.addressing import (
     address_from_user_args,
@@ -26,7 +27,6 @@ from distributed.comm.addressing import (
     uri_from_host_port,
 )
 from distributed.comm.inproc import new_address
-from distributed.utils import get_ip
 from distributed.utils_test import gen_test, has_ipv6
 
 NO_ADDRESS = [None, 3, 3.5, b"tcp://h:1", ["h", 1]]

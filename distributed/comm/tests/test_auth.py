@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed import config
+from distributed.base import config
 from distributed.comm import connect, listen
 from distributed.comm.auth import (
     NONCE_SIZE,
@@ -25,7 +25,7 @@ from distributed.comm.core import FatalCommClosedError, Listener
 from distributed.comm.tests.transports import TRANSPORTS
 from distributed.core import Server, rpc
 from distributed.protocol.framing import MessageDecoder, pack_message
-from distributed.security import Security
+from distributed.security.settings import Security
 from distributed.utils_test import captured_logger, gen_test
 
 TOKEN = "correct horse battery staple"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from distributed import config
-from distributed.comm import utils as comm_utils
+from distributed.base import config
+from distributed.comm import offloading as comm_utils
 from distributed.comm.core import BaseListener, Comm, CommClosedError, connect, listen
 from distributed.comm.tests.transports import TRANSPORTS, Transport, echo, stop
 from distributed.protocol import Serialized, to_serialize

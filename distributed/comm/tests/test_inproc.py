@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distributed.base.host_addresses import get_ip
 from distributed.comm import CommClosedError, connect, get_address_host, listen
 from distributed.comm.core import Comm
 from distributed.comm.inproc import (
@@ -29,7 +30,6 @@ from distributed.comm.inproc import (
 )
 from distributed.comm.tests.transports import echo
 from distributed.protocol import Serialized, ToPickle, serialize, to_serialize
-from distributed.utils import get_ip
 from distributed.utils_test import captured_logger, gen_test
 
 

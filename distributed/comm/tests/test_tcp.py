@@ -18,7 +18,7 @@ from unittest.mock import Mock
 import pytest
 from tornado.ioloop import IOLoop
 
-from distributed import config
+from distributed.base import config
 from distributed.comm import connect, listen, tcp
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError

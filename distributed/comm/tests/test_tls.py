@@ -16,19 +16,20 @@ from typing import Any
 
 import pytest
 
-from distributed import Server, config, rpc
+from distributed import Server, rpc
+from distributed.base import config
 from distributed.comm import connect, listen, tcp
 from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.comm.tests.transports import echo
 from distributed.comm.tls import TLSStream, speaks_tls
 from distributed.protocol import to_serialize
-from distributed.security import Security
+from distributed.security.settings import Security
 from distributed.utils_test import async_poll_for, captured_logger, gen_test, tls_security
 
 LOCALHOST = "tls://127.0.0.1:0"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-CERTIFICATES = Path(__file__).parents[2] / "tests" / "data" / "tls"
+CERTIFICATES = Path(__file__).parents[2] / "security" / "tests" / "data" / "tls"
 
 
 def security(identity: str = "cert", authority: str = "ca", **kwargs: Any) -> Security:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from distributed import Server, config, rpc
+from distributed import Server, rpc
+from distributed.base import config
 from distributed.comm import (
     connect,
     get_address_host,

@@ -27,7 +27,8 @@ from tornado.websocket import (
     websocket_connect,
 )
 
-from distributed import Server, config, rpc
+from distributed import Server, rpc
+from distributed.base import config
 from distributed.comm import (
     connect,
     get_address_host,

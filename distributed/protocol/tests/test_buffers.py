@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol import utils
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.utils import (

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol import Serialize, decompress, dumps, loads, maybe_compress
 from distributed.protocol.compression import (
     Compression,

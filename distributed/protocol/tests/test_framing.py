@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.protocol import framing
+from distributed.protocol.allocation import MAPPED_SIZE
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import (
     JOIN_SIZE,
@@ -19,7 +20,6 @@ from distributed.protocol.framing import (
     MessageDecoder,
     pack_message,
 )
-from distributed.protocol.memory import MAPPED_SIZE
 
 SHARD = 50_000
 

@@ -7,7 +7,7 @@ import tracemalloc
 import msgpack
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.comm import connect, listen
 from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
 from distributed.protocol.exceptions import (

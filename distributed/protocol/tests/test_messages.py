@@ -10,7 +10,7 @@ from enum import Enum, IntEnum
 import msgpack
 import pytest
 
-from distributed import config
+from distributed.base import config
 from distributed.protocol import (
     Pickled,
     Serialize,

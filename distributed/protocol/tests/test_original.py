@@ -8,7 +8,7 @@ import pytest
 
 from distributed.core import Status
 from distributed.protocol import Serialize, ToPickle, dumps, loads
-from distributed.protocol.tracebacks import loads_exception
+from distributed.protocol.tblib_pickles import loads_exception
 from distributed.tests.environments import run_in
 
 # Expressions that mean the same on both sides.  What they arrive as is only stated where that is

@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 from distributed.protocol import deserialize, pickle, serialize
-from distributed.protocol.tracebacks import loads_without_tblib
+from distributed.protocol.tblib_pickles import loads_without_tblib
 
 
 class Holder:

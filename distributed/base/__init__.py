@@ -1,0 +1,1 @@
+"""Floor 1: configuration, quantities, buffers, offloading, callables and host addresses."""

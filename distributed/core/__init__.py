@@ -1,0 +1,59 @@
+"""Servers that answer operations, and objects that call them: the faithful names of this package.
+
+``connect`` and ``tick_maximum_delay`` may be replaced here: this core looks both up in this module
+each time it uses them (:mod:`distributed.core.host`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed.base import config
+from distributed.comm import Comm, CommClosedError, connect, get_address_host_port, listen
+from distributed.core.calls import RPCClosed, addr_from_args, coerce_to_address, send_recv
+from distributed.core.errors.messages import (
+    ErrorMessage,
+    OKMessage,
+    clean_exception,
+    error_message,
+    raise_later,
+)
+from distributed.core.metering import context_meter_to_server_digest
+from distributed.core.remote import ConnectionPool, PooledRPCCall, Server, rpc
+from distributed.core.requests import NoOpAwaitable, _expects_comm, pingpong
+from distributed.core.status import Status
+from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError
+
+__all__ = [
+    "AsyncTaskGroup",
+    "AsyncTaskGroupClosedError",
+    "Comm",
+    "CommClosedError",
+    "ConnectionPool",
+    "ErrorMessage",
+    "NoOpAwaitable",
+    "OKMessage",
+    "PooledRPCCall",
+    "RPCClosed",
+    "Server",
+    "Status",
+    "_expects_comm",
+    "addr_from_args",
+    "clean_exception",
+    "coerce_to_address",
+    "connect",
+    "context_meter_to_server_digest",
+    "error_message",
+    "get_address_host_port",
+    "listen",
+    "pingpong",
+    "raise_later",
+    "rpc",
+    "send_recv",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tick_maximum_delay":
+        return config.get_timedelta("distributed.admin.tick.limit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

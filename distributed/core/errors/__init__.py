@@ -1,0 +1,1 @@
+"""An exception's way from the handler that raised it to the caller."""

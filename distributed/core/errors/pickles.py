@@ -1,0 +1,247 @@
+"""Pickles of exceptions that can be unpickled, with all that belongs to the exception.
+
+Plain pickle calls an exception's constructor again with ``args``, which many constructors do not
+take, and forgets the traceback, the cause and the context.  With tblib nothing of that is a
+problem, and its form is used where it is installed.  Without it, the attributes that plain pickle
+forgets are added to the exception's state, where `BaseException.__setstate__` of any Python
+restores them, and tracebacks become notes (PEP 678), so that the receiver needs nothing at all.
+
+Each pickle is tried here, at the sender, where another way can still be taken: without calling
+the constructor, without the chain of causes, and at last as an `Exception` with the ``repr``.
+
+This module knows nothing of messages; `distributed.core.errors.messages` makes them.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import logging
+import pickle
+from collections import deque
+from collections.abc import Mapping, Set
+from types import GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType
+from typing import Any
+
+import cloudpickle
+
+from distributed.core.errors.text import (
+    bounded,
+    format_traceback,
+    notes_of,
+    safe_repr,
+    safe_str,
+    this_process,
+    traceback_note,
+    type_name,
+)
+from distributed.protocol.pickle import HIGHEST_PROTOCOL
+
+logger = logging.getLogger(__name__)
+
+# Exceptions further down a chain of causes than this stay behind: each adds to the depth of the
+# pickle, and nobody reads that far.
+MAX_CHAIN = 50
+
+
+# A "reduction" is what `object.__reduce__` documents: how pickle is to take an object apart.
+
+
+class _ExceptionPickler(cloudpickle.Pickler):
+    """A pickler that has been told how to reduce certain objects."""
+
+    def __init__(self, file: io.BytesIO, reductions: Mapping[int, Any]) -> None:
+        super().__init__(file, protocol=HIGHEST_PROTOCOL)
+        self._reductions = reductions
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduction = self._reductions.get(id(obj))
+        return super().reducer_override(obj) if reduction is None else reduction
+
+
+def pickle_traceback(e: BaseException) -> bytes | None:
+    """Pickle the traceback of an exception, as tblib does.
+
+    Returns
+    -------
+    bytes or None
+        None without tblib, or where the traceback is too deep to be pickled.
+    """
+    try:
+        from tblib import pickling_support
+    except ImportError:
+        return None
+    try:
+        pickling_support.install(e)
+        return _round_trip(e.__traceback__, {})[0]
+    except Exception:
+        logger.debug("The traceback of %s is sent as text only", type(e), exc_info=True)
+        return None
+
+
+def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
+    """Pickle an exception with its chain of causes, or what can be of it.
+
+    Parameters
+    ----------
+    e : BaseException
+    text : str or None
+        The traceback of ``e``, to be put in a note; None if `pickle_traceback` has pickled it, so
+        that tblib is there for those of the causes too.
+    limit : int
+        How many characters each text that is added may have.
+
+    Returns
+    -------
+    bytes
+        A pickle that was seen to be one of an exception.
+    """
+    if text is None:
+        try:
+            return _round_trip(e, {})[0]
+        except Exception:
+            logger.debug("%s is sent without the frames of its causes", type(e), exc_info=True)
+    problem = ""
+    for nodes in (_chain(e), [e]):
+        try:
+            return _round_trip(e, _reductions(nodes, text or "", limit))[0]
+        except Exception as exc:  # noqa: BLE001  (whatever it is, it is told to the caller)
+            problem = safe_repr(exc)
+    function, args, state = _stand_in(e, problem, limit)
+    bare = function(*args)
+    bare.__dict__.update(state)
+    return pickle.dumps(bare)
+
+
+def _round_trip(obj: Any, reductions: Mapping[int, Any]) -> tuple[bytes, Any]:
+    """Pickle an object and unpickle it again."""
+    file = io.BytesIO()
+    _ExceptionPickler(file, reductions).dump(obj)
+    data = file.getvalue()
+    copy = pickle.loads(data)
+    if isinstance(obj, BaseException) and not isinstance(copy, BaseException):
+        raise pickle.PicklingError(f"{type(obj)} is unpickled as {type(copy)}")
+    return data, copy
+
+
+def _chain(e: BaseException) -> list[BaseException]:
+    """Return an exception and those it hangs together with, each before what it refers to."""
+    nodes: dict[int, BaseException] = {id(e): e}
+    queue = deque([e])
+    while queue and len(nodes) < MAX_CHAIN:
+        node = queue.popleft()
+        members = node.exceptions if isinstance(node, BaseExceptionGroup) else ()
+        for other in (node.__cause__, node.__context__, *members):
+            if other is not None and id(other) not in nodes:
+                nodes[id(other)] = other
+                queue.append(other)
+    return list(nodes.values())
+
+
+def _reductions(nodes: list[BaseException], text: str, limit: int) -> dict[int, Any]:
+    """Find out for each exception how it can be pickled; ``text`` is the first one's traceback."""
+    present = {id(node) for node in nodes}
+    reductions: dict[int, Any] = {}
+    for node in reversed(nodes):
+        if node is not nodes[0]:
+            text_of_node = format_traceback(node.__traceback__, limit)
+        else:
+            text_of_node = text
+        reduction = _working_reduction(node, reductions, limit)
+        extra = _extra_state(node, text_of_node, present)
+        reductions[id(node)] = _with_state(node, reduction, extra)
+    return reductions
+
+
+def _working_reduction(exc: BaseException, others: Mapping[int, Any], limit: int) -> Any:
+    """Return the first reduction of one exception, its chain aside, that brings it back."""
+    message = safe_str(exc)
+    problem = ""
+    second_best = None
+    for reduce in (_reduction, _reduction_without_init):
+        try:
+            reduction = reduce(exc)
+            _, copy = _round_trip(exc, {**others, id(exc): reduction})
+        except Exception as e:  # noqa: BLE001  (whatever it is, it is told to the caller)
+            problem = problem or safe_repr(e)
+            continue
+        if safe_str(copy) == message:
+            return reduction
+        # A constructor that takes something else than what it passes on to Exception.__init__.
+        second_best = second_best or reduction
+    return second_best or _stand_in(exc, problem, limit)
+
+
+def _reduction(exc: BaseException) -> Any:
+    """Reduce an exception as pickle would, had tblib not told it otherwise."""
+    registered = copyreg.dispatch_table.get(type(exc))
+    if registered is not None and not registered.__module__.startswith("tblib"):
+        return registered(exc)
+    return exc.__reduce_ex__(HIGHEST_PROTOCOL)
+
+
+def _reduction_without_init(exc: BaseException) -> Any:
+    """Reduce an exception so that its constructor is not called again."""
+    cls = type(exc)
+    if not isinstance(cls.__reduce__, MethodDescriptorType):
+        raise pickle.PicklingError(f"{cls} has a __reduce__ of its own")
+    state = dict(exc.__dict__)
+    if not isinstance(exc, BaseExceptionGroup):
+        state.update(_c_attributes(exc))
+    return copyreg.__newobj__, (cls, *exc.args), state  # type: ignore[attr-defined]
+
+
+def _c_attributes(exc: BaseException) -> dict[str, Any]:
+    """Return what an exception keeps outside its ``__dict__``, such as ``errno``."""
+    found = {}
+    for cls in type(exc).__mro__:
+        for name, descriptor in vars(cls).items():
+            # An AttributeError's `obj` is left out by its own __reduce__, too.
+            if (
+                isinstance(descriptor, MemberDescriptorType | GetSetDescriptorType)
+                and not name.startswith("__")
+                and name != "obj"
+                and (value := getattr(exc, name, None)) is not None
+            ):
+                found[name] = value
+    return found
+
+
+def _stand_in(
+    exc: BaseException, problem: str, limit: int
+) -> tuple[type[Exception], tuple[str], dict[str, Any]]:
+    """Return the reduction of the `Exception` that travels in the place of another."""
+    notes = [bounded(note, limit) for note in notes_of(exc)]
+    notes.append(f"(A {type_name(exc)} that could not be pickled: {bounded(problem, limit)})")
+    return Exception, (bounded(safe_repr(exc), limit),), {"__notes__": notes}
+
+
+def _extra_state(exc: BaseException, text: str, present: Set[int]) -> dict[str, Any]:
+    """Return the attributes that pickle forgets, in the order in which they must be set."""
+    extra: dict[str, Any] = {}
+    for name in ("__cause__", "__context__"):
+        other = getattr(exc, name)
+        if other is not None and id(other) in present:
+            extra[name] = other
+    if exc.__suppress_context__ or "__cause__" in extra:
+        # Setting the cause has set this one, so it comes last.
+        extra["__suppress_context__"] = exc.__suppress_context__
+    if text:
+        extra["__notes__"] = [traceback_note(text, this_process())]
+    return extra
+
+
+def _with_state(exc: BaseException, reduction: Any, extra: dict[str, Any]) -> Any:
+    """Add attributes to a reduction; `BaseException.__setstate__` will set them one by one."""
+    if not extra or not isinstance(reduction, tuple) or len(reduction) not in (2, 3):
+        return reduction
+    function, args, state = reduction if len(reduction) == 3 else (*reduction, None)
+    keeps_default = type(exc).__setstate__ is BaseException.__setstate__ or function is Exception
+    if not keeps_default or not isinstance(state, dict | None):
+        return reduction
+    merged = dict(state or {})
+    if "__notes__" in extra:
+        notes = merged.get("__notes__")
+        extra = {**extra, "__notes__": [*(notes if notes else ()), *extra["__notes__"]]}
+    merged.update(extra)
+    return function, args, merged

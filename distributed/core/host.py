@@ -1,0 +1,24 @@
+"""What this core shares with the roles above it and with the code that uses them.
+
+The original's Scheduler, Worker, Nanny and Client can stand on this core.  Their own modules are
+then behind the doors (``distributed.metrics`` and its neighbours), and what must be one object for
+them and for this core is looked up here, by its faithful name, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from distributed.metrics import context_meter
+
+__all__ = ["context_meter", "replaceable"]
+
+
+def replaceable(name: str, default: Any) -> Any:
+    """Return the attribute *name* of ``distributed.core``, or *default* if it has none.
+
+    Code written for the original replaces ``distributed.core.connect`` and
+    ``distributed.core.tick_maximum_delay``, so both are looked up at each use.
+    """
+    return vars(sys.modules["distributed.core"]).get(name, default)

@@ -1,0 +1,84 @@
+"""Measurements made while a coroutine method runs, digested by the server that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from distributed.base.quantities import iscoroutinefunction
+from distributed.core.host import context_meter
+
+__all__ = ["HasDigestMetric", "context_meter_to_server_digest"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class HasDigestMetric(Protocol):
+    """Something that takes measurements in, as a ``Server`` does."""
+
+    def digest_metric(self, name: Hashable, value: float) -> None:
+        """Take in a measurement."""
+
+
+S = TypeVar("S", bound=HasDigestMetric)
+
+
+def context_meter_to_server_digest(
+    digest_tag: str,
+) -> Callable[
+    [Callable[Concatenate[S, P], Awaitable[T]]], Callable[Concatenate[S, P], Awaitable[T]]
+]:
+    """Decorate a coroutine method of a server so that what it measures is digested there.
+
+    Whatever `distributed.metrics.context_meter` hears during a call, also from the offload thread,
+    is given to ``self.digest_metric`` under the name ``(digest_tag, label, unit)``; a label that
+    is a tuple becomes part of that tuple.
+
+    Parameters
+    ----------
+    digest_tag
+        What all names begin with.
+
+    Raises
+    ------
+    TypeError
+        The method is not a coroutine function.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from distributed.telemetry.statistics import Statistics
+    >>> class Reader(Statistics):
+    ...     @context_meter_to_server_digest("read")
+    ...     async def read(self):
+    ...         context_meter.digest_metric("disk", 512, "bytes")
+    >>> reader = Reader("Reader")
+    >>> asyncio.run(reader.read())
+    >>> dict(reader.digests_total)
+    {('read', 'disk', 'bytes'): 512}
+    """
+
+    def decorate(
+        method: Callable[Concatenate[S, P], Awaitable[T]],
+    ) -> Callable[Concatenate[S, P], Awaitable[T]]:
+        if not iscoroutinefunction(method):
+            raise TypeError(
+                f"context_meter_to_server_digest({digest_tag!r}) is for coroutine methods, and "
+                f"{method!r} is none: declare it with 'async def'"
+            )
+
+        @wraps(method)
+        async def metered(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            def digest(label: Hashable, value: float, unit: str) -> None:
+                labels = label if isinstance(label, tuple) else (label,)
+                self.digest_metric((digest_tag, *labels, unit), value)
+
+            # A digest is changed in the loop's thread only.
+            with context_meter.add_callback(digest, allow_offload=True):
+                return await method(self, *args, **kwargs)
+
+        return metered
+
+    return decorate

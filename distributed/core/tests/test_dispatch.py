@@ -1,0 +1,388 @@
+"""How a server answers requests: which handler it calls, with what, and what the caller gets."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+
+import pytest
+
+from distributed.core import CommClosedError, Server, Status, _expects_comm, rpc
+from distributed.protocol import to_serialize
+from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.utils_test import async_poll_for, captured_logger, gen_test, throws
+
+
+def quiet():
+    """Divert what is logged of errors that a test provokes."""
+    return captured_logger("distributed.core.requests")
+
+
+# Which handler, and with what
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_plain_function_answers(transport):
+    async with serving(transport, {"add": lambda x, y: x + y}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "add", "x": 1, "y": 2}) == 3
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_coroutine_function_answers(transport):
+    async def add(x, y):
+        await asyncio.sleep(0)
+        return x + y
+
+    async with serving(transport, {"add": add}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "add", "x": 1, "y": 2}) == 3
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_gets_the_keys_of_the_request_and_no_others(transport):
+    def tell(**kwargs):
+        return kwargs
+
+    async with serving(transport, {"tell": tell}) as server, connected(server) as comm:
+        msg = {"op": "tell", "x": 1, "reply": True, "close": False, "serializers": None}
+        assert await ask(comm, msg) == {"x": 1}
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_whose_first_parameter_is_comm_gets_the_comm(transport):
+    def peer(comm):
+        return comm.peer_address
+
+    async with serving(transport, {"peer": peer}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "peer"}) == comm.local_address
+
+
+class Adder:
+    """Handlers in all forms that something callable has."""
+
+    def method(self, comm, x):
+        return comm is not None, x
+
+    async def coroutine_method(self, comm, x):
+        return comm is not None, x
+
+    def __call__(self, comm, x):
+        return comm is not None, x
+
+
+async def coroutine_function(comm, x):
+    return comm is not None, x
+
+
+HANDLERS_WITH_COMM = {
+    "function": lambda comm, x: (comm is not None, x),
+    "coroutine function": coroutine_function,
+    "method": Adder().method,
+    "coroutine method": Adder().coroutine_method,
+    "callable object": Adder(),
+    "partial": functools.partial(coroutine_function),
+    "partial of keyword": functools.partial(lambda comm, y, x: (comm is not None, x), y=0),
+    "comm with a default": lambda comm=None, x=None: (comm is not None, x),
+}
+
+
+@pytest.mark.parametrize("form", HANDLERS_WITH_COMM)
+@gen_test()
+async def test_comm_is_given_to_handlers_of_every_form(form):
+    handler = HANDLERS_WITH_COMM[form]
+    async with serving("inproc://", {"f": handler}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "f", "x": 5}) == (True, 5)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda comm: None, True),
+        (lambda comm, x: None, True),
+        (lambda comm=None: None, True),
+        (lambda x, comm: None, False),
+        (lambda x: None, False),
+        (lambda stream: None, False),
+        (lambda: None, False),
+        (functools.partial(lambda x, comm: None, 1), True),
+        (functools.partial(lambda comm, x: None, None), False),
+        (Adder(), True),
+        (Adder().method, True),
+        (dict, False),
+    ],
+)
+def test_expects_comm_looks_at_the_name_of_the_first_parameter(function, expected):
+    assert _expects_comm(function) is expected
+
+
+@gen_test()
+async def test_a_parameter_named_comm_that_is_not_the_first_is_the_callers():
+    async with (
+        serving("inproc://", {"f": lambda x, comm: (x, comm)}) as server,
+        connected(server) as comm,
+    ):
+        assert await ask(comm, {"op": "f", "x": 1, "comm": "mine"}) == (1, "mine")
+
+
+@TRANSPORTS
+@pytest.mark.parametrize(
+    ("handler", "kwargs", "complaint"),
+    [
+        (lambda x: x, {}, "missing 1 required positional argument: 'x'"),
+        (lambda x: x, {"x": 1, "y": 2}, "unexpected keyword argument 'y'"),
+        (lambda x, comm: x, {"x": 1}, "missing 1 required positional argument: 'comm'"),
+        (lambda comm: 1, {"comm": 1}, "multiple values for argument 'comm'"),
+        (lambda x, /: x, {"x": 1}, "positional-only"),
+        (lambda **kwargs: 1, {7: 1}, "must be strings"),
+    ],
+    ids=["missing", "extra", "comm not first", "comm twice", "positional only", "no name"],
+)
+@gen_test()
+async def test_arguments_that_do_not_fit_are_a_type_error_at_the_caller(
+    transport, handler, kwargs, complaint
+):
+    async with serving(transport, {"f": handler}) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": "f", **kwargs})
+        assert answer["status"] == "uncaught-error"
+        assert "TypeError" in answer["exception_text"]
+        assert complaint in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_that_is_replaced_at_run_time_is_not_called_any_more(transport):
+    async with serving(transport, {"f": lambda x: "old"}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "f", "x": 1}) == "old"
+        server.handlers["f"] = lambda comm, x: ("new", comm is not None)
+        assert await ask(comm, {"op": "f", "x": 1}) == ("new", True)
+
+
+@gen_test()
+async def test_a_handler_that_is_added_at_run_time_can_be_called():
+    async with serving("inproc://") as server, rpc(server.address) as remote:
+        server.handlers["f"] = lambda: "new"
+        assert await remote.f() == "new"
+
+
+@gen_test()
+async def test_a_handler_that_is_removed_at_run_time_cannot_be_called():
+    async with serving("inproc://", {"f": lambda: 1}) as server, rpc(server.address) as remote:
+        assert await remote.f() == 1
+        del server.handlers["f"]
+        with quiet(), pytest.raises(ValueError, match="No handler for op 'f'"):
+            await remote.f()
+
+
+@gen_test()
+async def test_handlers_replace_those_that_are_built_in():
+    async with (
+        serving("inproc://", {"identity": lambda: "nobody"}) as server,
+        rpc(server.address) as remote,
+    ):
+        assert await remote.identity() == "nobody"
+
+
+@gen_test()
+async def test_the_handlers_that_were_given_are_not_changed():
+    given = {"f": lambda: 1}
+    async with serving("inproc://", given) as server:
+        server.handlers["g"] = given["f"]
+        assert list(given) == ["f"]
+
+
+# Built in
+
+
+@TRANSPORTS
+@gen_test()
+async def test_identity_tells_type_and_id(transport):
+    class Scheduler(Server):
+        pass
+
+    async with serving(transport, cls=Scheduler) as server, rpc(server.address) as remote:
+        assert await remote.identity() == {"type": "Scheduler", "id": server.id}
+        assert server.identity() == {"type": "Scheduler", "id": server.id}
+
+
+@gen_test()
+async def test_an_identity_that_a_subclass_extends_is_what_the_caller_gets():
+    class Scheduler(Server):
+        def identity(self):
+            return {**super().identity(), "workers": 3}
+
+    async with serving(TCP, cls=Scheduler) as server, rpc(server.address) as remote:
+        assert (await remote.identity())["workers"] == 3
+
+
+@TRANSPORTS
+@gen_test()
+async def test_echo_answers_its_data(transport):
+    async with serving(transport) as server, rpc(server.address) as remote:
+        assert await remote.echo(data={"x": [1, b"2", None]})
+        assert await remote.echo() is None
+        assert server.echo(5) == 5
+
+
+@TRANSPORTS
+@gen_test()
+async def test_dump_state_tells_what_to_dict_does(transport):
+    async with serving(transport) as server, rpc(server.address) as remote:
+        assert await remote.dump_state() == server._to_dict()
+        assert server._to_dict() == {
+            "type": "Server",
+            "id": server.id,
+            "address": server.address,
+            "status": "running",
+            "thread_id": server.thread_id,
+        }
+
+
+@TRANSPORTS
+@gen_test()
+async def test_dump_state_leaves_out_what_is_excluded(transport):
+    async with serving(transport) as server, rpc(server.address) as remote:
+        state = await remote.dump_state(exclude=["id", "address", "no such key"])
+        assert set(state) == {"type", "status", "thread_id"}
+
+
+@gen_test()
+async def test_a_to_dict_that_a_subclass_extends_is_what_the_caller_gets():
+    class Scheduler(Server):
+        def _to_dict(self, *, exclude=()):
+            return {**super()._to_dict(exclude=exclude), "tasks": 7}
+
+    async with serving(TCP, cls=Scheduler) as server, rpc(server.address) as remote:
+        assert (await remote.dump_state())["tasks"] == 7
+
+
+# The keys that are the server's own
+
+
+@TRANSPORTS
+@gen_test()
+async def test_reply_false_sends_no_answer(transport):
+    called = []
+    async with (
+        serving(transport, {"f": lambda x: called.append(x)}) as server,
+        connected(server) as comm,
+    ):
+        await comm.write({"op": "f", "x": 1, "reply": False})
+        # The next answer is the next request's.
+        await assert_usable(comm)
+        assert called == [1]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_reply_false_sends_no_error_either(transport):
+    async with serving(transport, {"f": throws}) as server, connected(server) as comm:
+        with quiet() as log:
+            for msg in ({"op": "f", "x": 1}, {"op": "no such op"}, {"no op": 1}):
+                await comm.write({**msg, "reply": False})
+            await assert_usable(comm)
+        assert "hello!" in log.getvalue()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_closes_the_comm_after_the_answer(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "echo", "data": 1, "close": True}) == 1
+        with pytest.raises(CommClosedError):
+            await comm.read()
+        await async_poll_for(lambda: not server._comms)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_closes_the_comm_after_an_error_too(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": "no such op", "close": True})
+        assert answer["status"] == "uncaught-error"
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_without_reply_closes_the_comm_unanswered(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        await comm.write({"op": "echo", "close": True, "reply": False})
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_the_op_close_ends_the_comm_and_is_answered_ok(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "close"}) == "OK"
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_the_op_close_without_reply_ends_the_comm(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        await comm.write({"op": "close", "reply": False})
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_that_returns_dont_reply_has_answered_itself(transport):
+    async def answer_twice(comm):
+        await comm.write("one")
+        await comm.write("two")
+        return Status.dont_reply
+
+    async with serving(transport, {"f": answer_twice}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "f"}) == "one"
+        assert await comm.read() == "two"
+        await assert_usable(comm)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_serializers_are_passed_on_to_a_handler_that_takes_them(transport):
+    def f(x, serializers="not given"):
+        return serializers
+
+    async with serving(transport, {"f": f}) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "f", "x": 1}) == "not given"
+        answer = await ask(comm, {"op": "f", "x": 1, "serializers": ["msgpack"]})
+        assert list(answer) == ["msgpack"]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_serializers_are_kept_from_a_handler_that_does_not_take_them(transport):
+    async with serving(transport) as server, connected(server) as comm:
+        assert await ask(comm, {"op": "echo", "data": 1, "serializers": ["msgpack"]}) == 1
+
+
+@gen_test()
+async def test_the_answer_is_written_with_the_serializers_of_the_request():
+    async with (
+        serving(TCP, {"f": lambda: to_serialize(print)}) as server,
+        connected(server) as comm,
+    ):
+        assert await ask(comm, {"op": "f"}) is print
+        with quiet():
+            answer = await ask(comm, {"op": "f", "serializers": ["msgpack"]})
+        assert answer["status"] == "uncaught-error"
+        await assert_usable(comm)
+
+
+def test_is_finalizing_tells_of_the_interpreter():
+    assert Server._is_finalizing() is False
+    assert Server._is_finalizing is sys.is_finalizing

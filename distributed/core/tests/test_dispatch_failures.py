@@ -1,0 +1,364 @@
+"""Requests that cannot be answered: what the caller gets, and that the comm stays usable."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+
+import pytest
+
+from distributed.base import config
+from distributed.core import CommClosedError, Server, rpc
+from distributed.protocol import to_serialize
+from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.utils_test import captured_logger, gen_test, throws
+
+
+def quiet():
+    """Divert what is logged of errors that a test provokes."""
+    return captured_logger("distributed.core.requests")
+
+
+@TRANSPORTS
+@gen_test()
+async def test_an_exception_travels_to_the_caller(transport):
+    async with serving(transport, {"f": throws}) as server, rpc(server.address) as remote:
+        with quiet() as log, pytest.raises(RuntimeError, match="hello!"):
+            await remote.f(x=1)
+        assert "Exception while handling op f" in log.getvalue()
+        assert await remote.echo(data=1) == 1
+        assert len(remote.comms) == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_an_exception_of_a_coroutine_travels_to_the_caller(transport):
+    async def f():
+        await asyncio.sleep(0)
+        return {}["key"]
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(KeyError, match="key"):
+            await remote.f()
+
+
+@TRANSPORTS
+@pytest.mark.parametrize(
+    "op", ["nope", "", "_to_dict", "handle_comm", "close_rpc", "__class__", "rpc"]
+)
+@gen_test()
+async def test_an_unknown_op_is_an_error_that_names_the_op_and_the_server(transport, op):
+    class Scheduler(Server):
+        pass
+
+    async with serving(transport, cls=Scheduler) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": op})
+        assert answer["status"] == "uncaught-error"
+        text = answer["exception_text"]
+        assert repr(op) in text
+        assert "Scheduler" in text
+        assert server.address in text
+        await assert_usable(comm)
+
+
+@gen_test()
+async def test_an_unknown_op_raises_at_the_caller():
+    async with serving(TCP) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(ValueError, match="No handler for op 'nope' in Server tcp://"):
+            await remote.nope()
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("op", [5, None, ("echo",), {"echo": 1}, b"echo", {"nested": [{}]}, 1.5])
+@gen_test()
+async def test_an_op_that_is_no_string_is_an_error(transport, op):
+    async with serving(transport, blocked_handlers=["f"]) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": op})
+        assert "No handler for op" in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("msg", ["hello", ["echo"], (), 5, None, b"echo", [{"op": "echo"}]])
+@gen_test()
+async def test_a_message_that_is_no_dict_is_an_error(transport, msg):
+    async with serving(transport) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, msg)
+        assert answer["status"] == "uncaught-error"
+        assert "Bad message type" in answer["exception_text"]
+        assert comm.local_address in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("msg", [{}, {"data": 1}, {"OP": "echo"}])
+@gen_test()
+async def test_a_message_without_an_op_is_an_error(transport, msg):
+    async with serving(transport) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, msg)
+        assert answer["status"] == "uncaught-error"
+        assert "without 'op' key" in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@gen_test()
+async def test_what_an_error_says_of_a_bad_message_is_short():
+    async with serving(TCP) as server, connected(server) as comm:
+        with quiet() as log:
+            answer = await ask(comm, ["x" * 100_000])
+        assert len(answer["exception_text"]) < 2_000
+        assert len(log.getvalue()) < 10_000
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_blocked_op_is_refused(transport):
+    class Scheduler(Server):
+        pass
+
+    called = []
+    async with (
+        serving(
+            transport, {"f": lambda: called.append(1)}, Scheduler, blocked_handlers=["f"]
+        ) as server,
+        rpc(server.address) as remote,
+    ):
+        with quiet(), pytest.raises(ValueError, match="'f' handler") as info:
+            await remote.f()
+        assert str(info.value) == (
+            "The 'f' handler has been explicitly disallowed in Scheduler, "
+            "possibly due to security concerns."
+        )
+        assert called == []
+        assert await remote.echo(data=1) == 1
+
+
+@gen_test()
+async def test_ops_that_are_built_in_can_be_blocked():
+    async with serving(TCP, blocked_handlers=["echo"]) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(ValueError, match="explicitly disallowed"):
+            await remote.echo(data=1)
+
+
+@gen_test()
+async def test_blocked_handlers_are_configured_by_class():
+    class Scheduler(Server):
+        pass
+
+    with config.set({"distributed.scheduler.blocked-handlers": ["echo", "f"]}):
+        scheduler, server = Scheduler({}), Server({})
+    assert list(scheduler.blocked_handlers) == ["echo", "f"]
+    assert list(server.blocked_handlers) == []
+    await scheduler.close()
+    await server.close()
+
+
+@gen_test()
+async def test_blocked_handlers_that_are_given_go_before_those_configured():
+    with config.set({"distributed.server.blocked-handlers": ["echo"]}):
+        server = Server({}, blocked_handlers=["f"])
+    assert list(server.blocked_handlers) == ["f"]
+    await server.close()
+
+
+def test_blocked_handlers_in_one_string_are_an_error_rather_than_a_list_of_letters():
+    with pytest.raises(TypeError, match=r"^blocked_handlers has to be a list .*'run'"):
+        Server({}, blocked_handlers="run")
+    key = "distributed.server.blocked-handlers"
+    with (
+        config.set({key: "run"}),
+        pytest.raises(TypeError, match=f"^{key} has to be a list .*'run'"),
+    ):
+        Server({})
+
+
+@gen_test()
+async def test_blocked_handlers_can_be_changed_at_run_time():
+    async with serving(TCP) as server, rpc(server.address) as remote:
+        assert await remote.echo(data=1) == 1
+        server.blocked_handlers = ["echo"]
+        with quiet(), pytest.raises(ValueError, match="explicitly disallowed"):
+            await remote.echo(data=1)
+
+
+class Awaitable:
+    """Can be awaited and is no coroutine."""
+
+    def __await__(self):
+        raise AssertionError("it was awaited")
+        yield
+
+
+@TRANSPORTS
+@gen_test()
+async def test_an_awaitable_that_is_no_coroutine_is_a_runtime_error(transport):
+    async with serving(transport, {"f": Awaitable}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*Awaitable"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_generator_that_is_a_coroutine_is_awaited(transport):
+    @types.coroutine
+    def f():
+        yield from asyncio.sleep(0).__await__()
+        return 2
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        assert await remote.f() == 2
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_future_is_a_runtime_error(transport):
+    async with (
+        serving(transport, {"f": lambda: asyncio.get_running_loop().create_future()}) as server,
+        rpc(server.address) as remote,
+    ):
+        with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*Future"):
+            await remote.f()
+
+
+def explode(*args):
+    raise ZeroDivisionError("cannot be unpickled")
+
+
+class Explosive:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self):
+        return explode, ()
+
+
+@gen_test()
+async def test_a_request_that_cannot_be_unpickled_is_an_error_at_the_caller():
+    async with serving(TCP) as server, connected(server) as comm:
+        with quiet() as log:
+            answer = await ask(comm, {"op": "echo", "data": to_serialize(Explosive())})
+        assert answer["status"] == "uncaught-error"
+        assert "cannot be unpickled" in answer["exception_text"]
+        assert "unreadable request" in log.getvalue()
+        await assert_usable(comm)
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise ZeroDivisionError("cannot be pickled")
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, to_serialize, lambda x: {"deep": [to_serialize(x)]}])
+@gen_test()
+async def test_a_result_that_cannot_be_pickled_is_an_error_at_the_caller(wrap):
+    async with (
+        serving(TCP, {"f": lambda: wrap(Unpicklable())}) as server,
+        connected(server) as comm,
+    ):
+        with quiet() as log:
+            answer = await ask(comm, {"op": "f"})
+        assert answer["status"] == "uncaught-error"
+        assert "Cannot serialize the result of op f" in log.getvalue()
+        await assert_usable(comm)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_an_error_about_another_comm_is_the_callers(transport):
+    async def f():
+        raise CommClosedError("to the database")
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(CommClosedError, match="to the database"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_that_raises_cancelled_error_is_an_error_at_the_caller(transport):
+    async def f():
+        raise asyncio.CancelledError("by somebody")
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match=r"handler of 'f' in Server .* cancelled"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_whose_task_is_cancelled_is_an_error_at_the_caller(transport):
+    async def f():
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match="was cancelled"):
+            await remote.f()
+
+
+class Outcome(BaseException):
+    """As test frameworks raise it: no Exception, and not to end the process either."""
+
+
+@TRANSPORTS
+@gen_test()
+async def test_what_is_raised_and_is_no_exception_is_an_error_at_the_caller(transport):
+    def f():
+        raise Outcome("failed")
+
+    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match="Outcome"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_is_to_end_the_process_reaches_the_event_loop(kind):
+    server = None
+
+    def f():
+        raise kind("now")
+
+    async def main():
+        nonlocal server
+        server = await Server({"f": f})
+        await server.listen(TCP)
+        async with connected(server) as comm:
+            await comm.write({"op": "f"})
+            await comm.read()
+
+    with captured_logger("asyncio"), pytest.raises(kind, match="now"):
+        asyncio.run(main())
+    assert server is not None
+    for listener in server.listeners:
+        listener.stop()
+
+
+@gen_test()
+async def test_a_result_that_the_caller_s_families_cannot_carry_is_an_error_in_these():
+    async with (
+        serving(TCP, {"f": lambda: 1 + 2j}) as server,
+        rpc(server.address, serializers=["msgpack"]) as remote,
+    ):
+        with quiet(), pytest.raises(TypeError, match="Could not serialize object of type complex"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+
+
+@pytest.mark.parametrize("serializers", [5, ["no-such-family"], [7], "msgpack", {"a": 1}])
+@gen_test()
+async def test_serializers_that_make_no_sense_cost_nobody_the_connection(serializers):
+    async with serving(TCP) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(
+                comm, {"op": "echo", "data": to_serialize(b"x"), "serializers": serializers}
+            )
+        assert answer == b"x" or answer["status"] == "uncaught-error"
+        await assert_usable(comm)

@@ -1,0 +1,393 @@
+"""What holds for a ``ConnectionPool`` under any interleaving of what may happen to it.
+
+In the first test the transport is an imitation, so that the test decides when each attempt to
+connect succeeds or fails, down to the turn of the event loop; the second one runs random calls of
+real servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from distributed import core
+from distributed.core import Comm, CommClosedError, ConnectionPool, Server, Status
+from distributed.utils_test import captured_logger, gen_test
+
+#: The same programs in each run: a failure is one of the commit, not of the day.
+PROFILE = settings(derandomize=True, database=None, deadline=None)
+
+ADDRESSES = [f"tcp://10.0.0.{i}:8786" for i in range(3)]
+
+#: More turns of the event loop than anything here takes to come to rest.
+MANY_TURNS = 30
+
+#: Which call an attempt to connect belongs to; tasks inherit it.
+call_number: contextvars.ContextVar[int] = contextvars.ContextVar("call_number")
+
+
+class Line(Comm):
+    """A comm that carries nothing, open until somebody closes it."""
+
+    def __init__(self, addr: str):
+        super().__init__()
+        self.addr = addr
+        self._closed = False
+
+    async def read(self, deserializers: Any = None) -> Any:
+        raise NotImplementedError
+
+    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def abort(self) -> None:
+        self._closed = True
+
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def local_address(self) -> str:
+        return "tcp://10.0.0.100:1"
+
+    @property
+    def peer_address(self) -> str:
+        return self.addr
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """A pool, calls of it that are at any stage, and attempts to connect.
+
+    Nothing runs between two steps, except in the steps that let the loop take some turns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.lines: list[Line] = []
+        self.attempts: list[tuple[int, asyncio.Future[None]]] = []
+        self.calls: dict[int, tuple[str, asyncio.Task[Comm]]] = {}
+        self.numbers = itertools.count()
+        self.served: list[int] = []
+        self.waited: set[int] = set()
+        self.held: list[tuple[str, Comm]] = []
+        self.cancelled: set[int] = set()
+        self.removed: set[int] = set()
+        self.failed: set[int] = set()
+        self.closing: asyncio.Task[None] | None = None
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(core, "connect", self.connect)
+
+    async def connect(self, addr: str, *args: Any, **kwargs: Any) -> Comm:
+        decided = self.loop.create_future()
+        self.attempts.append((call_number.get(), decided))
+        self.served.append(call_number.get())
+        try:
+            await decided
+        finally:
+            self.attempts = [entry for entry in self.attempts if entry[1] is not decided]
+        line = Line(addr)
+        self.lines.append(line)
+        return line
+
+    def turn(self, count: int) -> None:
+        async def turns() -> None:
+            for _ in range(count):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+        self.collect_results()
+
+    def collect_results(self) -> None:
+        """Judge what became of the calls that are done."""
+        for number, (addr, task) in list(self.calls.items()):
+            if not task.done():
+                continue
+            del self.calls[number]
+            if task.cancelled():
+                assert number in self.cancelled
+            elif (error := task.exception()) is None:
+                self.held.append((addr, task.result()))
+                self.served.append(number)
+            elif isinstance(error, CommClosedError):
+                assert number in self.removed or self.closing is not None
+                assert "gone" in str(error) or "closing" in str(error)
+            else:
+                assert str(error) == "refused"
+                assert number in self.failed
+
+    # What may happen
+
+    @initialize(limit=st.integers(1, 3))
+    def make(self, limit: int) -> None:
+        self.pool = ConnectionPool(limit=limit)
+        self.loop.run_until_complete(self.pool.start())
+
+    @rule(addr=st.sampled_from(ADDRESSES))
+    def connect_to(self, addr: str) -> None:
+        if self.pool.status is not Status.running:
+            with pytest.raises(RuntimeError, match="ConnectionPool is closed"):
+                self.loop.run_until_complete(self.pool.connect(addr))
+            return
+        number = next(self.numbers)
+        context = contextvars.copy_context()
+        context.run(call_number.set, number)
+        task = self.loop.create_task(self.pool.connect(addr), context=context)
+        self.calls[number] = addr, task
+
+    @rule(turns=st.integers(1, 4))
+    def let_some_turns_pass(self, turns: int) -> None:
+        self.turn(turns)
+
+    @property
+    def undecided(self) -> list[tuple[int, asyncio.Future[None]]]:
+        return [entry for entry in self.attempts if not entry[1].done()]
+
+    @precondition(lambda self: self.undecided)
+    @rule(data=st.data())
+    def an_attempt_succeeds(self, data: st.DataObject) -> None:
+        _, decided = data.draw(st.sampled_from(self.undecided))
+        decided.set_result(None)
+
+    @precondition(lambda self: self.undecided)
+    @rule(data=st.data())
+    def an_attempt_fails(self, data: st.DataObject) -> None:
+        number, decided = data.draw(st.sampled_from(self.undecided))
+        decided.set_exception(OSError("refused"))
+        self.failed.add(number)
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def a_call_is_cancelled(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.calls)))
+        if self.calls[number][1].cancel():
+            self.cancelled.add(number)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), close=st.booleans(), twice=st.booleans())
+    def a_connection_is_given_back(self, data: st.DataObject, close: bool, twice: bool) -> None:
+        addr, comm = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        if close:
+            comm.abort()
+        self.pool.reuse(addr, comm)
+        if twice:
+            self.pool.reuse(addr, comm)
+
+    @precondition(lambda self: self.lines)
+    @rule(data=st.data())
+    def a_peer_closes_a_connection(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.lines)).abort()
+
+    @rule(addr=st.sampled_from(ADDRESSES))
+    def an_address_is_removed(self, addr: str) -> None:
+        self.removed.update(number for number, (to, _) in self.calls.items() if to == addr)
+        self.pool.remove(addr, reason="gone")
+
+    @rule()
+    def idle_connections_are_collected(self) -> None:
+        self.pool.collect()
+
+    @rule(addr=st.sampled_from(ADDRESSES))
+    def somebody_looks_on(self, addr: str) -> None:
+        assert len(self.pool.available[addr]) + len(self.pool.occupied[addr]) <= self.pool.limit
+
+    @precondition(lambda self: self.closing is None and len(self.lines) > 3)
+    @rule()
+    def the_pool_is_closed(self) -> None:
+        self.closing = self.loop.create_task(self.pool.close())
+
+    # What holds after each step
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        self.pool._validate()
+        idle = [comm for comms in self.pool.available.values() for comm in comms]
+        used = [comm for comms in self.pool.occupied.values() for comm in comms]
+        assert len({*idle, *used}) == len(idle) + len(used) == self.pool.open
+        assert self.pool.active == len(used)
+        for books in (self.pool.available, self.pool.occupied):
+            for addr, comms in books.items():
+                assert all(comm.addr == addr for comm in comms if isinstance(comm, Line))
+
+    @invariant()
+    def the_limit_holds(self) -> None:
+        taken = self.pool.open + self.pool._connecting_count
+        assert taken <= self.pool.limit
+        assert self.pool.semaphore._value == self.pool.limit - taken
+        assert self.pool.semaphore.locked() == (taken == self.pool.limit)
+        really_open = sum(not line.closed() for line in self.lines)
+        assert really_open + len(self.attempts) <= self.pool.limit
+
+    @invariant()
+    def nobody_waits_while_there_is_room(self) -> None:
+        if self.pool._pending_count:
+            assert self.pool.semaphore.locked()
+            assert not any(self.pool.available.values())
+
+    @invariant()
+    def no_open_connection_is_forgotten(self) -> None:
+        known = {
+            comm
+            for books in (self.pool.available, self.pool.occupied)
+            for comms in books.values()
+            for comm in comms
+        }
+        assert {line for line in self.lines if not line.closed()} <= known
+
+    @rule()
+    def all_comes_to_rest(self) -> None:
+        self.turn(MANY_TURNS)
+        assert set(self.calls).isdisjoint(self.cancelled)
+        assert len(self.attempts) == self.pool._connecting_count
+        assert len(self.calls) == self.pool._connecting_count + self.pool._pending_count
+        tasks = sum(map(len, self.pool._connecting.values()))
+        assert tasks == len(self.calls)
+        assert len(asyncio.all_tasks(self.loop)) == 2 * tasks
+        used = {comm for comms in self.pool.occupied.values() for comm in comms}
+        assert used <= {comm for _, comm in self.held}
+        # A call that waited since the last rest was overtaken by none that came later.
+        waiting = set(self.calls) - {number for number, _ in self.attempts}
+        assert len(waiting) == self.pool._pending_count
+        for number in self.waited & waiting:
+            assert all(served < number for served in self.served)
+        self.waited = waiting
+        self.served.clear()
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "pool"):
+                self.finish()
+        finally:
+            self.patch.undo()
+            self.loop.close()
+
+    def finish(self) -> None:
+        self.all_comes_to_rest()
+        if self.closing is None:
+            self.the_pool_is_closed()
+        assert self.closing is not None
+        self.loop.run_until_complete(self.closing)
+        self.turn(MANY_TURNS)
+        assert not asyncio.all_tasks(self.loop)
+        assert not self.calls
+        assert not self.attempts
+        assert all(line.closed() for line in self.lines)
+        assert (self.pool.open, self.pool._connecting_count, self.pool._pending_count) == (0, 0, 0)
+        assert not self.pool._connecting
+        assert self.pool.semaphore._value == self.pool.limit
+        self.pool._validate()
+
+
+# What goes wrong is made as short as can be before it is shown, which takes minutes.
+@pytest.mark.timeout(600)
+def test_the_pool_keeps_its_books_under_any_interleaving():
+    run_state_machine_as_test(
+        PoolMachine, settings=settings(PROFILE, max_examples=250, stateful_step_count=60)
+    )
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["call", "give up", "break", "fail", "remove", "collect", "borrow"]),
+        st.integers(0, 1),
+        st.integers(0, 12),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+class Shop:
+    """Two real servers and the pool through which customers call them."""
+
+    def __init__(self, pool: ConnectionPool):
+        self.pool = pool
+        self.addresses: list[str] = []
+        self.removals = 0
+
+    def check(self) -> None:
+        self.pool._validate()
+        assert self.pool.open + self.pool._connecting_count <= self.pool.limit
+
+    async def echo(self, data: Any, turns: int) -> Any:
+        self.check()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return data
+
+    async def buy(self, customer: int, steps: list[tuple[str, int, int]]) -> None:
+        for i, (what, which, turns) in enumerate(steps):
+            before = self.removals
+            try:
+                await self.step((customer, i), what, self.addresses[which], turns)
+            except CommClosedError:
+                assert what == "break" or self.removals > before
+            self.check()
+
+    async def step(self, own: tuple[int, int], what: str, addr: str, turns: int) -> None:
+        remote = self.pool(addr)
+        match what:
+            case "call":
+                assert await remote.echo(data=own, turns=turns) == own
+            case "give up":
+                call = asyncio.create_task(remote.echo(data=own, turns=3))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                call.cancel()
+                await asyncio.wait([call])
+                if not call.cancelled():
+                    assert call.result() == own
+            case "break":
+                await remote.leave()
+            case "fail":
+                with pytest.raises(LookupError):
+                    await remote.fail()
+            case "remove":
+                self.removals += 1
+                self.pool.remove(addr)
+            case "collect":
+                self.pool.collect()
+            case "borrow":
+                comm = await self.pool.connect(addr)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                self.pool.reuse(addr, comm)
+
+
+@settings(PROFILE, max_examples=60)
+@given(limit=st.integers(1, 4), programs=st.lists(STEPS, min_size=1, max_size=8))
+@gen_test()
+async def test_each_call_of_real_servers_gets_its_own_answer(limit, programs):
+    def fail() -> None:
+        raise LookupError
+
+    pool = await ConnectionPool(limit=limit)
+    shop = Shop(pool)
+    handlers = {"echo": shop.echo, "fail": fail, "leave": lambda comm: comm.abort()}
+    with captured_logger("distributed.core.requests"):
+        async with Server(handlers) as one, Server(handlers) as two:
+            for server in (one, two):
+                await server.listen("inproc://")
+                shop.addresses.append(server.address)
+            await asyncio.gather(*(shop.buy(i, steps) for i, steps in enumerate(programs)))
+            assert (pool.active, pool._connecting_count, pool._pending_count) == (0, 0, 0)
+            assert not pool._connecting
+            await pool.close()
+    assert pool.open == 0

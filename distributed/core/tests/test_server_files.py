@@ -1,0 +1,128 @@
+"""The files of a server: its local directory and what is uploaded to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from distributed.core import Server, rpc
+from distributed.tests.servers import TCP, TRANSPORTS, assert_usable, connected, serving
+from distributed.utils_test import captured_logger, gen_test
+
+
+def is_directory(path):
+    return os.path.isdir(path)
+
+
+def read(*path):
+    with open(os.path.join(*path), "rb") as file:
+        return file.read()
+
+
+def write(text, *path):
+    with open(os.path.join(*path), "w") as file:
+        file.write(text)
+
+
+@gen_test()
+async def test_a_server_makes_no_directory_before_it_is_used(tmp_path):
+    async with serving(TCP, local_directory=str(tmp_path)) as server, connected(server) as comm:
+        await assert_usable(comm)
+        assert not list(tmp_path.iterdir())
+
+
+@gen_test()
+async def test_the_local_directory_is_made_on_first_use(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        path = server.local_directory
+        assert is_directory(path)
+        assert os.path.dirname(path) == str(tmp_path / "dask-scratch-space")
+        assert os.path.basename(path).startswith("server-")
+        assert server.local_directory == path
+
+
+@gen_test()
+async def test_the_local_directory_may_be_given_as_a_path(tmp_path):
+    async with Server({}, local_directory=tmp_path) as server:
+        assert server.local_directory.startswith(str(tmp_path))
+
+
+@gen_test()
+async def test_the_local_directory_is_on_the_import_path_while_the_server_is_open(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        path = server.local_directory
+        assert path in sys.path
+    assert path not in sys.path
+
+
+@gen_test()
+async def test_the_local_directory_is_removed_at_close(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        path = server.local_directory
+        write("x", path, "spilled")
+    assert not is_directory(path)
+
+
+@gen_test()
+async def test_servers_have_directories_of_their_own(tmp_path):
+    async with (
+        Server({}, local_directory=str(tmp_path)) as one,
+        Server({}, local_directory=str(tmp_path)) as other,
+    ):
+        assert one.local_directory != other.local_directory
+        await one.close()
+        assert is_directory(other.local_directory)
+
+
+@gen_test()
+async def test_a_server_that_needs_no_directory_of_its_own_uses_the_common_one(tmp_path):
+    async with Server({}, local_directory=str(tmp_path), needs_workdir=False) as server:
+        path = server.local_directory
+        assert path == str(tmp_path / "dask-scratch-space")
+    assert is_directory(path)
+
+
+@gen_test()
+async def test_original_local_dir_is_where_the_directory_is_made(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        assert server._original_local_dir == str(tmp_path / "dask-scratch-space")
+
+
+@TRANSPORTS
+@gen_test()
+async def test_upload_file_writes_and_imports(transport, tmp_path):
+    async with serving(transport, local_directory=str(tmp_path)) as server:
+        server.handlers["upload_file"] = server.upload_file
+        source = b"answer = 6 * 7\n"
+        async with rpc(server.address) as remote:
+            answer = await remote.upload_file(filename="uploaded_to_server.py", data=source)
+        assert answer == {"status": "OK", "nbytes": len(source)}
+        assert sys.modules.pop("uploaded_to_server").answer == 42
+        assert read(server.local_directory, "uploaded_to_server.py") == source
+
+
+@gen_test()
+async def test_upload_file_imports_nothing_if_told_so(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        await server.upload_file("not_imported.py", "1 / 0", load=False)
+        assert os.listdir(server.local_directory) == ["not_imported.py"]
+
+
+@gen_test()
+async def test_upload_file_of_code_that_fails_is_an_error_message(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        with captured_logger("distributed.core.server") as log:
+            answer = await server.upload_file("does_not_import.py", "1 / 0")
+        assert answer["status"] == "error"
+        assert "ZeroDivisionError" in answer["exception_text"]
+        assert "does_not_import.py" in log.getvalue()
+
+
+@gen_test()
+async def test_upload_file_stays_within_the_directory(tmp_path):
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        with captured_logger("distributed.core.server"):
+            answer = await server.upload_file("../escaped.txt", "x")
+        assert answer["status"] == "error"
+        assert "ValueError" in answer["exception_text"]
+        assert not list(tmp_path.rglob("escaped.txt"))

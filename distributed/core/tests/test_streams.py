@@ -1,0 +1,456 @@
+"""One-way streams of messages: what the stream handlers get, in which order, and how one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+
+from distributed.batched import BatchedSend
+from distributed.core import CommClosedError, Server, Status
+from distributed.protocol import to_serialize
+from distributed.tests.servers import TCP, TRANSPORTS, assert_usable, connected, serving
+from distributed.utils_test import async_poll_for, captured_logger, gen_test
+
+
+class Recorder(Server):
+    """Notes what its stream handlers get."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.got = []
+        self.done = asyncio.Event()
+        self.stream_handlers.update(note=self.note, done=self.done.set)
+
+    def note(self, **kwargs):
+        self.got.append(kwargs)
+
+
+@contextlib.asynccontextmanager
+async def streaming(server, **request):
+    """A comm that the server takes for a stream."""
+    async with connected(server) as comm:
+        await comm.write({"op": "connection_stream", "reply": False, **request})
+        yield comm
+
+
+def quiet():
+    """Divert what is logged of errors that a test provokes."""
+    return captured_logger("distributed.core.requests", level=logging.ERROR)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_connection_stream_feeds_the_stream_handlers(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write({"op": "note", "x": 1})
+        await comm.write({"op": "note", "x": 2, "y": 3})
+        await comm.write({"op": "done"})
+        await server.done.wait()
+        assert server.got == [{"x": 1}, {"x": 2, "y": 3}]
+
+
+@gen_test()
+async def test_stream_handlers_are_given_to_the_server():
+    done = asyncio.Event()
+    async with (
+        serving(TCP, stream_handlers={"done": done.set}) as server,
+        streaming(server) as comm,
+    ):
+        await comm.write({"op": "done"})
+        await done.wait()
+
+
+@gen_test()
+async def test_stream_handlers_are_no_operations():
+    async with serving(TCP, cls=Recorder) as server, connected(server) as comm:
+        with quiet():
+            await comm.write({"op": "note", "x": 1})
+            answer = await comm.read()
+        assert "No handler for op 'note'" in answer["exception_text"]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_operations_are_no_stream_handlers(transport):
+    called = []
+    async with (
+        serving(transport, {"f": lambda: called.append(1)}, Recorder) as server,
+        streaming(server) as comm,
+    ):
+        with quiet() as log:
+            await comm.write({"op": "f"})
+            await comm.write({"op": "done"})
+            await server.done.wait()
+        assert called == []
+        assert "no stream handler for op 'f'" in log.getvalue()
+
+
+@gen_test()
+async def test_a_stream_handler_that_is_replaced_at_run_time_is_not_called_any_more():
+    async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write({"op": "note", "x": "old"})
+        await async_poll_for(lambda: server.got)
+        server.stream_handlers["note"] = lambda x: server.got.append("new")
+        await comm.write({"op": "note", "x": 1})
+        await async_poll_for(lambda: server.got == [{"x": "old"}, "new"])
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_list_of_messages_is_handled_like_so_many_messages(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write([{"op": "note", "x": i} for i in range(5)])
+        await comm.write([])
+        await comm.write([{"op": "done"}])
+        await server.done.wait()
+        assert server.got == [{"x": i} for i in range(5)]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_extra_is_passed_to_every_handler(transport):
+    async with (
+        serving(transport, cls=Recorder) as server,
+        streaming(server, extra={"worker": "alice"}) as comm,
+    ):
+        await comm.write([{"op": "note", "x": 1}, {"op": "note"}])
+        await async_poll_for(lambda: len(server.got) == 2)
+        assert server.got == [{"worker": "alice", "x": 1}, {"worker": "alice"}]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_of_a_server_turns_its_comm_into_a_stream(transport):
+    # As a scheduler does when a worker registers: it answers, then listens to what follows.
+    class Scheduler(Recorder):
+        async def register(self, comm, name):
+            await comm.write({"status": "OK"})
+            await self.handle_stream(comm, extra={"worker": name})
+            return Status.dont_reply
+
+    async with serving(transport, cls=Scheduler) as server, connected(server) as comm:
+        server.handlers["register"] = server.register
+        await comm.write({"op": "register", "name": "alice"})
+        assert await comm.read() == {"status": "OK"}
+        await comm.write([{"op": "note", "x": 1}])
+        await async_poll_for(lambda: server.got == [{"worker": "alice", "x": 1}])
+
+
+@TRANSPORTS
+@gen_test()
+async def test_the_peer_handles_the_other_direction_of_a_stream(transport):
+    class Scheduler(Recorder):
+        async def register(self, comm):
+            await comm.write({"op": "note", "x": "welcome"})
+            await self.handle_stream(comm)
+            return Status.dont_reply
+
+    async with serving(transport, cls=Scheduler) as server, connected(server) as comm:
+        server.handlers["register"] = server.register
+        peer = await Recorder({})
+        await comm.write({"op": "register"})
+        handling = asyncio.create_task(peer.handle_stream(comm))
+        await async_poll_for(lambda: peer.got == [{"x": "welcome"}])
+        await comm.write({"op": "close-stream"})
+        await handling
+        await peer.close()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_messages_of_a_batched_send_arrive_in_order(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        batched = BatchedSend(interval="2 ms")
+        batched.start(comm)
+        for i in range(500):
+            batched.send({"op": "note", "x": i})
+            if i % 7 == 0:
+                await asyncio.sleep(0)
+        batched.send({"op": "done"})
+        await server.done.wait()
+        assert server.got == [{"x": i} for i in range(500)]
+        await batched.close()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_messages_are_handled_strictly_in_order_also_by_coroutines(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+
+        async def slowly(x):
+            server.got.append(("begin", x))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            server.got.append(("end", x))
+
+        server.stream_handlers["slowly"] = slowly
+        server.stream_handlers["at_once"] = lambda x: server.got.append(("at once", x))
+        await comm.write([{"op": "slowly", "x": 1}, {"op": "at_once", "x": 2}])
+        await comm.write({"op": "slowly", "x": 3})
+        await comm.write({"op": "at_once", "x": 4})
+        await comm.write({"op": "done"})
+        await server.done.wait()
+        assert server.got == [
+            ("begin", 1),
+            ("end", 1),
+            ("at once", 2),
+            ("begin", 3),
+            ("end", 3),
+            ("at once", 4),
+        ]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_that_waits_in_one_stream_does_not_delay_another(transport):
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        entered.set()
+        await leave.wait()
+
+    async with (
+        serving(transport, cls=Recorder) as server,
+        streaming(server) as one,
+        streaming(server) as other,
+    ):
+        server.stream_handlers["wait"] = wait
+        await one.write({"op": "wait"})
+        await entered.wait()
+        await other.write({"op": "done"})
+        await server.done.wait()
+        leave.set()
+
+
+# What goes wrong
+
+
+def fail(x=None):
+    raise ZeroDivisionError("no luck")
+
+
+async def fail_later(x=None):
+    await asyncio.sleep(0)
+    raise ZeroDivisionError("no luck")
+
+
+async def fail_about_another_comm(x=None):
+    raise CommClosedError("no luck with the database")
+
+
+async def fail_by_cancellation(x=None):
+    raise asyncio.CancelledError("no luck")
+
+
+@TRANSPORTS
+@pytest.mark.parametrize(
+    "handler", [fail, fail_later, fail_about_another_comm, fail_by_cancellation]
+)
+@gen_test()
+async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(transport, handler):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["fail"] = handler
+        with quiet() as log:
+            await comm.write([{"op": "fail", "x": 1}, {"op": "note", "x": 2}])
+            await comm.write({"op": "fail"})
+            await comm.write({"op": "done"})
+            await server.done.wait()
+        assert server.got == [{"x": 2}]
+        assert "no luck" in log.getvalue()
+        assert log.getvalue().count(f"op fail in Recorder {server.address} failed") == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"op": "fail", "unexpected": 1}, {"op": "fail", 7: 1}],
+    ids=["unexpected", "no name"],
+)
+@gen_test()
+async def test_arguments_that_do_not_fit_are_logged_and_the_next_message_handled(message):
+    async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["fail"] = fail
+        with quiet() as log:
+            await comm.write([message, {"op": "done"}])
+            await server.done.wait()
+        assert "TypeError" in log.getvalue()
+
+
+@gen_test()
+async def test_an_argument_that_extra_has_too_is_logged_and_the_next_message_handled():
+    async with (
+        serving(TCP, cls=Recorder) as server,
+        streaming(server, extra={"x": "ours"}) as comm,
+    ):
+        server.stream_handlers["note_y"] = server.note
+        server.stream_handlers["done"] = lambda x: server.done.set()
+        with quiet() as log:
+            await comm.write([{"op": "note", "x": "theirs"}, {"op": "note_y", "y": 1}])
+            await comm.write({"op": "done"})
+            await server.done.wait()
+        assert "TypeError" in log.getvalue()
+        assert server.got == [{"x": "ours", "y": 1}]
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("op", ["nope", 5, None, ("note",), {"note": 1}, b"note"])
+@gen_test()
+async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, op):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        with quiet() as log:
+            await comm.write({"op": op, "x": 1})
+            await comm.write([{"op": op}, {"op": "done"}])
+            await server.done.wait()
+        assert log.getvalue().count("no stream handler for op") == 2
+        assert repr(op) in log.getvalue()
+        assert comm.local_address in log.getvalue()
+        assert server.got == []
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("message", ["hello", 5, None, {}, {"x": 1}, b"", [["nested"]], [None]])
+@gen_test()
+async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, message):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        with quiet() as log:
+            await comm.write(message)
+            await comm.write({"op": "done"})
+            await server.done.wait()
+        assert "no stream handler" in log.getvalue()
+        assert server.got == []
+
+
+@TRANSPORTS
+@gen_test()
+async def test_the_ok_of_a_request_that_began_the_stream_is_passed_over(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        with quiet() as log:
+            await comm.write("OK")
+            await comm.write({"op": "done"})
+            await server.done.wait()
+        assert log.getvalue() == ""
+
+
+def explode():
+    raise ZeroDivisionError("cannot be unpickled")
+
+
+class Explosive:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self):
+        return explode, ()
+
+
+@gen_test()
+async def test_a_message_that_cannot_be_unpickled_ends_the_stream_and_is_logged():
+    # What is lost may be what the messages after it rely on; the peer has to know.
+    async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
+        with quiet() as log:
+            await comm.write({"op": "note", "x": to_serialize(Explosive())})
+            with pytest.raises(CommClosedError):
+                await comm.read()
+        assert "cannot be unpickled" in log.getvalue()
+        async with connected(server) as another:
+            await assert_usable(another)
+
+
+# The end
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_stream_ends_the_stream_and_closes_the_comm(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write([{"op": "note", "x": 1}, {"op": "close-stream"}, {"op": "note", "x": 2}])
+        with pytest.raises(CommClosedError):
+            await comm.read()
+        assert server.got == [{"x": 1}]
+        await async_poll_for(lambda: not server._comms)
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_stream_is_not_answered(transport):
+    async with serving(transport, cls=Recorder) as server, connected(server) as comm:
+        await comm.write({"op": "connection_stream"})
+        await comm.write({"op": "close-stream"})
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_peer_that_goes_ends_the_stream_without_an_error(transport):
+    async with serving(transport, cls=Recorder) as server:
+        with captured_logger("distributed", level=logging.INFO) as log:
+            async with streaming(server) as comm:
+                await comm.write({"op": "note", "x": 1})
+                await async_poll_for(lambda: server.got)
+            await async_poll_for(lambda: not server._comms)
+        assert log.getvalue() == ""
+
+
+@TRANSPORTS
+@gen_test()
+async def test_what_the_peer_sent_before_it_went_is_handled(transport):
+    async with serving(transport, cls=Recorder) as server:
+        async with streaming(server) as comm:
+            for i in range(50):
+                await comm.write({"op": "note", "x": i})
+        await async_poll_for(lambda: len(server.got) == 50)
+        assert server.got == [{"x": i} for i in range(50)]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_handle_stream_returns_when_the_stream_ends(transport):
+    ended = asyncio.Event()
+
+    class Scheduler(Recorder):
+        async def register(self, comm):
+            await self.handle_stream(comm)
+            assert comm.closed()
+            ended.set()
+
+    async with serving(transport, cls=Scheduler) as server:
+        server.handlers["register"] = server.register
+        async with connected(server) as comm:
+            await comm.write({"op": "register"})
+        await ended.wait()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_may_close_the_server(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["terminate"] = server.close
+        await comm.write({"op": "terminate"})
+        with pytest.raises(CommClosedError):
+            await comm.read()
+        await server.finished()
+        assert server.status is Status.closed
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_ends_streams(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write({"op": "done"})
+        await server.done.wait()
+        await server.close(timeout=0.05)
+        with pytest.raises(CommClosedError):
+            await comm.read()
+        assert not server._comms
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_stream_is_an_op_in_progress(transport):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        await comm.write({"op": "done"})
+        await server.done.wait()
+        assert list(server._comms.values()) == ["connection_stream"]
+        assert server.incoming_comms_active == 1

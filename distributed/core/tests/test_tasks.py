@@ -1,0 +1,234 @@
+"""Groups of background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError
+from distributed.utils_test import captured_logger, gen_test
+
+
+@gen_test()
+async def test_call_soon_runs_a_coroutine_function_with_its_arguments():
+    group = AsyncTaskGroup()
+    done = asyncio.get_running_loop().create_future()
+
+    async def task(a, *, b):
+        done.set_result((a, b))
+
+    group.call_soon(task, 1, b=2)
+    assert await done == (1, 2)
+
+
+@gen_test()
+async def test_call_later_runs_after_the_delay():
+    loop = asyncio.get_running_loop()
+    group = AsyncTaskGroup()
+    done = loop.create_future()
+
+    async def task(value):
+        done.set_result((loop.time(), value))
+
+    start = loop.time()
+    group.call_later(0.05, task, "x")
+    end, value = await done
+    # The clock of the loop has a resolution, and it may round down.
+    assert end - start >= 0.049
+    assert value == "x"
+
+
+@gen_test()
+async def test_the_length_is_the_number_of_tasks_that_are_not_done():
+    group = AsyncTaskGroup()
+    release = asyncio.Event()
+    assert len(group) == 0
+    group.call_soon(release.wait)
+    group.call_later(60, release.wait)
+    assert len(group) == 2
+    release.set()
+    while len(group) > 1:
+        await asyncio.sleep(0)
+    await group.stop()
+    assert len(group) == 0
+
+
+@gen_test()
+async def test_a_task_is_kept_alive_that_nobody_else_knows():
+    group = AsyncTaskGroup()
+    started = asyncio.Event()
+
+    async def lonely_task():
+        started.set()
+        # Only this task refers to what it waits for, and that only to this task.
+        await asyncio.get_running_loop().create_future()
+
+    group.call_soon(lonely_task)
+    await started.wait()
+    gc.collect()
+    assert any("lonely_task" in task.get_name() for task in asyncio.all_tasks())
+    await group.stop()
+
+
+@gen_test()
+async def test_a_closed_group_takes_no_tasks_and_does_not_call():
+    group = AsyncTaskGroup()
+    calls = []
+
+    async def task():
+        calls.append(1)
+
+    group.close()
+    assert group.closed
+    with pytest.raises(AsyncTaskGroupClosedError, match=r"task.*already closed"):
+        group.call_soon(task)
+    with pytest.raises(AsyncTaskGroupClosedError, match=r"task.*already closed"):
+        group.call_later(0, task)
+    assert not len(group)
+    assert not calls
+
+
+@gen_test()
+async def test_close_lets_tasks_run_on():
+    group = AsyncTaskGroup()
+    done = asyncio.Event()
+    release = asyncio.Event()
+
+    async def task():
+        await release.wait()
+        done.set()
+
+    group.call_soon(task)
+    group.close()
+    release.set()
+    await done.wait()
+
+
+@gen_test()
+async def test_stop_cancels_and_waits_until_tasks_have_cleaned_up():
+    group = AsyncTaskGroup()
+    started = asyncio.Event()
+    cleaned_up = []
+
+    async def task():
+        try:
+            started.set()
+            await asyncio.sleep(60)
+        finally:
+            for step in range(3):
+                await asyncio.sleep(0)
+                cleaned_up.append(step)
+
+    group.call_soon(task)
+    await started.wait()
+    await group.stop()
+    assert cleaned_up == [0, 1, 2]
+    assert group.closed
+    assert len(group) == 0
+
+
+@gen_test()
+async def test_stop_cancels_what_is_still_delayed_without_calling_it():
+    group = AsyncTaskGroup()
+    calls = []
+
+    async def task():
+        calls.append(1)
+
+    group.call_later(60, task)
+    await group.stop()
+    assert not calls
+    assert len(group) == 0
+
+
+@gen_test()
+async def test_stop_does_not_cancel_the_task_that_calls_it():
+    group = AsyncTaskGroup()
+    result = asyncio.get_running_loop().create_future()
+
+    async def stopper():
+        await group.stop()
+        await asyncio.sleep(0)
+        result.set_result(len(group))
+
+    group.call_soon(asyncio.sleep, 60)
+    group.call_soon(stopper)
+    assert await result == 1
+    while len(group):
+        await asyncio.sleep(0)
+
+
+@gen_test()
+async def test_a_task_cannot_start_another_one_while_the_group_stops():
+    group = AsyncTaskGroup()
+    started = asyncio.Event()
+    errors = []
+
+    async def task():
+        try:
+            started.set()
+            await asyncio.sleep(60)
+        finally:
+            with pytest.raises(AsyncTaskGroupClosedError) as caught:
+                group.call_soon(asyncio.sleep, 0)
+            errors.append(caught.value)
+
+    group.call_soon(task)
+    await started.wait()
+    await group.stop()
+    assert len(errors) == 1
+
+
+@gen_test()
+async def test_stop_may_be_called_again():
+    group = AsyncTaskGroup()
+    await group.stop()
+    await group.stop()
+    assert group.closed
+
+
+@gen_test()
+async def test_an_exception_is_logged_once_with_its_traceback():
+    group = AsyncTaskGroup()
+
+    async def failing_task():
+        raise ValueError("what went wrong")
+
+    with captured_logger("distributed.core.tasks", level=logging.ERROR) as log:
+        group.call_soon(failing_task)
+        while len(group):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+    text = log.getvalue()
+    assert text.count("Unhandled exception in background") == 1
+    assert "failing_task" in text
+    assert "ValueError: what went wrong" in text
+
+
+@gen_test()
+async def test_a_cancellation_is_not_logged():
+    group = AsyncTaskGroup()
+    with captured_logger("distributed.core.tasks") as log:
+        group.call_soon(asyncio.sleep, 60)
+        await asyncio.sleep(0)
+        await group.stop()
+    assert log.getvalue() == ""
+
+
+@gen_test()
+async def test_a_plain_function_is_refused():
+    group = AsyncTaskGroup()
+    with pytest.raises(TypeError, match=r"need a coroutine function, but .*returned 1"):
+        group.call_soon(lambda: 1)
+    assert len(group) == 0
+
+
+def test_without_a_running_loop_nothing_is_started():
+    group = AsyncTaskGroup()
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        group.call_soon(asyncio.sleep, 0)
+    assert len(group) == 0

@@ -1,0 +1,123 @@
+"""Where the memory of what arrives comes from, and where it goes."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import threading
+
+import pytest
+
+from distributed.protocol import allocation as memory
+from distributed.protocol.allocation import KEPT_SIZE, MAPPED_SIZE, allocate
+from distributed.protocol.exceptions import FramingError
+from distributed.protocol.utils import merge_memoryviews
+
+keeps = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_FREE"), reason="memory cannot be lent back to this system"
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(memory, "_kept", [])
+
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, MAPPED_SIZE - 1, MAPPED_SIZE, KEPT_SIZE + 1])
+def test_memory_can_be_written_and_cut_and_merged(size):
+    view = allocate(size)
+    assert (view.nbytes, view.ndim, view.format, view.readonly) == (size, 1, "B", False)
+    view[:] = b"x" * size
+    assert view == b"x" * size
+    if size:
+        merged = merge_memoryviews([view[: size // 2], view[size // 2 :]])
+        assert (merged.nbytes, merged.format) == (size, "B")
+        merged[:1] = b"y"
+        assert view[:2] == b"yx"[:size]
+
+
+def test_memory_that_cannot_be_had_is_an_error_and_nothing_else(capfd):
+    for size in (2**60, 2**70):
+        with pytest.raises(FramingError, match="cannot allocate"):
+            allocate(size)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [MAPPED_SIZE - 1, MAPPED_SIZE])
+def test_memory_that_was_not_written_is_not_there(size):
+    before = resident()
+    views = [allocate(size) for _ in range(20)]
+    for view in views:
+        view[0] = 1
+    assert resident() - before < 20 * 100_000
+
+
+@keeps
+def test_memory_is_used_again_once_nobody_has_it():
+    view = allocate(MAPPED_SIZE + 5)
+    view[:] = b"x" * view.nbytes
+    part = view[10:20]
+    del view
+    assert memory._kept == []
+    del part
+    (kept,) = memory._kept
+    before = resident()
+    again = allocate(MAPPED_SIZE)
+    assert again.nbytes == MAPPED_SIZE
+    assert memory._kept == []
+    again[:] = b"y" * again.nbytes
+    assert kept[:3] == b"yyy"
+    assert resident() - before < MAPPED_SIZE // 4
+
+
+@keeps
+def test_nobody_gets_what_somebody_has():
+    views = [allocate(MAPPED_SIZE) for _ in range(3)]
+    for i, view in enumerate(views):
+        view[:1] = bytes([i])
+    assert [view[0] for view in views] == [0, 1, 2]
+
+
+@keeps
+def test_what_is_kept_is_for_blocks_of_about_its_size():
+    allocate(3 * MAPPED_SIZE)
+    (kept,) = memory._kept
+    small, large = allocate(MAPPED_SIZE), allocate(3 * MAPPED_SIZE + 1)
+    assert memory._kept == [kept]
+    del small, large
+    view = allocate(3 * MAPPED_SIZE - 1)
+    assert kept not in memory._kept
+    del view
+
+
+@keeps
+def test_so_much_is_kept_and_no_more():
+    allocate(KEPT_SIZE + 1)
+    assert memory._kept == []
+    views = [allocate(MAPPED_SIZE) for _ in range(KEPT_SIZE // MAPPED_SIZE + 3)]
+    del views
+    assert sum(map(len, memory._kept)) == KEPT_SIZE
+
+
+@keeps
+def test_threads_and_cycles_may_let_go_of_memory_at_any_time():
+    def use():
+        for i in range(50):
+            view = allocate(MAPPED_SIZE)
+            view[0] = i
+            cycle = [view]
+            cycle.append(cycle)
+            assert view[0] == i
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert sum(map(len, memory._kept)) <= KEPT_SIZE

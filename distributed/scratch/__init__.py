@@ -1,0 +1,1 @@
+"""Scratch directories: made when first used, removed when their process has ended."""

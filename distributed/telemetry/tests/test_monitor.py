@@ -1,0 +1,260 @@
+"""What `distributed.system_monitor` promises."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+from distributed.base import config
+from distributed.telemetry.monitor import PsutilProbe, StandardProbe, SystemMonitor
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+@pytest.fixture(params=["psutil", "standard library"])
+def probe(request):
+    if request.param == "psutil":
+        pytest.importorskip("psutil")
+        return PsutilProbe()
+    return StandardProbe()
+
+
+@pytest.fixture
+def monitor(probe):
+    monitor = SystemMonitor(monitor_gil_contention=False, probe=probe)
+    yield monitor
+    monitor.close()
+
+
+def test_there_is_a_sample_from_the_start(monitor):
+    assert monitor.count == 1
+    assert monitor.recent()["memory"] > 0
+    assert {len(values) for values in monitor.quantities.values()} == {1}
+
+
+def test_update_returns_the_new_sample(monitor):
+    sample = monitor.update()
+    assert monitor.count == 2
+    assert sample == monitor.recent()
+    assert sample == {name: values[-1] for name, values in monitor.quantities.items()}
+
+
+def test_every_sample_has_the_basic_quantities(monitor):
+    assert list(monitor.update())[:3] == ["cpu", "memory", "time"]
+
+
+@linux
+def test_a_sample_has_the_quantities_of_the_original(probe):
+    monitor = SystemMonitor(
+        monitor_disk_io=True, monitor_host_cpu=True, monitor_gil_contention=False, probe=probe
+    )
+    expected = {
+        "cpu",
+        "memory",
+        "time",
+        "host_net_io.read_bps",
+        "host_net_io.write_bps",
+        "host_cpu.user",
+        "host_cpu.system",
+        "host_cpu.idle",
+        "num_fds",
+    }
+    if monitor.monitor_disk_io:
+        expected |= {"host_disk_io.read_bps", "host_disk_io.write_bps"}
+    assert expected <= set(monitor.update())
+
+
+def test_time_is_the_time_of_day(monitor):
+    assert abs(monitor.update()["time"] - time.time()) < 60
+
+
+def test_cpu_is_the_use_of_one_processor_in_percent(monitor):
+    deadline = time.process_time() + 0.2
+    while time.process_time() < deadline:
+        pass
+    assert 10 < monitor.update()["cpu"] < 100 * (os.cpu_count() or 1) + 50
+
+
+def test_memory_is_the_resident_memory_of_this_process(monitor):
+    before = monitor.get_process_memory()
+    block = bytearray(64 * 1024 * 1024)
+    block[::4096] = b"x" * len(block[::4096])
+    assert monitor.get_process_memory() - before > 48 * 1024 * 1024
+    del block
+
+
+@linux
+def test_num_fds_counts_open_descriptors(monitor):
+    before = monitor.update()["num_fds"]
+    with open(os.devnull), open(os.devnull):
+        assert monitor.update()["num_fds"] == before + 2
+
+
+@linux
+def test_network_traffic_is_a_rate(probe):
+    import socket
+
+    monitor = SystemMonitor(
+        monitor_disk_io=False, monitor_gil_contention=False, probe=probe, maxlen=10
+    )
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.bind(("127.0.0.1", 0))
+        for _ in range(100):
+            sender.sendto(bytes(10_000), receiver.getsockname())
+    assert monitor.update()["host_net_io.write_bps"] > 0
+
+
+def test_range_query_yields_what_is_new(monitor):
+    for _ in range(3):
+        monitor.update()
+    start = monitor.count
+    new = [monitor.update(), monitor.update()]
+    for name, values in monitor.range_query(start).items():
+        assert values == [sample[name] for sample in new]
+
+
+def test_range_query_from_the_start_yields_all_that_is_kept(monitor):
+    monitor.update()
+    everything = {name: list(values) for name, values in monitor.quantities.items()}
+    assert monitor.range_query(0) == everything
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 100])
+def test_range_query_yields_nothing_if_there_is_nothing_new(monitor, ahead):
+    result = monitor.range_query(monitor.count + ahead)
+    assert set(result) == set(monitor.quantities)
+    assert all(values == [] for values in result.values())
+
+
+def test_old_samples_are_dropped():
+    monitor = SystemMonitor(maxlen=3, monitor_gil_contention=False)
+    times = [monitor.update()["time"] for _ in range(7)]
+    assert monitor.count == 8
+    assert monitor.range_query(0)["time"] == times[-3:]
+    assert monitor.range_query(7)["time"] == times[-1:]
+
+
+def test_there_is_always_room_for_the_newest_sample():
+    monitor = SystemMonitor(maxlen=0, monitor_gil_contention=False)
+    assert monitor.recent()["memory"] > 0
+
+
+def test_no_maxlen_keeps_all():
+    monitor = SystemMonitor(maxlen=None, monitor_gil_contention=False)
+    assert monitor.quantities["time"].maxlen is None
+
+
+def test_what_is_left_out_is_read_from_the_configuration():
+    with config.set(
+        {
+            "distributed.admin.system-monitor.log-length": 5,
+            "distributed.admin.system-monitor.disk": False,
+            "distributed.admin.system-monitor.host-cpu": True,
+            "distributed.admin.system-monitor.gil.enabled": False,
+        }
+    ):
+        monitor = SystemMonitor()
+    assert monitor.maxlen == 5
+    assert not monitor.monitor_disk_io
+    assert not monitor.monitor_gil_contention
+    assert monitor.monitor_host_cpu == (StandardProbe().host_cpu() is not None)
+
+
+def test_without_proc_there_are_still_memory_and_processor_time(tmp_path):
+    probe = StandardProbe(proc=str(tmp_path))
+    monitor = SystemMonitor(monitor_host_cpu=True, monitor_gil_contention=False, probe=probe)
+    sample = monitor.update()
+    assert set(sample) - {"num_fds"} == {"cpu", "memory", "time"}
+    assert sample["memory"] > 1_000_000
+
+
+def test_a_source_that_fails_later_on_leaves_no_gap(tmp_path):
+    (tmp_path / "stat").write_text("cpu  100 0 50 1000\n")
+    probe = StandardProbe(proc=str(tmp_path))
+    monitor = SystemMonitor(monitor_host_cpu=True, monitor_gil_contention=False, probe=probe)
+    (tmp_path / "stat").unlink()
+    assert monitor.update()["host_cpu.user"] == 0
+    assert {len(values) for values in monitor.quantities.values()} == {2}
+
+
+def test_proc_files_are_read_as_proc_5_describes_them(tmp_path):
+    (tmp_path / "stat").write_text("cpu  100 1 50 1000\ncpu0 1 1 1 1\n")
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/dev").write_text(
+        "Inter-|   Receive                |  Transmit\n"
+        " face |bytes packets errs drop fifo frame compressed multicast|bytes packets\n"
+        "    lo: 1000 1 0 0 0 0 0 0 2000 1 0 0 0 0 0 0\n"
+        "wlp0s20f3:30 1 0 0 0 0 0 0 40 1 0 0 0 0 0 0\n"
+    )
+    probe = StandardProbe(proc=str(tmp_path))
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert probe.host_cpu() == {
+        "user": 100 / ticks,
+        "nice": 1 / ticks,
+        "system": 50 / ticks,
+        "idle": 1000 / ticks,
+    }
+    assert probe.net_io() == {"read_bps": 1030, "write_bps": 2040}
+
+
+@linux
+def test_the_standard_library_and_psutil_agree():
+    pytest.importorskip("psutil")
+    ours, theirs = StandardProbe(), PsutilProbe()
+    assert ours.memory() == pytest.approx(theirs.memory(), rel=0.05)
+    # psutil counts the descriptor that it takes to look.
+    own, with_psutils = ours.num_fds(), theirs.num_fds()
+    assert own is not None
+    assert with_psutils in {own, own + 1}
+    for name in ("net_io", "disk_io", "host_cpu"):
+        first, theirs_now, last = (
+            getattr(ours, name)(),
+            getattr(theirs, name)(),
+            getattr(ours, name)(),
+        )
+        assert set(first) == set(theirs_now)
+        for key, value in theirs_now.items():
+            # Idle time may step back by a tick between two readings: proc(5).
+            assert first[key] - 0.05 <= value <= last[key] + 0.05
+
+
+def test_contention_of_the_interpreter_lock_is_recorded_where_its_library_is_installed():
+    pytest.importorskip("gilknocker")
+    monitor = SystemMonitor(monitor_gil_contention=True)
+    try:
+        assert monitor.monitor_gil_contention
+        assert 0 <= monitor.update()["gil_contention"] <= 1
+    finally:
+        monitor.close()
+    assert 0 <= monitor.update()["gil_contention"] <= 1
+
+
+def test_without_its_library_contention_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gilknocker", None)
+    monitor = SystemMonitor(monitor_gil_contention=True)
+    assert not monitor.monitor_gil_contention
+    assert "gil_contention" not in monitor.update()
+
+
+def test_without_psutil_the_standard_library_measures(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monitor = SystemMonitor(monitor_gil_contention=False)
+    assert isinstance(monitor._probe, StandardProbe)
+    assert monitor.update()["memory"] > 0
+
+
+def test_no_thread_runs_behind_a_monitor(monitor):
+    before = threading.active_count()
+    monitor.update()
+    assert threading.active_count() == before
+
+
+def test_the_repr_shows_the_newest_sample(monitor):
+    assert repr(monitor).startswith("<SystemMonitor: cpu: ")
+    assert " MB" in repr(monitor)

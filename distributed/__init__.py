@@ -32,6 +32,23 @@ _MODULES = {
     "Status": "distributed.core",
 }
 
+#: Imported on first use too: the original has imported them by then.
+_SUBMODULES = frozenset(
+    {
+        "batched",
+        "comm",
+        "config",
+        "core",
+        "counter",
+        "diskutils",
+        "metrics",
+        "protocol",
+        "security",
+        "system_monitor",
+        "utils",
+    }
+)
+
 #: What code that was written for the original may look for here, and dask where it finds
 #: something of this name.  It must be absent, not broken: callers do without it.
 _ELSEWHERE = frozenset(
@@ -76,6 +93,8 @@ def __getattr__(name: str) -> Any:
             f"the networking core alone. {name} is in dask.distributed; as that is imported by "
             "the same name, install it into another environment."
         )
+    if name in _SUBMODULES:
+        return importlib.import_module(f"distributed.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)
@@ -84,4 +103,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, *_SUBMODULES})

@@ -18,7 +18,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from distributed.base import config
-from distributed.base.quantities import nbytes, parse_bytes, parse_timedelta
+from distributed.base.buffers import nbytes
+from distributed.base.event_loop import asyncio_loop_of
+from distributed.base.quantities import parse_bytes, parse_timedelta
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Serialize, Serialized
 
@@ -163,7 +165,7 @@ class BatchedSend:
                 f"starting on {comm!r}"
             )
         self._asyncio_loop = (
-            asyncio.get_running_loop() if self.loop is None else self.loop.asyncio_loop  # type: ignore[attr-defined]
+            asyncio.get_running_loop() if self.loop is None else asyncio_loop_of(self.loop)
         )
         self.comm = comm
         self.please_stop = self._ended = False

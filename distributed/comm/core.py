@@ -15,9 +15,9 @@ import logging
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
 
 from distributed.base.quantities import parse_timedelta
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 #: What a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]
 
-_L = TypeVar("_L", bound="Listener")
 
 #: Ceiling of the first pause between two attempts to connect, in seconds, and of any.
 _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
@@ -108,7 +107,7 @@ class Comm(ABC):
         self.handshake_options = {}
 
     @abstractmethod
-    async def read(self, deserializers: Any = None) -> Any:
+    async def read(self, deserializers: Sequence[str] | None = None) -> Any:
         """Read one message.
 
         Parameters
@@ -125,7 +124,9 @@ class Comm(ABC):
         """
 
     @abstractmethod
-    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+    async def write(
+        self, msg: Any, serializers: Sequence[str] | None = None, on_error: str | None = None
+    ) -> int:
         """Write one message and return its size in bytes.
 
         The message is out of this process when the call returns: arrays in it
@@ -293,14 +294,14 @@ class Connector(ABC):
 class Listener(ABC):
     """Waits for connections of one transport and hands their comms on."""
 
-    def __await__(self: _L) -> Generator[Any, None, _L]:
-        async def start() -> _L:
+    def __await__(self) -> Generator[Any, None, Self]:
+        async def start() -> Self:
             await self.start()
             return self
 
         return start().__await__()
 
-    async def __aenter__(self: _L) -> _L:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

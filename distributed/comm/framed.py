@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import msgpack
 from tornado.iostream import StreamClosedError
 
-from distributed.base.quantities import offload
+from distributed.base.event_loop import offload
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.offloading import dumps_is_expensive, loads_is_expensive
 from distributed.comm.settings import CommSettings, settings
@@ -122,7 +122,7 @@ class FramedComm(Comm):
             **self.handshake_options,
         }
 
-    async def read(self, deserializers: Any = None) -> Any:
+    async def read(self, deserializers: Sequence[str] | None = None) -> Any:
         if self._reading:
             raise self._busy_error()
         self._reading = True
@@ -180,7 +180,9 @@ class FramedComm(Comm):
             return CommClosedError(f"cannot read: {self!r}")
         return RuntimeError(f"another coroutine is already reading from {self!r}")
 
-    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+    async def write(
+        self, msg: Any, serializers: Sequence[str] | None = None, on_error: str | None = None
+    ) -> int:
         if not self._is_open:
             raise CommClosedError(f"cannot write: {self!r}")
         mode: Any = "message" if on_error is None else on_error

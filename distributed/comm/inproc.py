@@ -19,6 +19,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from distributed.base.host_addresses import get_ip
@@ -216,7 +217,7 @@ class InProc(Comm):
     def same_host(self) -> bool:
         return True
 
-    async def read(self, deserializers: Any = None) -> Any:
+    async def read(self, deserializers: Sequence[str] | None = None) -> Any:
         """Read one message.
 
         Parameters
@@ -256,7 +257,9 @@ class InProc(Comm):
         with reading(self.load_policy):
             return _nested_deserialize(msg, emulate_deserialize=self.deserialize)
 
-    async def write(self, msg: Any, serializers: Any = None, on_error: str | None = None) -> int:
+    async def write(
+        self, msg: Any, serializers: Sequence[str] | None = None, on_error: str | None = None
+    ) -> int:
         """Write one message.
 
         The peer reads the very objects that stand in it. They are not to be changed any more.

@@ -25,6 +25,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 
@@ -135,7 +136,7 @@ class MessageStream(IOStream):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.decoder = MessageDecoder()
-        self._arrival = Arrival(self.io_loop.asyncio_loop)  # type: ignore[attr-defined]
+        self._arrival = Arrival(asyncio_loop_of(self.io_loop))
 
     def notice_end(self) -> None:
         """Let the stream close when the peer does, also while nobody reads or writes."""

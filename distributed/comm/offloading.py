@@ -8,12 +8,13 @@ when a whole message has arrived; `to_frames` and `from_frames` are that in one,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
 
 from distributed.base import config
-from distributed.base.quantities import nbytes, offload
+from distributed.base.buffers import nbytes
+from distributed.base.event_loop import offload
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.work import loads_work
@@ -87,7 +88,7 @@ async def to_frames(msg: Any, allow_offload: bool = True, **kwargs: Any) -> list
 async def from_frames(
     frames: list[Any],
     deserialize: bool = True,
-    deserializers: Any = None,
+    deserializers: Sequence[str] | None = None,
     allow_offload: bool = True,
     policy: LoadPolicy | None = None,
 ) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from tornado.iostream import IOStream, StreamClosedError
 
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import Arrival, MessageStream
@@ -47,7 +48,7 @@ class StreamComm(FramedComm):
         self.stream = stream
         self._decoder = stream.decoder
         self._decoder.shard = self._shard
-        self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self._loop: asyncio.AbstractEventLoop = asyncio_loop_of(stream.io_loop)
         stream.notice_end()
 
     def _receive(self, limits: Limits) -> Frames | Arrival:
@@ -108,7 +109,7 @@ class StreamComm(FramedComm):
 
 def _close_stream(stream: IOStream) -> None:
     """Close *stream*, also after the loop that it was made on."""
-    if stream.io_loop.asyncio_loop.is_closed():  # type: ignore[attr-defined]
+    if asyncio_loop_of(stream.io_loop).is_closed():
         stream.close_fd()
     else:
         stream.close()

@@ -19,10 +19,12 @@ from distributed.core.errors.messages import (
     raise_later,
 )
 from distributed.core.metering import context_meter_to_server_digest
-from distributed.core.remote import ConnectionPool, PooledRPCCall, Server, rpc
-from distributed.core.requests import NoOpAwaitable, _expects_comm, pingpong
+from distributed.core.pool import ConnectionPool, PooledRPCCall
+from distributed.core.remote import rpc
+from distributed.core.requests import _expects_comm, pingpong
+from distributed.core.server import Server
 from distributed.core.status import Status
-from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError
+from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError, NoOpAwaitable
 
 __all__ = [
     "AsyncTaskGroup",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
@@ -62,8 +62,8 @@ async def send_recv(
     comm: Comm,
     *,
     reply: bool = True,
-    serializers: Any = None,
-    deserializers: Any = None,
+    serializers: Sequence[str] | None = None,
+    deserializers: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Send one request over *comm* and return the answer.
@@ -121,8 +121,8 @@ async def send_recv(
 class RemoteCalls(ABC):
     """Turns attributes into remote calls."""
 
-    serializers: Any
-    deserializers: Any
+    serializers: Sequence[str] | None
+    deserializers: Sequence[str] | None
     # What a comm is named during a call, before a dot and the operation.
     _comm_name: ClassVar[str]
 

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, TypeVar, final
+from typing import Any, Self, final
 
 from tornado.ioloop import IOLoop
 
@@ -22,8 +22,6 @@ from distributed.base.quantities import parse_timedelta
 from distributed.core.status import Status
 
 logger = logging.getLogger(__name__)
-
-_S = TypeVar("_S", bound="LifeCycle")
 
 
 class LifeCycle:
@@ -87,10 +85,10 @@ class LifeCycle:
             raise TypeError(f"expected a member of Status, got {value!r}")
         self._status = value
 
-    def __await__(self: _S) -> Generator[Any, None, _S]:
+    def __await__(self) -> Generator[Any, None, Self]:
         return self.start().__await__()
 
-    async def __aenter__(self: _S) -> _S:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -103,7 +101,7 @@ class LifeCycle:
         await self.close()
 
     @final
-    async def start(self: _S) -> _S:
+    async def start(self) -> Self:
         """Start, unless that has happened already, and return self.
 
         Subclasses override :meth:`start_unsafe`.
@@ -156,7 +154,7 @@ class LifeCycle:
         await self.close(reason=f"failure-to-start-{type(failure)}")
         self.status = Status.failed
 
-    async def start_unsafe(self: _S) -> _S:
+    async def start_unsafe(self) -> Self:
         """Do what starting takes.  Subclasses override this and call it.
 
         Only :meth:`start` calls it, which sees to it that it runs once.

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from distributed.base.quantities import iscoroutinefunction
+from distributed.base.callables import iscoroutinefunction
 from distributed.core.host import context_meter
 
 __all__ = ["HasDigestMetric", "context_meter_to_server_digest"]

@@ -12,19 +12,19 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import GeneratorType
 from typing import Any, NamedTuple
 
 from distributed.base import config
-from distributed.base.quantities import has_keyword
+from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.lifecycle import LifeCycle
 from distributed.core.status import Status
-from distributed.core.tasks import AsyncTaskGroup
+from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.telemetry.statistics import Statistics
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,6 @@ _SHOWN = 500
 
 #: Stands for whatever serializers there are.
 _ANY: Any = object()
-
-
-class NoOpAwaitable:
-    """May be awaited, and need not be."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
 
 
 def _expects_comm(func: Callable[..., Any]) -> bool:
@@ -325,7 +317,7 @@ class Dispatcher(LifeCycle):
         return self._close_begun or (task is not None and task.cancelling() > 0)
 
     async def _write_answer(
-        self, comm: Comm, op: Any, result: Any, serializers: Any = None
+        self, comm: Comm, op: Any, result: Any, serializers: Sequence[str] | None = None
     ) -> bool:
         """Write the *result* of a request; return whether the comm still works."""
         try:

@@ -13,13 +13,14 @@ import asyncio
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Self, TypeVar, overload
 
 from tornado.ioloop import PeriodicCallback
 
+from distributed.base import config
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm import (
-    Comm,
     get_address_host,
     get_address_host_port,
     listen,
@@ -27,6 +28,8 @@ from distributed.comm import (
 )
 from distributed.comm.core import Listener
 from distributed.core.errors.messages import error_message
+from distributed.core.host import replaceable
+from distributed.core.pool import ConnectionPool
 from distributed.core.requests import Dispatcher
 from distributed.scratch.directory import ScratchDirectory
 from distributed.telemetry.counter import Counter
@@ -35,7 +38,6 @@ from distributed.telemetry.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-_S = TypeVar("_S", bound="BaseServer")
 _T = TypeVar("_T")
 
 #: Time in seconds that running handlers are given when their server is closed.
@@ -144,7 +146,7 @@ class BaseServer(Dispatcher):
 
     # Life
 
-    async def start_unsafe(self: _S) -> _S:
+    async def start_unsafe(self) -> Self:
         """Start the periodic callbacks.  Subclasses extend this to start themselves."""
         await super().start_unsafe()
         self.start_periodic_callbacks()
@@ -261,7 +263,7 @@ class BaseServer(Dispatcher):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
+            loop = asyncio_loop_of(self.io_loop)
         return Listening(bind, loop, f"{self.id}: to listen at {addr}")
 
     @property
@@ -408,4 +410,122 @@ class BaseServer(Dispatcher):
             return dict(error_message(exc))
 
 
-__all__ = ["BaseServer", "Comm", "Listening"]
+class Server(BaseServer):
+    """A server: answers operations, and can call others.
+
+    Subclasses such as a scheduler or a worker pass their operations as
+    *handlers*, and override :meth:`start_unsafe` and :meth:`close`.
+
+    Parameters
+    ----------
+    handlers
+        Operations: name → function or coroutine function.  It is called with
+        the keys of the request as keyword arguments; if its first parameter is
+        named ``comm``, with the comm as that.  What it returns is the answer.
+    blocked_handlers
+        Names of operations that are refused; by default
+        ``distributed.<class name>.blocked-handlers`` of the configuration.
+    stream_handlers
+        Operations of one-way streams; see :meth:`handle_stream`.
+    connection_limit
+        How many connections to other servers may be open at a time.
+    deserialize, connection_args, serializers, deserializers, timeout
+        For connections to other servers; see :class:`rpc`.
+    local_directory
+        Where to make the scratch directory.
+    needs_workdir
+        Whether the scratch directory is this server's own and locked.
+
+    Attributes
+    ----------
+    handlers, stream_handlers : dict
+        Operations by name; may be changed.
+    rpc : ConnectionPool
+        For calls to other servers: ``await self.rpc(address).op(...)``.
+    allow_pickle : bool or None
+        Of the class: whether what arrives pickled is unpickled; by default (None)
+        as ``distributed.comm.allow-pickle`` says.
+    status : Status
+        Where in its life the server is.
+
+    Examples
+    --------
+    >>> async def main():
+    ...     async with Server({"add": lambda x, y: x + y}) as server:
+    ...         await server.listen("tcp://127.0.0.1:0")
+    ...         async with rpc(server.address) as remote:
+    ...             return await remote.add(x=1, y=2)
+    >>> asyncio.run(main())
+    3
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        blocked_handlers: Iterable[str] | None = None,
+        stream_handlers: Mapping[str, Callable[..., Any]] | None = None,
+        connection_limit: int = 512,
+        deserialize: bool = True,
+        serializers: Sequence[str] | None = None,
+        deserializers: Sequence[str] | None = None,
+        connection_args: Mapping[str, Any] | None = None,
+        timeout: float | str | None = None,
+        local_directory: str | os.PathLike[str] | None = None,
+        needs_workdir: bool = True,
+    ) -> None:
+        configured = config.get_timedelta("distributed.admin.tick.limit")
+        super().__init__(
+            handlers,
+            blocked_handlers=blocked_handlers,
+            stream_handlers=stream_handlers,
+            deserialize=deserialize,
+            local_directory=local_directory,
+            needs_workdir=needs_workdir,
+            tick_limit=lambda: replaceable("tick_maximum_delay", configured),
+        )
+        self.connection_args = dict(connection_args or {})
+        if self.allow_pickle is not None:
+            self.connection_args.setdefault("allow_pickle", self.allow_pickle)
+        self.rpc = ConnectionPool(
+            limit=connection_limit,
+            deserialize=deserialize,
+            serializers=serializers,
+            deserializers=deserializers,
+            connection_args=self.connection_args,
+            timeout=timeout,
+            server=self,
+        )
+
+    async def start_unsafe(self) -> Self:
+        """Make the server ready.  Subclasses extend this to start themselves."""
+        await super().start_unsafe()
+        await self.rpc.start()
+        return self
+
+    async def _close_unsafe(self, timeout: float | None) -> None:
+        try:
+            await super()._close_unsafe(timeout)
+        finally:
+            await self.rpc.close()
+
+    @property
+    def outgoing_comms_open(self) -> int:
+        """The number of connections to other servers."""
+        return self.rpc.open
+
+    @property
+    def outgoing_comms_active(self) -> int:
+        """The number of connections to other servers on which a call is in progress."""
+        return self.rpc.active
+
+    def get_connection_counters(self) -> dict[str, int]:
+        """Return the numbers of connections, by kind."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "incoming_comms_open",
+                "incoming_comms_active",
+                "outgoing_comms_open",
+                "outgoing_comms_active",
+            )
+        }

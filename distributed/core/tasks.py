@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec
 
-__all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError"]
+__all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
+
+
+class NoOpAwaitable:
+    """May be awaited, and need not be."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
 
 
 class AsyncTaskGroupClosedError(RuntimeError):

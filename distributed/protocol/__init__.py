@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgpack
 
-from distributed.protocol import libraries as libraries
 from distributed.protocol import pickle
 from distributed.protocol.compression import decompress, maybe_compress
 from distributed.protocol.core import dumps, loads

@@ -3,7 +3,7 @@
 Sending writes the columns into one buffer of exactly the size that they need; what arrives is a
 view of the memory that the frame was received into.  Arrays, schemas and everything else of Arrow
 go to the next family, which is pickle, with the memory of their columns out of band.  This module
-is imported when the first object of Arrow is seen (see :mod:`distributed.protocol.libraries`).
+is imported when the first object of Arrow is seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

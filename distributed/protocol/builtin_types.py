@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from distributed.base.quantities import ensure_memoryview
+from distributed.base.buffers import ensure_memoryview
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.utils import Buffer, join_frames
 

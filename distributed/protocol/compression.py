@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
-from distributed.base.quantities import ensure_memoryview, has_keyword, nbytes
+from distributed.base.buffers import ensure_memoryview, nbytes
+from distributed.base.callables import has_keyword
 from distributed.protocol.exceptions import CompressionError
 from distributed.protocol.limits import Reading, reading
 from distributed.protocol.utils import Buffer

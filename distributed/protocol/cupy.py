@@ -1,7 +1,7 @@
 """CuPy's arrays and sparse matrices: as they are between devices, through the host elsewhere.
 
 This module is imported when the first object of CuPy is seen (see
-:mod:`distributed.protocol.libraries`).
+:mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

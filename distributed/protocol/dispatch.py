@@ -9,12 +9,15 @@ at the end of this module.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 __all__ = [
+    "MODULES",
     "Dispatch",
     "cuda_deserialize",
     "cuda_serialize",
@@ -211,3 +214,34 @@ dask_serialize = Dispatch("dask_serialize")
 dask_deserialize = Dispatch("dask_deserialize")
 cuda_serialize = Dispatch("cuda_serialize")
 cuda_deserialize = Dispatch("cuda_deserialize")
+
+
+MODULES = {
+    "numpy": "distributed.protocol.numpy",
+    "scipy": "distributed.protocol.scipy",
+    "sparse": "distributed.protocol.sparse",
+    "pyarrow": "distributed.protocol.arrow",
+    "h5py": "distributed.protocol.h5py",
+    "netCDF4": "distributed.protocol.netcdf4",
+    "torch": "distributed.protocol.torch",
+    "torchvision": "distributed.protocol.torch",
+    "keras": "distributed.protocol.keras",
+    "cupy": "distributed.protocol.cupy",
+    "cupyx": "distributed.protocol.cupy",
+    "numba": "distributed.protocol.numba",
+    "rmm": "distributed.protocol.rmm",
+    # These bring the functions for their types themselves.
+    "cudf": "cudf.comm.serialize",
+    "dask_cudf": "cudf.comm.serialize",
+    "cuml": "cuml.comm.serialize",
+}
+"""By the name of a top-level module, the module that registers its types when it is imported."""
+
+_ON_DEVICES = ("cupy", "cupyx", "numba", "rmm", "cudf", "dask_cudf", "cuml")
+
+for _library, _module in MODULES.items():
+    for _table in (dask_serialize, dask_deserialize):
+        _table.register_lazy(_library, partial(importlib.import_module, _module))
+for _library in _ON_DEVICES:
+    for _table in (cuda_serialize, cuda_deserialize):
+        _table.register_lazy(_library, partial(importlib.import_module, MODULES[_library]))

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from distributed.base.quantities import ensure_memoryview, has_keyword
+from distributed.base.buffers import ensure_memoryview
+from distributed.base.callables import has_keyword
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import (
     Dispatch,

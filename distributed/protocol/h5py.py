@@ -3,7 +3,7 @@
 Nothing of the file's content is sent; the receiver opens the file of that name, which it must be
 able to reach.  What is open for writing is refused, as the receiver would see neither what is still
 to be written, nor could it open the file.  This module is imported when the first object of h5py
-is seen (see :mod:`distributed.protocol.libraries`).
+is seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The configuration travels as JSON in the header, each array of weights as its ow
 whose configuration cannot be told goes to the next family, which is pickle.  Layers that are not
 Keras' own must be known to the receiver (``keras.saving.register_keras_serializable``); code inside
 of the configuration (``Lambda`` layers) is not run, as Keras' safe mode has it.  This module is
-imported when the first object of Keras is seen (see :mod:`distributed.protocol.libraries`).
+imported when the first object of Keras is seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing of the file's content is sent; the receiver opens the file of that name for reading, which
 it must be able to reach.  netCDF4 does not tell how a file was opened: whoever writes to it must
 close or ``sync()`` it before it is sent.  This module is imported when the first object of netCDF4
-is seen (see :mod:`distributed.protocol.libraries`).
+is seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Numba's device arrays: as they are between devices, through the host's memory elsewhere.
 
 This module is imported when the first object of Numba is seen (see
-:mod:`distributed.protocol.libraries`), which may well be one that has nothing to do with devices;
+:mod:`distributed.protocol.dispatch`), which may well be one that has nothing to do with devices;
 without Numba's part for devices it registers nothing.
 """
 

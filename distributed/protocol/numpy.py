@@ -8,7 +8,7 @@ that are not listed at the end of this module go to the next family, which is pi
 
 What a header states is not believed: before any memory is looked at, shape and strides are checked
 against the number of bytes that came.  This module is imported when the first array is seen (see
-:mod:`distributed.protocol.libraries`).
+:mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distributed.base.quantities import ensure_memoryview
+from distributed.base.buffers import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError

@@ -21,7 +21,7 @@ from typing import Any
 
 import cloudpickle
 
-from distributed.base.quantities import ensure_memoryview
+from distributed.base.buffers import ensure_memoryview
 from distributed.protocol import out_of_band
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling

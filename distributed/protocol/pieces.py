@@ -21,7 +21,14 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
-from distributed.protocol.objects import Header, OnError, deserialize, merge_frames, serialize
+from distributed.protocol.objects import (
+    Header,
+    OnError,
+    deserialize,
+    load_pickled,
+    merge_frames,
+    serialize,
+)
 from distributed.protocol.utils import (
     Buffer,
     frame_split_size,
@@ -29,10 +36,12 @@ from distributed.protocol.utils import (
     pack_frames_prelude,
     unpack_frames,
 )
+from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
 __all__ = [
     "deserialize_bytes",
     "merge_and_deserialize",
+    "nested_deserialize",
     "pack_header",
     "read_header",
     "serialize_and_split",
@@ -183,3 +192,42 @@ def deserialize_bytes(b: Buffer) -> Any:
     packed, *frames = unpack_frames(b) or [b""]
     header = read_header(packed)
     return merge_and_deserialize(header, decompress(header, frames))
+
+
+# Values that most messages consist of, which spares a call for each of them.
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+
+
+def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
+    """Replace the wrappers in a message by their values, without having serialized it.
+
+    Containers are copied, so that sender and receiver share none.
+
+    Parameters
+    ----------
+    x
+        A message of dicts, lists, tuples and other values.
+    emulate_deserialize
+        Whether `Serialize` and `Serialized` become values, too, and not only what is to be pickled.
+    """
+    cls = type(x)
+    if cls is Serialize:
+        return x.data if emulate_deserialize else x
+    if cls is dict:
+        return {
+            key: value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            for key, value in x.items()
+        }
+    if cls is list or cls is tuple:
+        values = [
+            value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            for value in x
+        ]
+        return values if cls is list else tuple(values)
+    if cls is ToPickle:
+        return x.data
+    if cls is Pickled:
+        return load_pickled(x.header, x.frames)
+    if cls is Serialized and emulate_deserialize:
+        return merge_and_deserialize(x.header, decompress(x.header, x.frames))
+    return x

@@ -1,7 +1,7 @@
 """RMM's device buffers: as they are between devices, through the host's memory elsewhere.
 
 This module is imported when the first object of RMM is seen (see
-:mod:`distributed.protocol.libraries`).
+:mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import rmm
 
-from distributed.base.quantities import ensure_memoryview
+from distributed.base.buffers import ensure_memoryview
 from distributed.protocol.dispatch import (
     cuda_deserialize,
     cuda_serialize,

@@ -3,7 +3,7 @@
 A matrix is an object with a few arrays as attributes, which travel as such.  A dictionary of keys
 is sent as a matrix of coordinates.  Sparse *arrays* go to the next family, which is pickle, with
 the memory of their parts out of band.  This module is imported when the first object of SciPy is
-seen (see :mod:`distributed.protocol.libraries`).
+seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ dispatch              the tables of types that have serializers of their own
 builtin_types         bytes, bytearray, memoryview and array
 generic               objects, attribute by attribute
 extension             sets and Enum members in msgpack
-nested                wrappers taken off without serializing
 ====================  ====================================================================
 """
 
@@ -35,8 +34,6 @@ from distributed.protocol.families import (
     register_serialization_family,
 )
 from distributed.protocol.generic import ObjectDictSerializer, register_generic
-from distributed.protocol.nested import nested_deserialize
-from distributed.protocol.nested import nested_deserialize as _nested_deserialize
 from distributed.protocol.objects import (
     _is_dumpable,
     _is_msgpack_serializable,
@@ -47,10 +44,12 @@ from distributed.protocol.objects import (
 from distributed.protocol.pieces import (
     deserialize_bytes,
     merge_and_deserialize,
+    nested_deserialize,
     serialize_and_split,
     serialize_bytelist,
     serialize_bytes,
 )
+from distributed.protocol.pieces import nested_deserialize as _nested_deserialize
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle, to_serialize
 
 __all__ = [

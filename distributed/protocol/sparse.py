@@ -2,7 +2,7 @@
 
 Its other formats go to the next family, which is pickle, with the memory of their parts out of
 band.  This module is imported when the first object of `sparse` is seen (see
-:mod:`distributed.protocol.libraries`).
+:mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ and tensors with attributes of their own go to the next family, which is pickle.
 
 The attributes of a module are pickled with the memory of its tensors out of band, so that what is
 shared in them (tied weights) arrives shared, and nothing large is copied.  This module is
-imported when the first object of PyTorch is seen (see :mod:`distributed.protocol.libraries`).
+imported when the first object of PyTorch is seen (see :mod:`distributed.protocol.dispatch`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from distributed.base.quantities import ensure_memoryview
+from distributed.base.buffers import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import ObjectDictSerializer

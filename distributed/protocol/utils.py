@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 from distributed.base import config
-from distributed.base.quantities import ensure_memoryview, nbytes
+from distributed.base.buffers import ensure_memoryview, nbytes
 from distributed.protocol.allocation import allocate
 from distributed.protocol.exceptions import FramingError
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
-from distributed.base.quantities import nbytes
+from distributed.base.buffers import nbytes
 from distributed.protocol.header_cache import is_known_plain
 from distributed.protocol.utils import msgpack_opts
 

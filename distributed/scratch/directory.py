@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from distributed.base import config
-from distributed.base.quantities import offload
+from distributed.base.event_loop import offload
 from distributed.scratch.workspace import WorkDir, WorkSpace, safe_unlink
 
 __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]

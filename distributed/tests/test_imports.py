@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.protocol.libraries import MODULES as MODULES_OF_LIBRARIES
+from distributed.protocol.dispatch import MODULES as MODULES_OF_LIBRARIES
 
 PACKAGE = Path(__file__).parents[1]
 REQUIRED = {"tornado", "msgpack", "cloudpickle"}
@@ -67,3 +67,11 @@ def test_a_module_says_what_it_is_for(path):
 @pytest.mark.parametrize("package", ["", "comm", "protocol"])
 def test_tests_lie_beside_what_they_test(package):
     assert (PACKAGE / package / "tests" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("name", ["batched", "comm", "config", "core", "protocol", "utils"])
+def test_a_submodule_is_an_attribute_of_the_package_without_being_imported(name):
+    code = (
+        f"import distributed, sys; assert distributed.{name} is sys.modules['distributed.{name}']"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)

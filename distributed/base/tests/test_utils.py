@@ -22,20 +22,11 @@ import pytest
 from tornado import gen
 
 from distributed.base import host_addresses as network
+from distributed.base.buffers import ensure_memoryview, nbytes
+from distributed.base.callables import has_keyword, import_term, iscoroutinefunction
+from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload, shutdown_offload, wait_for
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ip_interface, get_ipv6
-from distributed.base.quantities import (
-    OFFLOAD_THREAD_NAME,
-    ensure_memoryview,
-    has_keyword,
-    import_term,
-    iscoroutinefunction,
-    nbytes,
-    offload,
-    parse_bytes,
-    parse_timedelta,
-    shutdown_offload,
-    wait_for,
-)
+from distributed.base.quantities import parse_bytes, parse_timedelta
 from distributed.tests.environments import ROOT, run_in
 
 # Durations

@@ -11,8 +11,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload
 from distributed.base.host_addresses import get_ip, get_ipv6
-from distributed.base.quantities import OFFLOAD_THREAD_NAME, offload
 from distributed.comm import addressing, framed
 from distributed.comm import offloading as utils
 from distributed.comm.addressing import ensure_concrete_host

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.protocol.libraries import MODULES
+from distributed.protocol.dispatch import MODULES
 
 ROOT = Path(__file__).parents[3]
 

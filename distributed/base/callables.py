@@ -1,0 +1,66 @@
+"""Questions about functions, and names turned into objects."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tornado import gen
+
+__all__ = ["has_keyword", "import_term", "iscoroutinefunction"]
+
+
+def has_keyword(func: Callable[..., Any], keyword: str) -> bool:
+    """Whether *func* has a parameter named *keyword* that can be passed by that name.
+
+    ``**kwargs`` does not count: it takes every name and asks for none.  False where Python cannot
+    tell (builtins without a signature).
+
+    Examples
+    --------
+    >>> def handler(comm, x=1, **kwargs): ...
+    >>> has_keyword(handler, "comm"), has_keyword(handler, "y")
+    (True, False)
+    """
+    try:
+        parameter = inspect.signature(func).parameters.get(keyword)
+    except (ValueError, TypeError):
+        return False
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+def iscoroutinefunction(f: Callable[..., Any]) -> bool:
+    """Whether calling *f* makes a coroutine (``async def``, or one of Tornado's decorated ones).
+
+    Looks through `functools.partial`.
+    """
+    while isinstance(f, functools.partial):
+        f = f.func
+    return inspect.iscoroutinefunction(f) or gen.is_coroutine_function(f)
+
+
+def import_term(name: str) -> Any:
+    """Import the object of a fully qualified *name*: ``"package.module.attribute"`` or a module.
+
+    Raises
+    ------
+    ImportError
+        If the module does not exist.
+    AttributeError
+        If it does not have that attribute.
+
+    Examples
+    --------
+    >>> import_term("math.sqrt")(9)
+    3.0
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        return importlib.import_module(attribute)
+    return getattr(importlib.import_module(module_name), attribute)

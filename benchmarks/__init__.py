@@ -1,8 +1,8 @@
-"""What this project costs, beside the original, its peers, and what the machine could do.
+"""Benchmarks of this project, the original, other RPC libraries and the limits of the machine.
 
-``make bench`` runs it; the page ``docs/performance.rst`` says what is measured and how. From the
-command line down: `__main__` → `rounds` (who is measured when) → `cases` (what is measured, of
-whom) and `lineup` (who there is) → `processes` → the programs in `contestants`, each of which runs
-in an environment of its own and imports nothing of the rest. What the rounds gave goes through
-`results` to `targets`, `report` and `plots`.
+``make bench`` runs them, and ``docs/performance.rst`` describes what is measured and how.  The
+modules, from the command line down: `__main__` → `rounds` (the order of measurements) → `cases`
+(what is measured) and `lineup` (the contestants) → `processes` → the programs in `contestants`.
+Each program runs in an environment of its own and imports nothing else from here.  The
+measurements are evaluated by `results` and shown by `targets`, `report` and `plots`.
 """

@@ -1,40 +1,50 @@
-"""``python -m benchmarks``: measure, and show, keep and record what was measured."""
+"""Measure the cases, print the tables, and write tables and plots to a directory."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
-from benchmarks import about, report, targets
+from benchmarks import machine, report, targets
 from benchmarks.cases import CORE, Case, cases
 from benchmarks.lineup import Contestant, contestants
 from benchmarks.results import Results
 from benchmarks.rounds import Run
 from distributed.tests.environments import ROOT, EnvironmentUnavailable, environment, run_in
 
-#: What this project and the original both require, and what of it may matter.
-BENEATH = ("tornado", "msgpack")
+#: Libraries that both this project and the original require, and that affect their speed.
+SHARED_REQUIREMENTS = ("tornado", "msgpack")
 
 OUTPUT = ROOT / "build" / "bench"
 RECORD = ROOT / "docs" / "performance"
 
+#: Files that the repository keeps, since docs/performance.rst shows them.
+RECORDED = ("targets.csv", "anatomy.csv", "machine.csv", "sequential.svg", "payloads.svg")
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few minutes, with less certainty")
-    parser.add_argument("--only", default="", help="cases whose names begin so, by commas")
-    parser.add_argument("--contestants", default="", help="contestants or libraries, by commas")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured")
-    parser.add_argument("--pace", type=float, help="how much shorter than usual slices of time are")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of what is written")
+    parser.add_argument("--quick", action="store_true", help="measure less, for a few minutes only")
+    parser.add_argument("--only", default="", help="beginnings of case names, separated by commas")
     parser.add_argument(
-        "--record", action="store_true", help="replace what docs/performance.rst shows, too"
+        "--contestants", default="", help="names of contestants or libraries, separated by commas"
+    )
+    parser.add_argument("--rounds", type=int, help="number of rounds (7; 3 with --quick)")
+    parser.add_argument(
+        "--pace", type=float, help="divide the duration of each slice by this (1; 4 with --quick)"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory for all results")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="also replace the files that docs/performance.rst shows",
     )
     parser.add_argument(
-        "--show", type=Path, metavar="RESULTS", help="measure nothing, but show an earlier run"
+        "--show", type=Path, metavar="RESULTS", help="show an earlier run instead of measuring"
     )
     parser.add_argument(
         "--after",
@@ -42,9 +52,9 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="RESULTS",
-        help="runs that came before, whose ratios are to be shown beside those of this one",
+        help="earlier runs, whose ratios are shown beside those of this run",
     )
-    parser.add_argument("--list", action="store_true", help="show the cases, and measure nothing")
+    parser.add_argument("--list", action="store_true", help="list the cases without measuring")
     options = parser.parse_args()
     options.output = options.output.resolve()
     return options
@@ -56,20 +66,14 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def chosen_contestants(options: argparse.Namespace) -> dict[str, Contestant]:
-    everybody = contestants()
+    available = contestants()
     if not options.contestants:
-        return everybody
-    wanted = options.contestants.split(",")
-    known = {each.name for each in everybody.values()} | {
-        each.library for each in everybody.values()
-    }
-    if unknown := set(wanted) - known:
-        sys.exit(f"Nobody is called {', '.join(sorted(unknown))}; there are {sorted(known)}.")
-    return {
-        name: each
-        for name, each in everybody.items()
-        if each.name in wanted or each.library in wanted
-    }
+        return available
+    wanted = set(options.contestants.split(","))
+    known = {name for each in available.values() for name in (each.name, each.library)}
+    if unknown := wanted - known:
+        sys.exit(f"unknown contestants {sorted(unknown)}; known are {sorted(known)}")
+    return {name: each for name, each in available.items() if wanted & {each.name, each.library}}
 
 
 def say(text: str) -> None:
@@ -77,14 +81,25 @@ def say(text: str) -> None:
 
 
 def draw(directory: Path) -> None:
-    """Have the plots drawn by a Python that has matplotlib, if there can be one."""
+    """Draw the plots with a Python that has matplotlib, if such an environment can be made."""
+    for stale in directory.glob("*.svg"):
+        stale.unlink()
     try:
         python = environment("bench-plots", ["matplotlib"], project=True)
     except EnvironmentUnavailable as error:
-        say(f"There are no plots, for want of matplotlib: {error}")
+        say(f"no plots were drawn, since matplotlib could not be installed: {error}")
         return
     argv = ["-m", "benchmarks.plots", str(directory / "results.json"), str(directory)]
     run_in(python, argv, timeout=120)
+
+
+def record(output: Path, directory: Path) -> None:
+    """Copy the files that the repository keeps from *output* to *directory*."""
+    missing = [name for name in RECORDED if not (output / name).exists()]
+    if missing:
+        sys.exit(f"nothing was recorded: this run did not write {', '.join(missing)}")
+    for name in RECORDED:
+        shutil.copy(output / name, directory / name)
 
 
 def measured(options: argparse.Namespace, selected: list[Case]) -> Results:
@@ -93,43 +108,44 @@ def measured(options: argparse.Namespace, selected: list[Case]) -> Results:
     rounds = options.rounds or (3 if options.quick else 7)
     pace = options.pace or (4 if options.quick else 1)
     run = Run(selected, competing, rounds, pace, say)
-    say("making environments where they are missing")
+    say("making the environments that are missing")
     run.make_environments()
     load = os.getloadavg()[0]
     begin = time.monotonic()
     measurements = run.measure()
-    known = about.machine() | {
+    about = machine.describe() | {
         "load before": f"{load:.1f}",
         "rounds": str(rounds),
         "duration": f"{(time.monotonic() - begin) / 60:.1f} minutes",
     }
     for each in competing.values():
         if each.requirements and each.name == each.library:
+            shared = SHARED_REQUIREMENTS if each.name in CORE else ()
             try:
-                names = [*each.requirements, *(BENEATH if each.name in CORE else ())]
-                known[each.title] = about.versions(each.python(), names)
+                about[each.title] = machine.versions(each.python(), [*each.requirements, *shared])
             except EnvironmentUnavailable:
-                known[each.title] = "could not be installed"
+                about[each.title] = "could not be installed"
     titles = {each.name: each.title for each in contestants().values()}
-    return Results({"about": known, "contestants": titles, "cases": measurements})
+    return Results({"about": about, "contestants": titles, "cases": measurements})
 
 
 def main() -> int:
     options = arguments()
     selected = chosen_cases(options)
     if options.list or not selected:
-        print("\n".join(case.name for case in selected) or f"No case begins with {options.only}.")
+        print("\n".join(case.name for case in selected) or f"no case begins with {options.only}")
         return not selected
     results = Results.read(options.show) if options.show else measured(options, selected)
     if options.after:
         before = [targets.ratios(Results.read(path)) for path in options.after]
         results = Results({**results.record, "before": before})
-    for directory in [options.output] + ([RECORD] if options.record else []):
-        results.write(directory / "results.json")
-        report.write_tables(results, directory)
-        draw(directory)
+    results.write(options.output / "results.json")
+    report.write_tables(results, options.output)
+    draw(options.output)
     print(f"\n{report.text(results)}\n")
     print(f"It took {results.record['about']['duration']}; all results are in {options.output}.")
+    if options.record:
+        record(options.output, RECORD)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is measured, of whom, and for how long."""
+"""The cases: what is measured, of which contestants, and for how long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BOTH_LOOPS = (*CORE, *UVLOOP)
 PEERS = ("grpc", "pyzmq", "rpyc", "pyro5", "ray")
 TRANSPORTS = ("tcp", "tls", "unix", "ws", "inproc")
 
-#: For cases that are measured for completeness' sake, and not quickly.
+#: For cases that are measured for completeness: less often, and not in a quick run.
 BRIEFLY: Mapping[str, Any] = {"seconds": 0.3, "rounds": 2, "quick": False}
 
 SIZES = {
@@ -26,15 +26,15 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is measured of several contestants."""
+    """A measurement of several contestants."""
 
     name: str
     contestants: tuple[str, ...]
     command: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "tcp"
-    seconds: float = 0.6  #: that a slice takes in a full run
-    cores: int = 2  #: that server and client have together
-    rounds: int = 100  #: that it takes part in, at most
+    seconds: float = 0.6  #: duration of a slice in a full run
+    cores: int = 2  #: number of cores that server and client share
+    rounds: int = 100  #: maximum number of rounds in which it is measured
     quick: bool = True  #: whether it is part of a quick run
     how: str = "slice"  #: or "memory", "import", or "flat"
 
@@ -43,7 +43,7 @@ def _calls() -> Iterator[Case]:
     sequential = {"command": "sequential"}
     others = (*UVLOOP, *PEERS, "iostream", "sockets")
     for transport in TRANSPORTS:
-        contestants = (*_speaking(transport), *(others if transport == "tcp" else ()))
+        contestants = (*_with_transport(transport), *(others if transport == "tcp" else ()))
         yield Case(f"sequential/{transport}", contestants, sequential, transport)
     yield Case("sequential on one core/tcp", (*CORE, *others), sequential, cores=1)
     for name, size in (("small call", 0), ("100kB array", 100_000), ("1MB array", 1_000_000)):
@@ -60,7 +60,7 @@ def _calls() -> Iterator[Case]:
     for transport in TRANSPORTS[1:]:
         yield Case(
             f"concurrent/64 pooled/{transport}",
-            _speaking(transport),
+            _with_transport(transport),
             {"command": "pooled", "callers": 64},
             transport,
             quick=False,
@@ -71,7 +71,7 @@ def _payloads() -> Iterator[Case]:
     for kind in ("bytes", "array"):
         for size_name, size in SIZES.items():
             for transport in TRANSPORTS:
-                contestants = _speaking(transport)
+                contestants = _with_transport(transport)
                 if kind == "array" and transport in ("tcp", "unix"):
                     contestants += ("sockets",)
                 if transport == "tcp":
@@ -103,12 +103,12 @@ def _others() -> Iterator[Case]:
             known = {"quick": name != "connections/8 at once"} if transport == "tcp" else BRIEFLY
             if transport == "tls" and name == "connections/1 at once":
                 known = {}
-            contestants = BOTH_LOOPS if transport == "tcp" else _speaking(transport)
+            contestants = BOTH_LOOPS if transport == "tcp" else _with_transport(transport)
             yield Case(f"{name}/{transport}", contestants, command, transport, **known)
     for transport in TRANSPORTS:
         yield Case(
             f"memory/per idle connection/{transport}",
-            _speaking(transport),
+            _with_transport(transport),
             transport=transport,
             rounds=3 if transport == "tcp" else 1,
             quick=transport == "tcp",
@@ -122,18 +122,18 @@ def _others() -> Iterator[Case]:
         )
 
 
-def _speaking(transport: str) -> tuple[str, ...]:
-    """Those of this project and the original that have this transport."""
+def _with_transport(transport: str) -> tuple[str, ...]:
+    """Return which of this project and the original have this transport."""
     return CORE if transport != "unix" else CORE[:1]
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """All of them, in the order in which they are measured."""
+    """Return the cases in the order of their measurement."""
     every = [*_calls(), *_payloads(), *_others()]
-    return [_quickly(case) for case in every if case.quick] if quick else every
+    return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 
-def _quickly(case: Case) -> Case:
+def _for_quick_run(case: Case) -> Case:
     if case.name.startswith("sequential"):
         return case
     return replace(case, contestants=tuple(name for name in case.contestants if name not in UVLOOP))

@@ -1,6 +1,6 @@
-"""Who is measured: which program, in which environment.
+"""The contestants: which program each of them runs, and in which environment.
 
-Peers beside this project and the original do the sequential small calls only.
+Libraries other than this project and the original take part in the sequential small calls only.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from pathlib import Path
 
 from distributed.tests.environments import ORIGINAL, ROOT, environment
 
-CERTIFICATES = ROOT / "distributed" / "tests" / "data" / "tls"
+CERTIFICATES = ROOT / "distributed" / "security" / "tests" / "data" / "tls"
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who is measured: a client process, and a server process beside it."""
+    """A measured program: a client process, and a server process if it has one."""
 
     name: str
-    library: str  #: those with the same one share an environment
+    library: str  #: contestants with the same library share an environment
     title: str  #: for tables and plots
-    module: str  #: in `benchmarks.contestants`
+    module: str  #: name in `benchmarks.contestants`
     requirements: tuple[str, ...] = ()
-    project: bool = False  #: whether this checkout is in the environment
+    project: bool = False  #: whether the environment contains this checkout
     options: tuple[str, ...] = ()
     server: bool = True  #: whether there is a server process
-    restarted: bool = False  #: whether its processes last for one slice only
-    pinned: bool = True  #: whether it is kept on the cores that a case names
+    restarted: bool = False  #: whether its processes are restarted for each slice
+    pinned: bool = True  #: whether it is pinned to the cores that a case names
 
     def python(self) -> Path:
-        """The interpreter, whose environment is made if need be.
+        """Return the interpreter of its environment, which is made if it does not exist.
 
         Raises
         ------
         EnvironmentUnavailable
-            If it cannot be made.
+            If the environment cannot be made.
         """
         return environment(f"bench-{self.library}", self.requirements, project=self.project)
 
@@ -60,15 +60,15 @@ def _core(library: str, title: str, requirements: tuple[str, ...]) -> list[Conte
 
 
 def contestants() -> dict[str, Contestant]:
-    """All of them, by name."""
-    everybody = [
+    """Return all contestants, by name."""
+    lineup = [
         *_core("ours", "this project", ("psutil",)),
         *_core("original", "original", (ORIGINAL,)),
         Contestant("grpc", "grpc", "gRPC aio", "grpc_calls", ("grpcio", "msgpack")),
         Contestant("pyzmq", "pyzmq", "pyzmq aio", "pyzmq_calls", ("pyzmq", "msgpack")),
         Contestant("rpyc", "rpyc", "RPyC", "rpyc_calls", ("rpyc",)),
         Contestant("pyro5", "pyro5", "Pyro5", "pyro_calls", ("Pyro5", "msgpack")),
-        # a dozen processes of its own, which take each other for dead when they are stopped
+        # starts a dozen processes, each of which takes a stopped one for dead
         Contestant(
             "ray",
             "ray",
@@ -83,4 +83,4 @@ def contestants() -> dict[str, Contestant]:
         Contestant("iostream", "bare", "bare IOStream, msgpack", "iostream", project=True),
         Contestant("memory", "bare", "memory copy", "memory_copy", project=True, server=False),
     ]
-    return {contestant.name: contestant for contestant in everybody}
+    return {contestant.name: contestant for contestant in lineup}

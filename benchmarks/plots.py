@@ -1,6 +1,6 @@
 """The plots: ``python -m benchmarks.plots RESULTS DIRECTORY``, where matplotlib is installed.
 
-What a run did not measure is left out, and so is a plot of which nothing is left.
+Series that a run did not measure are left out, and so are plots without any series.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from benchmarks.cases import CORE, SIZES, TRANSPORTS
-from benchmarks.results import Of, Results, Spread
+from benchmarks.results import Results, Series, Spread
 from benchmarks.targets import TARGETS
 
 COLORS = {
@@ -29,14 +29,19 @@ COLORS = {
 }
 PEER = "#7d9a4f"
 
-#: What Matplotlib would else choose anew each time, so that a record changes only where it differs.
-SETTINGS = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 9}
+#: A fixed salt keeps the ids in the files equal from run to run; one font keeps the files small.
+SETTINGS = {
+    "svg.hashsalt": "benchmarks",
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+}
 
 Dot = tuple[str, Spread, str]
 
 
 def _dots(figure: Figure, dots: Sequence[Dot], label: str) -> Any:
-    """A line for each from the top down, with a dot and its spread on a logarithmic scale."""
+    """Draw a row for each dot, with its spread, on a logarithmic scale."""
     figure.set_size_inches(7.5, 0.8 + 0.24 * len(dots))
     axes = figure.subplots()
     for place, (_, spread, color) in enumerate(dots):
@@ -47,7 +52,7 @@ def _dots(figure: Figure, dots: Sequence[Dot], label: str) -> Any:
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     return axes
 
@@ -57,12 +62,12 @@ def _dot(axes: Any, place: int, spread: Spread, color: str, fill: str = "full") 
     axes.errorbar(spread.median, place, xerr=error, color=color, fmt="o", fillstyle=fill, capsize=2)
 
 
-def _found(results: Results, of: Iterable[Of]) -> list[tuple[Of, Spread]]:
-    return [(each, spread) for each in of if (spread := results.spread(each))]
+def _found(results: Results, series: Iterable[Series]) -> list[tuple[Series, Spread]]:
+    return [(each, spread) for each in series if (spread := results.spread(each))]
 
 
 def ratios(results: Results, figure: Figure) -> bool:
-    """Each target's ratio, beside what is wanted."""
+    """Draw the measured ratio of each target beside the wanted one."""
     found = [
         (target, ratio) for target in TARGETS if (ratio := results.ratio(target.one, target.other))
     ]
@@ -75,62 +80,59 @@ def ratios(results: Results, figure: Figure) -> bool:
         for target, ratio in found
     ]
     if dots:
-        axes = _dots(figure, dots, "ratio; wanted are the black marks, blue is what is enough")
+        axes = _dots(figure, dots, "ratio; black: the target; blue: the target is met")
         for place, (target, _) in enumerate(found):
             axes.plot([target.bound] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
     return bool(dots)
 
 
 def sequential(results: Results, figure: Figure) -> bool:
-    """Everybody's calls, one after the other."""
+    """Draw the sequential calls of each contestant."""
     two, one = "sequential/tcp", "sequential on one core/tcp"
-    found = _found(results, (Of(two, name) for name in results.cases.get(two, {})))
+    found = _found(results, (Series(two, name) for name in results.cases.get(two, {})))
     found.sort(key=lambda item: -item[1].median)
     dots = [
-        (results.title(of.contestant), spread, COLORS.get(of.contestant, PEER))
-        for of, spread in found
+        (results.title(each.contestant), spread, COLORS.get(each.contestant, PEER))
+        for each, spread in found
     ]
     if dots:
-        label = "small calls per second, one after the other (tcp); hollow: on one core"
+        label = "sequential small calls per second (tcp); hollow: both sides on one core"
         axes = _dots(figure, dots, label)
-        for place, (of, _) in enumerate(found):
-            if spread := results.spread(Of(one, of.contestant)):
-                _dot(axes, place, spread, COLORS.get(of.contestant, PEER), "none")
+        for place, (each, _) in enumerate(found):
+            if spread := results.spread(Series(one, each.contestant)):
+                _dot(axes, place, spread, COLORS.get(each.contestant, PEER), "none")
     return bool(dots)
 
 
 def transports(results: Results, figure: Figure) -> bool:
-    """Calls over each transport."""
-    found = _found(
-        results, (Of(f"sequential/{transport}", name) for transport in TRANSPORTS for name in CORE)
-    )
+    """Draw the sequential calls over each transport."""
     dots = [
-        (
-            f"{of.case.rpartition('/')[2]}, {results.title(of.contestant)}",
-            spread,
-            COLORS[of.contestant],
-        )
-        for of, spread in found
+        (f"{transport}, {results.title(name)}", spread, COLORS[name])
+        for transport in TRANSPORTS
+        for name in CORE
+        if (spread := results.spread(Series(f"sequential/{transport}", name)))
     ]
     if dots:
-        _dots(figure, dots, "small calls per second, one after the other")
+        _dots(figure, dots, "sequential small calls per second")
     return bool(dots)
 
 
 def _lines(
     results: Results,
     axes: Any,
-    of: Callable[[Any, str], Of],
+    series: Callable[[Any, str], Series],
     places: Sequence[tuple[float, Any]],
     contestants: Sequence[str],
     scale: Callable[[float], float],
     **style: Any,
 ) -> bool:
-    """A line for each contestant, through his medians, in a band as wide as the spread."""
+    """Draw a line through the medians of each contestant, in a band as wide as the spread."""
     drawn = False
     for name in contestants:
         points = [
-            (x, spread, scale(x)) for x, key in places if (spread := results.spread(of(key, name)))
+            (x, spread, scale(x))
+            for x, key in places
+            if (spread := results.spread(series(key, name)))
         ]
         if not points:
             continue
@@ -151,7 +153,7 @@ def _lines(
 
 
 def concurrent(results: Results, figure: Figure) -> bool:
-    """Calls per second by the number of callers."""
+    """Draw the calls per second by the number of concurrent callers."""
     figure.set_size_inches(7.5, 3.5)
     axes = figure.subplots()
     places = [(float(callers), callers) for callers in (1, 8, 64, 512)]
@@ -159,7 +161,7 @@ def concurrent(results: Results, figure: Figure) -> bool:
         _lines(
             results,
             axes,
-            lambda callers, name, how=how: Of(f"concurrent/{callers} {how}/tcp", name),  # type: ignore[misc]
+            lambda callers, name, how=how: Series(f"concurrent/{callers} {how}/tcp", name),  # type: ignore[misc]
             places,
             CORE,
             lambda x: 1.0,
@@ -171,7 +173,7 @@ def concurrent(results: Results, figure: Figure) -> bool:
     axes.set_xscale("log", base=2)
     axes.set_xticks([x for x, _ in places], [str(key) for _, key in places])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("callers at once")
+    axes.set_xlabel("concurrent callers")
     axes.set_ylabel("small calls per second (tcp)")
     axes.grid(alpha=0.3)
     if any(drawn):
@@ -180,7 +182,7 @@ def concurrent(results: Results, figure: Figure) -> bool:
 
 
 def payloads(results: Results, figure: Figure) -> bool:
-    """Bytes per second by the size of what goes there and comes back."""
+    """Draw the bytes per second by the size of the payload."""
     figure.set_size_inches(7.5, 3.8)
     drawn = []
     places = [(float(size), name) for name, size in SIZES.items()]
@@ -189,7 +191,7 @@ def payloads(results: Results, figure: Figure) -> bool:
             _lines(
                 results,
                 axes,
-                lambda size, name, kind=kind: Of(f"payload/{kind} {size}/tcp", name),  # type: ignore[misc]
+                lambda size, name, kind=kind: Series(f"payload/{kind} {size}/tcp", name),  # type: ignore[misc]
                 places,
                 contestants,
                 lambda x: 2 * x / 1e6,
@@ -199,6 +201,7 @@ def payloads(results: Results, figure: Figure) -> bool:
         ]
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.minorticks_off()
         axes.set_title(f"as {'bytes' if kind == 'bytes' else 'arrays'}", fontsize=9)
         axes.set_xlabel("bytes each way (tcp)")
         axes.grid(alpha=0.3)

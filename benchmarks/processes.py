@@ -1,7 +1,7 @@
 """The processes of a contestant: started, commanded, stopped while others are measured, and ended.
 
-Each runs in a session of its own, so that all that it started can be stopped and ended with it.
-What it writes to its standard error is kept in a file, whose last lines explain a failure.
+Each process runs in a session of its own, so that its child processes are stopped and ended with
+it.  Its standard error goes to a file, whose last line explains a failure.
 """
 
 from __future__ import annotations
@@ -20,30 +20,27 @@ from typing import Any
 from benchmarks.lineup import Contestant
 from distributed.tests.environments import clean_environ
 
-#: Seconds that a process may take until it is ready, and that it has to end by itself.
-STARTING, ENDING = 60.0, 5.0
+#: Seconds before starting a process times out, and before a process that should end is killed.
+START_TIMEOUT, END_TIMEOUT = 60.0, 5.0
 
 
 class ContestantFailed(Exception):
-    """It ended, took too long, or said itself what went wrong."""
+    """A contestant's process ended, timed out or answered with an error."""
 
 
 class Process:
-    """A contestant's program, running as one of its two sides."""
-
-    # State: `_unread` holds what came after the last whole line, `_stopped` is whether it is kept
-    # from running.
+    """A process that runs a contestant's program as the server or as the client."""
 
     def __init__(self, python: Path, contestant: Contestant, side: str, directory: Path):
         self.what = f"{contestant.title} ({side})"
         self._log = directory / f"{contestant.name}-{side}.log".replace(" ", "-")
-        self._unread = b""
-        self._stopped = False
+        self._unread = b""  # bytes of its output after the last whole line
+        self._stopped = False  # whether it is stopped by SIGSTOP
         module = f"benchmarks.contestants.{contestant.module}"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [python, "-m", module, side, *contestant.options],
-                # here are the benchmarks, and nothing else of this checkout
+                # this directory has the benchmarks and nothing else of this checkout
                 cwd=directory,
                 env=clean_environ(),
                 stdin=subprocess.PIPE,
@@ -52,17 +49,19 @@ class Process:
                 start_new_session=True,
             )
         try:
-            self.ready = self._read(STARTING)
+            self.ready = self._read(START_TIMEOUT)
         except BaseException:
             self.end()
             raise
 
     def ask(self, command: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Give a command, and wait for what comes of it.
+        """Send a command and return its result.
 
         Raises
         ------
         ContestantFailed
+            If the process ended, did not answer within *timeout* seconds, or answered with an
+            error.
         """
         assert self._process.stdin is not None
         try:
@@ -94,33 +93,33 @@ class Process:
 
     def _how_it_ended(self) -> str:
         try:
-            code = str(self._process.wait(ENDING))
+            code = str(self._process.wait(END_TIMEOUT))
         except subprocess.TimeoutExpired:
-            code = "its output only"
+            code = "an open process and a closed output"
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"{self.what} ended with {code}: {lines[-1] if lines else 'without a word'}"
+        return f"{self.what} ended with {code}: {lines[-1] if lines else 'no error output'}"
 
     def stop(self) -> None:
-        """Keep it from running, so that it takes nothing from others."""
+        """Stop the process, so that it uses no CPU time while others are measured."""
         self._signal(signal.SIGSTOP)
         self._stopped = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         if self._stopped:
             self._signal(signal.SIGCONT)
             self._stopped = False
 
-    def run_on(self, core: int) -> None:
-        """Keep all its threads on this core."""
+    def pin(self, core: int) -> None:
+        """Pin all threads of the process to this core."""
         for thread in os.listdir(f"/proc/{self._process.pid}/task"):
             try:
                 os.sched_setaffinity(int(thread), {core})
-            except ProcessLookupError:  # just ended
+            except ProcessLookupError:  # the thread ended meanwhile
                 pass
 
     def end(self) -> None:
-        """End it and all that it started; it may close what it has open first."""
-        self.go_on()
+        """Close its input, so that it can end by itself; then kill it and its child processes."""
+        self.resume()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -128,7 +127,7 @@ class Process:
         except BrokenPipeError:
             pass
         try:
-            self._process.wait(ENDING)
+            self._process.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:
             pass
         self._signal(signal.SIGKILL)
@@ -143,14 +142,12 @@ class Process:
 
 
 class Pair:
-    """The processes of one contestant: his client, and his server if he has one."""
-
-    # State: the processes that were started, of which the last is the client.
+    """The processes of one contestant: a client, and a server if the contestant has one."""
 
     def __init__(self, contestant: Contestant, directory: Path):
         self.contestant = contestant
-        self._processes: list[Process] = []
-        self.addresses: dict[str, str] = {}
+        self._processes: list[Process] = []  # the client is the last one
+        self.addresses: dict[str, str] = {}  # transport → address of the server
         python = contestant.python()
         try:
             if contestant.server:
@@ -163,43 +160,44 @@ class Pair:
             raise
 
     def ask(self, command: Mapping[str, Any], transport: str, timeout: float) -> dict[str, Any]:
-        """Have the client do something over this transport.
+        """Send a command to the client, with the server's address for this transport.
 
         Raises
         ------
         ContestantFailed
+            If the transport is missing, or as `Process.ask` raises it.
         """
         if transport not in self.addresses and self.contestant.server and transport != "inproc":
-            raise ContestantFailed(f"there is no {transport}")
+            raise ContestantFailed(f"its server does not listen on {transport}")
         address = self.addresses.get(transport, transport)
         return self._processes[-1].ask({**command, "address": address}, timeout)
 
-    def rest(self) -> None:
-        """Have the client close what it opened for the last commands."""
-        self._processes[-1].ask({"command": "rest"}, 60)
+    def close_all(self) -> None:
+        """Make the client close the connections that it opened for the previous commands."""
+        self._processes[-1].ask({"command": "close_all"}, 60)
 
     def used(self, what: str) -> list[float]:
-        """Seconds of ``cpu`` or bytes of ``memory``, of each process; the client's last."""
+        """Return seconds of ``cpu`` or bytes of ``memory`` of each process; the client is last."""
         return [
             value
             for process in self._processes
             for value in process.ask({"command": what}, 60).values()
         ]
 
-    def run_on(self, cores: int) -> None:
-        """Keep both sides on one core, or on a core each."""
+    def pin(self, cores: int) -> None:
+        """Pin both sides to one core, or each to a core of its own."""
         if self.contestant.pinned:
             available = sorted(os.sched_getaffinity(0), reverse=True)[:cores]
             for process, core in zip(self._processes, itertools.cycle(available), strict=False):
-                process.run_on(core)
+                process.pin(core)
 
     def stop(self) -> None:
         for process in self._processes:
             process.stop()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         for process in self._processes:
-            process.go_on()
+            process.resume()
 
     def end(self) -> None:
         for process in reversed(self._processes):

@@ -1,7 +1,7 @@
-"""What the rounds gave, and what follows: medians, their spread, and ratios.
+"""The measurements of a run, and what is computed from them: medians, spreads and ratios.
 
-A ratio is taken within each round, where both sides were measured one after the other, and the
-median over rounds comes last. The spread is where the middle half of the rounds lies.
+A ratio is computed within each round, in which both sides were measured one after the other; the
+median over the rounds comes last.  The spread is the range of the middle half of the rounds.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Of:
-    """Whose result is meant: in this case, of this contestant, by this measure."""
+class Series:
+    """A key to the results of one contestant in one case, by one measure."""
 
     case: str
     contestant: str
@@ -39,17 +39,18 @@ class Of:
 
 
 class Results:
-    """The record of a run: what is written to a file, and read from it.
+    """The record of a run, as it is written to a file and read back.
 
     Parameters
     ----------
     record : Mapping
-        ``"cases"`` are the `benchmarks.rounds.Measurements`, ``"before"``, if it is there, the
-        ratios of runs that came before; the rest tells of the run.
+        ``"cases"`` holds the `benchmarks.rounds.Measurements`, ``"contestants"`` their titles,
+        ``"about"`` the machine and the versions, and ``"before"``, if present, the ratios of
+        earlier runs.
     """
 
     def __init__(self, record: Mapping[str, Any]):
-        self.record = _shortened(record)
+        self.record = _rounded(record)
         self.cases: Mapping[str, Mapping[str, Mapping[str, Any]]] = self.record["cases"]
         self.before: Sequence[Mapping[str, float]] = self.record.get("before", [])
 
@@ -65,33 +66,38 @@ class Results:
         title: str = self.record["contestants"][contestant]
         return title
 
-    def failure(self, of: Of) -> str:
-        """Why there is no result of all rounds, or nothing if there is."""
-        entry = self.cases.get(of.case, {}).get(of.contestant)
+    def failure(self, series: Series) -> str:
+        """Return why a series is missing or incomplete; an empty string if it is complete."""
+        entry = self.cases.get(series.case, {}).get(series.contestant)
         if entry is None:
             return "not measured"
         return f"failed: {entry['failed']}" if "failed" in entry else ""
 
-    def by_round(self, of: Of) -> dict[int, float]:
-        """The values of each round that has one."""
-        entry = self.cases.get(of.case, {}).get(of.contestant, {"rounds": []})
-        return {each["round"]: each[of.measure] for each in entry["rounds"] if of.measure in each}
+    def by_round(self, series: Series) -> dict[int, float]:
+        """Return the value of each round that has one."""
+        entry = self.cases.get(series.case, {}).get(series.contestant, {"rounds": []})
+        measure = series.measure
+        return {each["round"]: each[measure] for each in entry["rounds"] if measure in each}
 
-    def spread(self, of: Of) -> Spread | None:
-        values = list(self.by_round(of).values())
+    def spread(self, series: Series) -> Spread | None:
+        values = list(self.by_round(series).values())
         return Spread.of(values) if values else None
 
-    def ratio(self, one: Of, other: Of) -> Spread | None:
-        """How many times the other the one is, over the rounds in which both were measured."""
-        mine, others = self.by_round(one), self.by_round(other)
-        ratios = [mine[number] / others[number] for number in mine if others.get(number)]
+    def ratio(self, one: Series, other: Series) -> Spread | None:
+        """Return *one* divided by *other*, over the rounds in which both were measured."""
+        numerators, denominators = self.by_round(one), self.by_round(other)
+        ratios = [
+            value / denominators[number]
+            for number, value in numerators.items()
+            if denominators.get(number)
+        ]
         return Spread.of(ratios) if ratios else None
 
 
-def _shortened(value: Any) -> Any:
-    """Without digits that mean nothing, for a file that people keep."""
+def _rounded(value: Any) -> Any:
+    """Return *value* with five significant digits in each float."""
     if isinstance(value, Mapping):
-        return {key: _shortened(each) for key, each in value.items()}
+        return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_shortened(each) for each in value]
+        return [_rounded(each) for each in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,9 +1,10 @@
-"""A run: everything once, round after round, so that what else the machine does hits all alike.
+"""A run: each round measures all cases once, so that other load on the machine affects all alike.
 
-In each round contestants are measured one after the other, in an order that alternates, in a slice
-of time each. Their processes are stopped (by the signal) when it is not their turn, and last for a
-round: how fast a process is depends a little on chance, such as where its memory lies. Whoever
-fails is left out of that case in later rounds, and of no other.
+In each round the contestants are measured one after the other, in a slice of time each; every
+second round has the reverse order.  A contestant's processes are stopped by SIGSTOP while others
+are measured, and restarted for each round, since the speed of a process depends a little on
+chance (the addresses of its memory, for example).  A contestant that fails in a case skips that
+case in the later rounds, and still takes part in the others.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from benchmarks.lineup import Contestant
 from benchmarks.processes import ContestantFailed, Pair
 from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 
-#: Idle connections whose memory is measured, and those that are opened before, so that what the
-#: first ones load does not count.
+#: Number of idle connections whose memory is measured, and of those opened before them, so that
+#: modules and caches that the first connections load do not count.
 MEASURED_CONNECTIONS, FIRST_CONNECTIONS = 1_000, 20
 
-#: What must not make a call slower, and how much of it: measure → command, count.
-BESIDES = {
-    "handlers": ("handlers", 1_000),
-    "called": ("many", 100_000),
-    "idle": ("hold", 5_000),
+#: Loads that must not make a call slower: measure → the command that adds the load, its count.
+LOADS = {
+    "handlers": ("add_handlers", 1_000),
+    "called": ("call_many", 100_000),
+    "idle": ("open_idle", 5_000),
 }
 
-#: Seconds that what a contestant is told to do may take beyond what it should.
-PATIENCE = 60.0
+#: Seconds before a command times out, on top of its expected duration.
+TIMEOUT_MARGIN = 60.0
 
-#: Fresh interpreters per round that import something.
+#: Number of fresh interpreters per round in which the import is measured.
 IMPORTS = 5
 
 IMPORT = """
@@ -50,7 +51,7 @@ IMPORT = """
     print(json.dumps({"seconds": seconds, "added": total - bare, "total": total}))
 """
 
-#: case → contestant → {"rounds": [{"round": number, …}, …], "failed": why, if so}
+#: case → contestant → {"rounds": [{"round": number, …}, …], "failed": reason (only if it failed)}
 Measurements = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -61,17 +62,14 @@ class Run:
     ----------
     cases : sequence of Case
     contestants : dict
-        Those who take part, by name; others that a case names do not.
+        The contestants that take part, by name.
     rounds : int
+        Number of rounds.
     pace : float
-        How much shorter a slice is than the case says.
+        Divisor of the duration of each slice.
     say : callable
-        Is told what goes on.
+        Called with a line of text for each step.
     """
-
-    # State: `measurements` as above; `_pairs`, the processes that there are, by contestant;
-    # `_unavailable`, why an environment or its processes cannot be had, by contestant;
-    # `_directory`, where the processes run, while they do.
 
     def __init__(
         self,
@@ -90,12 +88,15 @@ class Run:
             case.name: {name: {"rounds": []} for name in case.contestants if name in contestants}
             for case in cases
         }
+        # contestant → its processes
         self._pairs: dict[str, Pair] = {}
+        # contestant → why its environment or its processes could not be made
         self._unavailable: dict[str, str] = {}
+        # working directory of the processes, during `measure`
         self._directory = Path()
 
     def make_environments(self) -> None:
-        """Make all that is missing, at the same time."""
+        """Make the missing environments, all at the same time."""
         needed = {name for entries in self.measurements.values() for name in entries}
         by_library = {self.contestants[name].library: name for name in sorted(needed)}
 
@@ -115,19 +116,19 @@ class Run:
         }
 
     def measure(self) -> Measurements:
-        """Measure everything in all rounds."""
+        """Measure all cases in all rounds."""
         with tempfile.TemporaryDirectory(prefix="bench-") as directory:
             self._directory = Path(directory)
             (self._directory / "benchmarks").symlink_to(ROOT / "benchmarks")
             try:
                 for number in range(self.rounds):
                     self._round(number)
-                    self._end()
+                    self._end_processes()
             finally:
-                self._end()
+                self._end_processes()
         return self.measurements
 
-    def _end(self) -> None:
+    def _end_processes(self) -> None:
         while self._pairs:
             self._pairs.popitem()[1].end()
 
@@ -161,7 +162,7 @@ class Run:
                 return _flat(pair, case, self.pace)
             finally:
                 pair.end()
-        pair = self._awake(contestant)
+        pair = self._running_pair(contestant)
         try:
             result = _slice(pair, case, case.seconds / self.pace)
             pair.stop()
@@ -174,11 +175,11 @@ class Run:
             del self._pairs[contestant.name]
         return result
 
-    def _awake(self, contestant: Contestant) -> Pair:
-        """The contestant's processes, running."""
+    def _running_pair(self, contestant: Contestant) -> Pair:
+        """Return the contestant's processes, started or resumed."""
         name = contestant.name
         if name in self._pairs:
-            self._pairs[name].go_on()
+            self._pairs[name].resume()
         else:
             try:
                 self._pairs[name] = Pair(contestant, self._directory)
@@ -189,15 +190,15 @@ class Run:
 
 
 def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
-    """Have a contestant do something for a while."""
-    timeout = PATIENCE + 10 * seconds
-    pair.run_on(case.cores)
-    # opens what it needs, and warms up
+    """Measure a contestant for a slice of time."""
+    timeout = TIMEOUT_MARGIN + 10 * seconds
+    pair.pin(case.cores)
+    # opens connections, and warms up
     pair.ask({**case.command, "seconds": seconds / 10}, case.transport, timeout)
     before = pair.used("cpu")
     result = pair.ask({**case.command, "seconds": seconds}, case.transport, timeout)
     after = pair.used("cpu")
-    pair.rest()
+    pair.close_all()
     used = [(new - old) / result["count"] for old, new in zip(before, after, strict=True)]
     result["client cpu"] = used[-1]
     if len(used) == 2 and case.transport != "inproc":
@@ -206,10 +207,10 @@ def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
 
 
 def _memory(pair: Pair, case: Case) -> dict[str, Any]:
-    """How much memory idle connections take."""
-    pair.ask({"command": "hold", "count": FIRST_CONNECTIONS}, case.transport, 60)
+    """Return the bytes of resident memory per idle connection."""
+    pair.ask({"command": "open_idle", "count": FIRST_CONNECTIONS}, case.transport, 60)
     before = pair.used("memory")
-    more = {"command": "hold", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}
+    more = {"command": "open_idle", "count": FIRST_CONNECTIONS + MEASURED_CONNECTIONS}
     pair.ask(more, case.transport, 120)
     after = pair.used("memory")
     server, client = (
@@ -219,20 +220,20 @@ def _memory(pair: Pair, case: Case) -> dict[str, Any]:
 
 
 def _flat(pair: Pair, case: Case, pace: float) -> dict[str, Any]:
-    """How fast calls are, at first and with more and more besides; all in the same processes."""
-    pair.run_on(case.cores)
+    """Return the rate of calls before and after each of `LOADS`, in the same processes."""
+    pair.pin(case.cores)
     calls = {"command": "sequential", "seconds": case.seconds / pace}
-    pair.ask({**calls, "seconds": 0.1}, case.transport, PATIENCE)
-    rates = {"rate": pair.ask(calls, case.transport, PATIENCE)["rate"]}
-    for measure, (command, count) in BESIDES.items():
-        more = {"command": command, "count": round(count / pace)}
-        pair.ask(more, case.transport, 5 * PATIENCE)
-        rates[measure] = pair.ask(calls, case.transport, PATIENCE)["rate"]
+    pair.ask({**calls, "seconds": 0.1}, case.transport, TIMEOUT_MARGIN)
+    rates = {"rate": pair.ask(calls, case.transport, TIMEOUT_MARGIN)["rate"]}
+    for measure, (command, count) in LOADS.items():
+        load = {"command": command, "count": round(count / pace)}
+        pair.ask(load, case.transport, 5 * TIMEOUT_MARGIN)
+        rates[measure] = pair.ask(calls, case.transport, TIMEOUT_MARGIN)["rate"]
     return rates
 
 
 def _imports(python: Path) -> dict[str, Any]:
-    """How long an import takes in a fresh interpreter, and how much memory."""
+    """Return the time and memory of an import in a fresh interpreter: medians of `IMPORTS`."""
     results = []
     for _ in range(IMPORTS):
         try:

@@ -1,5 +1,5 @@
-"""The programs that are measured: each a small server, and a client that does what it is told.
+"""The measured programs: each is a small server, and a client that executes commands.
 
-They run in environments that have one library each. All that they share is `channel`, by which
-they are commanded, and `timing`; both need the standard library only.
+Each runs in an environment with one library.  They share `channel`, which reads the commands, and
+`timing`; both need the standard library only.
 """

@@ -1,4 +1,4 @@
-"""What one process does between being woken for a message and having sent its own."""
+"""The time that a process spends on a message: in ``recv``, in ``send``, and between them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from time import perf_counter
 from typing import Any
 
 
-class Watch:
-    """Notes, while it is entered, how long the process takes for each message, and for what.
+class MessageTimer:
+    """A context manager that measures the parts of the time for each message of this process.
 
-    "Work" is what is done between the return of the event loop's ``select`` and the first ``send``
-    after it, without what the system takes to receive. What it takes to note that itself, about
-    half a microsecond, is included.
+    "Work" is the time between the return of the event loop's ``select`` and the first ``send``
+    after it, without the time in ``recv``. It includes about half a microsecond for measuring.
     """
 
-    # State: `_woken` is when there was something to receive for the first time since the last
-    # message was sent, or 0 once this one is being sent; `_receiving` and `_sending` are the times
-    # in these system calls since then. `_originals` is what was replaced by what notes.
-
     def __init__(self) -> None:
+        # when the first bytes since the last sent message became readable; 0 while sending
         self._woken = 0.0
+        # seconds in these system calls since then
         self._receiving = 0.0
         self._sending = 0.0
-        self._notes: dict[str, list[float]] = {"work": [], "receiving": [], "sending": []}
+        self._times: dict[str, list[float]] = {"work": [], "receiving": [], "sending": []}
+        # (owner, name, function) of the functions that are wrapped, to restore them
         self._originals: list[tuple[Any, str, Any]] = []
 
-    def __enter__(self) -> Watch:
-        self._replace(selectors.DefaultSelector, "select", self._selecting)
+    def __enter__(self) -> MessageTimer:
+        self._wrap(selectors.DefaultSelector, "select", self._selecting)
         for name in ("recv", "recv_into", "recvmsg_into"):
-            self._replace(socket.socket, name, self._receives)
+            self._wrap(socket.socket, name, self._receives)
         for name in ("send", "sendmsg"):
-            self._replace(socket.socket, name, self._sends)
+            self._wrap(socket.socket, name, self._sends)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -43,19 +41,19 @@ class Watch:
             setattr(owner, name, original)
 
     def medians(self) -> dict[str, float]:
-        """Seconds per message: in ``recv``, in ``send``, and of work besides."""
-        return {name: statistics.median(notes) for name, notes in self._notes.items()}
+        """Return the median seconds per message: in ``recv``, in ``send``, and of work."""
+        return {name: statistics.median(times) for name, times in self._times.items()}
 
-    def _replace(self, owner: Any, name: str, noting: Callable[..., Any]) -> None:
+    def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original = getattr(owner, name)
         self._originals.append((owner, name, original))
-        setattr(owner, name, noting(original))
+        setattr(owner, name, wrapper(original))
 
     def _selecting(self, select: Callable[..., Any]) -> Callable[..., Any]:
         def selecting(*args: Any) -> Any:
             ready = select(*args)
             if ready and not self._woken:
-                self._notes["sending"].append(self._sending)
+                self._times["sending"].append(self._sending)
                 self._woken = perf_counter()
                 self._receiving = self._sending = 0.0
             return ready
@@ -76,8 +74,8 @@ class Watch:
         def sending(*args: Any) -> Any:
             begin = perf_counter()
             if self._woken:
-                self._notes["work"].append(begin - self._woken - self._receiving)
-                self._notes["receiving"].append(self._receiving)
+                self._times["work"].append(begin - self._woken - self._receiving)
+                self._times["receiving"].append(self._receiving)
                 self._woken = 0.0
             try:
                 return send(*args)

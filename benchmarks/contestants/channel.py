@@ -1,10 +1,11 @@
-"""How a contestant is commanded: a line of JSON comes in, a line of JSON goes out.
+"""The command channel of a contestant: one line of JSON in, one line of JSON out.
 
-The first line that a contestant writes says that it is ready (a server: where it listens). After
-that each line of its standard input names a ``command`` and its arguments, and is answered by
-``{"result": …}`` or ``{"error": …}``. It ends when its standard input does, or with its parent.
+The first line that a contestant writes says that it is ready; a server's names its addresses.
+After that, each line of its standard input has a ``command`` and its arguments, and is answered by
+``{"result": …}`` or ``{"error": …}``. The contestant ends at the end of its input, or with its
+parent process.
 
-What libraries print goes to the standard error, so that it cannot get in between.
+The output of libraries is redirected to the standard error, so that it cannot mix with answers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.contestants.timing import repeat
+from benchmarks.contestants.timing import repeat, repeat_async
 
 Result = dict[str, Any]
 
@@ -32,12 +33,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def cpu() -> Result:
-    """Seconds of CPU that this process has used so far."""
+    """Return the seconds of CPU time that this process has used."""
     return {"seconds": time.process_time()}
 
 
 def memory() -> Result:
-    """Bytes of memory that this process cannot do without at the moment."""
+    """Return the bytes of resident memory, after collecting garbage and trimming the heap."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
@@ -46,34 +47,34 @@ def memory() -> Result:
 
 
 class Channel:
-    """The two ends of the standard streams that commands and answers take."""
+    """The standard streams, used for commands and answers."""
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
     def write(self, answer: Result) -> None:
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
 
     def answer(self, handlers: Mapping[str, Callable[..., Result]]) -> None:
-        """Do as commanded until there are no more commands."""
+        """Execute commands until the end of the input."""
         commands = {"cpu": cpu, "memory": memory, **handlers}
         for line in sys.stdin:
             command = json.loads(line)
             try:
                 result = commands[command.pop("command")](**command)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            except Exception as error:  # noqa: BLE001 - any error is reported
                 self.write(_failure(error))
             else:
                 self.write({"result": result})
 
     async def answer_async(self, handlers: Mapping[str, Callable[..., Awaitable[Result]]]) -> None:
-        """`answer`, on an event loop that goes on meanwhile."""
+        """Execute commands like `answer`, while the event loop keeps running."""
         commands: dict[str, Callable[..., Any]] = {"cpu": cpu, "memory": memory, **handlers}
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as reader:
@@ -83,7 +84,7 @@ class Channel:
                     result = commands[command.pop("command")](**command)
                     if inspect.isawaitable(result):
                         result = await result
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+                except Exception as error:  # noqa: BLE001 - any error is reported
                     self.write(_failure(error))
                 else:
                     self.write({"result": result})
@@ -106,24 +107,54 @@ def run(main: Callable[[], Any], loop: str) -> None:
 
 
 def call_blocking(
-    connect: Callable[[str], Any], find_add: Callable[[Any], Any], close: Callable[[Any], Any]
+    connect: Callable[[str], Any],
+    make_call: Callable[[Any], Callable[[], Any]],
+    close: Callable[[Any], Any],
 ) -> None:
-    """Be the client of a library that blocks, given how to reach a server's ``add`` there."""
+    """Run the client of a blocking library.
+
+    *make_call* takes an open connection and returns a function that calls the server's ``add`` with
+    1 and 2.
+    """
     channel = Channel()
     opened: dict[str, Any] = {}
 
     def sequential(address: str, seconds: float) -> Result:
         if address not in opened:
             opened[address] = connect(address)
-        add = find_add(opened[address])
-        assert add(1, 2) == 3
-        return repeat(lambda: add(1, 2), seconds)
+        call = make_call(opened[address])
+        assert call() == 3
+        return repeat(call, seconds)
 
-    def rest() -> Result:
-        for each in opened.values():
-            close(each)
-        opened.clear()
+    def close_all() -> Result:
+        while opened:
+            close(opened.popitem()[1])
         return {}
 
     channel.write({})
-    channel.answer({"sequential": sequential, "rest": rest})
+    channel.answer({"sequential": sequential, "close_all": close_all})
+
+
+async def call_async(
+    connect: Callable[[str], Awaitable[Any]],
+    make_call: Callable[[Any], Callable[[], Awaitable[Any]]],
+    close: Callable[[Any], Awaitable[Any]],
+) -> None:
+    """Run the client of an asynchronous library, like `call_blocking`."""
+    channel = Channel()
+    opened: dict[str, Any] = {}
+
+    async def sequential(address: str, seconds: float) -> Result:
+        if address not in opened:
+            opened[address] = await connect(address)
+        call = make_call(opened[address])
+        assert await call() == 3
+        return await repeat_async(call, seconds)
+
+    async def close_all() -> Result:
+        while opened:
+            await close(opened.popitem()[1])
+        return {}
+
+    channel.write({})
+    await channel.answer_async({"sequential": sequential, "close_all": close_all})

@@ -1,6 +1,6 @@
 """This project and the original: one program for both, since both have the same interface.
 
-As ``serve`` it is a `Server` over every transport that it can listen on, as ``call`` the client.
+``serve`` runs a `Server` that listens on every available transport, ``call`` runs the client.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contestants.anatomy import Watch
+from benchmarks.contestants.anatomy import MessageTimer
 from benchmarks.contestants.channel import Channel, Result, run
 from benchmarks.contestants.timing import repeat_async, repeat_together
 from distributed.batched import BatchedSend
@@ -24,14 +24,14 @@ from distributed.security import Security
 
 Call = Callable[[], Awaitable[Any]]
 
-#: Bytes of one array where there are many in a message.
+#: Bytes of each array in a message of many arrays.
 SMALL_ARRAY = 800
 
-#: Messages that are sent over a `BatchedSend` before it is waited for them, and in one turn of the
-#: event loop.
+#: Number of messages that are sent over a `BatchedSend` before waiting for them to be handled, and
+#: in one iteration of the event loop.
 BATCHED, BURST = 20_000, 100
 
-#: Connections that are being opened at once where thousands are.
+#: Number of connections that are opened concurrently for `Client.open_idle`.
 OPENING = 50
 
 
@@ -39,38 +39,39 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
-def back(data: Any) -> Any:
+def echo_data(data: Any) -> Any:
     return data
 
 
-def back_array(data: Any) -> Any:
+def echo_array(data: Any) -> Any:
     return to_serialize(data)
 
 
-def back_arrays(data: Any) -> Any:
+def echo_arrays(data: Any) -> Any:
     return [to_serialize(array) for array in data]
 
 
-class Notes:
-    """Counts the messages of a stream for one who waits until there are enough."""
+class MessageCounter:
+    """Counts the messages of a stream, and waits for a number of them."""
 
     def __init__(self) -> None:
         self.count = 0
         self.wanted = 0
-        self.enough = asyncio.Event()
+        self.reached = asyncio.Event()
 
-    def note(self, key: str, nbytes: int, type: str) -> None:
+    def add_message(self, key: str, nbytes: int, type: str) -> None:
         self.count += 1
         if self.count == self.wanted:
-            self.enough.set()
+            self.reached.set()
 
-    async def noted(self, count: int) -> int:
+    async def wait_for(self, count: int) -> int:
+        """Wait until *count* messages were handled; return the number and start again at 0."""
         self.wanted = count
         if self.count < count:
-            await self.enough.wait()
-        self.enough.clear()
-        noted, self.count, self.wanted = self.count, 0, 0
-        return noted
+            await self.reached.wait()
+        self.reached.clear()
+        handled, self.count, self.wanted = self.count, 0, 0
+        return handled
 
 
 def security(certificates: Path) -> Security:
@@ -83,17 +84,16 @@ def security(certificates: Path) -> Security:
 
 
 async def make_server() -> Server:
-    notes = Notes()
+    counter = MessageCounter()
+    timers: list[MessageTimer] = []
 
-    watches: list[Watch] = []
+    def start_timer() -> None:
+        timers.append(MessageTimer().__enter__())
 
-    def watch() -> None:
-        watches.append(Watch().__enter__())
-
-    def watched() -> dict[str, float]:
-        watch = watches.pop()
-        watch.__exit__()
-        return watch.medians()
+    def stop_timer() -> dict[str, float]:
+        timer = timers.pop()
+        timer.__exit__()
+        return timer.medians()
 
     def more_handlers(count: int) -> int:
         server.handlers.update({f"more-{i}": add for i in range(count)})
@@ -101,28 +101,28 @@ async def make_server() -> Server:
 
     handlers: dict[str, Callable[..., Any]] = {
         "add": add,
-        "back": back,
-        "back_array": back_array,
-        "back_arrays": back_arrays,
-        "noted": notes.noted,
+        "echo_data": echo_data,
+        "echo_array": echo_array,
+        "echo_arrays": echo_arrays,
+        "wait_for_messages": counter.wait_for,
         "more_handlers": more_handlers,
-        "watch": watch,
-        "watched": watched,
+        "start_timer": start_timer,
+        "stop_timer": stop_timer,
     }
-    server = Server(handlers, stream_handlers={"note": notes.note})
+    server = Server(handlers, stream_handlers={"message": counter.add_message})
     await server
     return server
 
 
 async def listen_everywhere(server: Server, certificates: Path) -> dict[str, str]:
-    """Listen over each transport that there is; scheme → address."""
+    """Listen on each transport that the library has; return scheme → address."""
     listen_args = security(certificates).get_listen_args("scheduler")
     addresses = {}
     for where in ("tcp://127.0.0.1:0", "tls://127.0.0.1:0", "ws://127.0.0.1:0", "unix://"):
         scheme = where.partition(":")[0]
         try:
             await server.listen(where, **(listen_args if scheme == "tls" else {}))
-        except ValueError:  # not a scheme of this library
+        except ValueError:  # the library does not have this scheme
             continue
         addresses[scheme] = server.listeners[-1].contact_address
     return addresses
@@ -138,25 +138,23 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 class Client:
-    """What a client is told to do; its public methods are commands.
+    """The client; its public methods are the commands.
 
-    Whatever a command opens stays open, for the next command may be the same one again, until
-    `rest`; that is, the first of two does not count. Only what `hold` opens stays for good.
+    Connections that a command opens stay open until `close_all`, so that repeating the command does
+    not measure the opening. The connections of `open_idle` stay open until the process ends.
     """
-
-    # State: `_opened` are the things to close at `rest`, by what they are for; `_held` are idle
-    # connections.
 
     def __init__(self, certificates: Path):
         self.tls_args = security(certificates).get_connection_args("client")
+        # (purpose, address) → the object to close at `close_all`
         self._opened: dict[Any, Any] = {}
-        self._held: list[Comm] = []
+        self._idle: list[Comm] = []
 
-    def args(self, address: str) -> dict[str, Any]:
+    def _args(self, address: str) -> dict[str, Any]:
         return self.tls_args if address.startswith("tls:") else {}
 
-    async def reach(self, address: str) -> str:
-        """Return an address to connect to; ``inproc`` is a server of this process' own."""
+    async def _resolve(self, address: str) -> str:
+        """Return the address to connect to; for ``inproc``, make a server in this process."""
         if address != "inproc":
             return address
         if address not in self._opened:
@@ -164,61 +162,63 @@ class Client:
             await server.listen("inproc://")
         return str(self._opened[address].address)
 
-    async def remote(self, address: str) -> Any:
-        address = await self.reach(address)
+    async def _remote(self, address: str) -> Any:
+        address = await self._resolve(address)
         key = "remote", address
         if key not in self._opened:
-            self._opened[key] = rpc(address, connection_args=self.args(address))
+            self._opened[key] = rpc(address, connection_args=self._args(address))
         return self._opened[key]
 
     async def sequential(self, address: str, seconds: float) -> Result:
-        """One call after the other."""
-        remote = await self.remote(address)
+        """Make small calls one after the other."""
+        remote = await self._remote(address)
         return await repeat_async(lambda: remote.add(x=1, y=2), seconds)
 
     async def anatomy(self, address: str, seconds: float, size: int) -> Result:
-        """What both sides do for a call: a small one, or one with an array there and back."""
-        remote = await self.remote(address)
+        """Measure the parts of a call on both sides: a small call, or one that echoes an array."""
+        remote = await self._remote(address)
         array = to_serialize(np.zeros(size // 8))
-        call = (lambda: remote.back_array(data=array)) if size else (lambda: remote.add(x=1, y=2))
-        await remote.watch()
-        with Watch() as watch:
-            # What is done for a call begins with the end of another one.
+        call = (lambda: remote.echo_array(data=array)) if size else (lambda: remote.add(x=1, y=2))
+        await remote.start_timer()
+        with MessageTimer() as timer:
+            # The timer starts a measurement at the end of the previous call.
             await call()
             result = await repeat_async(call, seconds)
-        sides = {"client": watch.medians(), "server": await remote.watched()}
+        sides = {"client": timer.medians(), "server": await remote.stop_timer()}
         return result | {
-            f"{side} {what}": value for side, of in sides.items() for what, value in of.items()
+            f"{side} {what}": value
+            for side, medians in sides.items()
+            for what, value in medians.items()
         }
 
-    async def many(self, address: str, count: int) -> Result:
-        """So many calls."""
-        remote = await self.remote(address)
+    async def call_many(self, address: str, count: int) -> Result:
+        """Make *count* small calls."""
+        remote = await self._remote(address)
         for _ in range(count):
             await remote.add(x=1, y=2)
         return {}
 
-    async def handlers(self, address: str, count: int) -> Result:
-        """Give the server more handlers."""
-        remote = await self.remote(address)
+    async def add_handlers(self, address: str, count: int) -> Result:
+        """Add *count* handlers to the server."""
+        remote = await self._remote(address)
         return {"handlers": await remote.more_handlers(count=count)}
 
     async def pooled(self, address: str, seconds: float, callers: int) -> Result:
-        """Many callers who share a pool of connections."""
-        address = await self.reach(address)
+        """Make small calls concurrently over a pool of connections."""
+        address = await self._resolve(address)
         key = "pool", address
         if key not in self._opened:
-            pool = await ConnectionPool(limit=512, connection_args=self.args(address))
+            pool = await ConnectionPool(limit=512, connection_args=self._args(address))
             self._opened[key] = pool
         remote = self._opened[key](address)
         return await repeat_together([lambda: remote.add(x=1, y=2)] * callers, seconds)
 
     async def taking_turns(self, address: str, seconds: float, callers: int) -> Result:
-        """Many callers who take turns at one connection."""
-        address = await self.reach(address)
+        """Make small calls concurrently over one connection, on which the callers take turns."""
+        address = await self._resolve(address)
         key = "comm", address
         if key not in self._opened:
-            self._opened[key] = await connect(address, **self.args(address))
+            self._opened[key] = await connect(address, **self._args(address))
         comm, turn = self._opened[key], asyncio.Lock()
 
         async def call() -> None:
@@ -228,14 +228,14 @@ class Client:
         return await repeat_together([call] * callers, seconds)
 
     async def payload(self, address: str, seconds: float, size: int, kind: str) -> Result:
-        """So many bytes there and back again, as they are or as an array."""
-        remote = await self.remote(address)
+        """Echo *size* bytes, as bytes or as an array."""
+        remote = await self._remote(address)
         if kind == "bytes":
             data: Any = bytes(range(256)) * (size // 256) + bytes(size % 256)
-            message, call = data, remote.back
+            message, call = data, remote.echo_data
         else:
             data = np.arange(size, dtype="u1")
-            message, call = to_serialize(data), remote.back_array
+            message, call = to_serialize(data), remote.echo_array
         answers: list[Any] = []
 
         async def exchange() -> None:
@@ -244,7 +244,7 @@ class Client:
 
         result = await repeat_async(exchange, seconds)
         (answer,) = answers
-        while isinstance(answer, Serialize):  # as the original's inproc has it
+        while isinstance(answer, Serialize):  # the original's inproc leaves it wrapped
             answer = answer.data
         assert type(answer) is type(data), type(answer)
         assert len(answer) == size, len(answer)
@@ -252,24 +252,24 @@ class Client:
         return result
 
     async def nested(self, address: str, seconds: float, count: int) -> Result:
-        """A message of many small nested values, there and back again."""
-        remote = await self.remote(address)
+        """Echo a message of many small nested values."""
+        remote = await self._remote(address)
         data = [{"id": i, "range": [i, i + 1], "name": "some value"} for i in range(count)]
-        return await repeat_async(lambda: remote.back(data=data), seconds)
+        return await repeat_async(lambda: remote.echo_data(data=data), seconds)
 
     async def arrays(self, address: str, seconds: float, count: int) -> Result:
-        """A message of many small arrays, there and back again."""
-        remote = await self.remote(address)
+        """Echo a message of many small arrays."""
+        remote = await self._remote(address)
         data = [to_serialize(np.full(SMALL_ARRAY // 8, float(i))) for i in range(count)]
-        return await repeat_async(lambda: remote.back_arrays(data=data), seconds)
+        return await repeat_async(lambda: remote.echo_arrays(data=data), seconds)
 
     async def batched(self, address: str, seconds: float) -> Result:
-        """Small messages over a `BatchedSend`, until they are handled."""
-        remote = await self.remote(address)
-        address = await self.reach(address)
+        """Send small messages over a `BatchedSend`, and wait until all are handled."""
+        remote = await self._remote(address)
+        address = await self._resolve(address)
         key = "stream", address
         if key not in self._opened:
-            comm = await connect(address, **self.args(address))
+            comm = await connect(address, **self._args(address))
             await comm.write({"op": "connection_stream", "reply": False})
             stream = self._opened[key] = BatchedSend(interval="2ms")
             stream.start(comm)
@@ -277,43 +277,42 @@ class Client:
 
         async def send() -> None:
             for i in range(BATCHED):
-                stream.send({"op": "note", "key": f"task-{i}", "nbytes": 28, "type": "int"})
+                stream.send({"op": "message", "key": f"task-{i}", "nbytes": 28, "type": "int"})
                 if i % BURST == 0:
                     await asyncio.sleep(0)
-            noted = await remote.noted(count=BATCHED)
-            assert noted == BATCHED, noted
+            handled = await remote.wait_for_messages(count=BATCHED)
+            assert handled == BATCHED, handled
 
         result = await repeat_async(send, seconds)
         return result | {"rate": result["rate"] * BATCHED, "count": result["count"] * BATCHED}
 
     async def connections(self, address: str, seconds: float, callers: int) -> Result:
-        """Connections that are opened, with the handshake, and closed."""
-
-        address = await self.reach(address)
+        """Open connections, with the handshake, and close them."""
+        address = await self._resolve(address)
 
         async def once() -> None:
-            comm = await connect(address, **self.args(address))
+            comm = await connect(address, **self._args(address))
             await comm.close()
 
         return await repeat_together([once] * callers, seconds)
 
-    async def hold(self, address: str, count: int) -> Result:
-        """Open connections, use each once, and keep them."""
-        address = await self.reach(address)
-        missing = count - len(self._held)
+    async def open_idle(self, address: str, count: int) -> Result:
+        """Open connections until there are *count* idle ones, and use each once."""
+        address = await self._resolve(address)
+        missing = count - len(self._idle)
 
         async def open_some(number: int) -> None:
             for _ in range(number):
-                comm = await connect(address, **self.args(address))
-                self._held.append(comm)
+                comm = await connect(address, **self._args(address))
+                self._idle.append(comm)
                 await send_recv(comm, op="add", x=1, y=2)
 
         shares = [missing // OPENING + (i < missing % OPENING) for i in range(OPENING)]
         await asyncio.gather(*map(open_some, shares))
-        return {"held": len(self._held)}
+        return {"idle": len(self._idle)}
 
-    async def rest(self) -> Result:
-        """Close what was opened."""
+    async def close_all(self) -> Result:
+        """Close the connections that commands opened, except those of `open_idle`."""
         for opened in reversed(self._opened.values()):
             if isinstance(opened, rpc):
                 await opened.close_rpc()

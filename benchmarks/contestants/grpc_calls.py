@@ -1,15 +1,15 @@
-"""gRPC on asyncio: a unary method, whose messages are msgpack rather than protocol buffers."""
+"""gRPC on asyncio: a unary method with messages in msgpack instead of protocol buffers."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import msgpack
 
-from benchmarks.contestants.channel import Channel, Result, run
-from benchmarks.contestants.timing import repeat_async
+from benchmarks.contestants.channel import Channel, call_async, run
 
 SERVICE, METHOD = "Calculator", "Add"
 
@@ -32,27 +32,17 @@ async def serve() -> None:
     await server.stop(None)
 
 
+async def connect(address: str) -> Any:
+    return grpc.aio.insecure_channel(address)
+
+
+def make_call(channel: Any) -> Callable[[], Awaitable[Any]]:
+    remote_add = channel.unary_unary(f"/{SERVICE}/{METHOD}", msgpack.packb, msgpack.unpackb)
+    return lambda: remote_add({"x": 1, "y": 2})
+
+
 async def call() -> None:
-    channel = Channel()
-    opened: dict[str, Any] = {}
-
-    async def sequential(address: str, seconds: float) -> Result:
-        if address not in opened:
-            opened[address] = grpc.aio.insecure_channel(address)
-        remote_add = opened[address].unary_unary(
-            f"/{SERVICE}/{METHOD}", msgpack.packb, msgpack.unpackb
-        )
-        assert await remote_add({"x": 1, "y": 2}) == 3
-        return await repeat_async(lambda: remote_add({"x": 1, "y": 2}), seconds)
-
-    async def rest() -> Result:
-        for each in opened.values():
-            await each.close()
-        opened.clear()
-        return {}
-
-    channel.write({})
-    await channel.answer_async({"sequential": sequential, "rest": rest})
+    await call_async(connect, make_call, lambda channel: channel.close())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""A limit: Tornado's `IOStream`, eight bytes of length, and msgpack; no comms, no dispatch."""
+"""A limit: Tornado's `IOStream` with an eight-byte length and msgpack; no comms, no dispatch."""
 
 from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Awaitable, Callable
 
 import msgpack
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.tcpserver import TCPServer
 
-from benchmarks.contestants.channel import Channel, Result, run
-from benchmarks.contestants.timing import repeat_async
+from benchmarks.contestants.channel import Channel, call_async, run
 
 HEADER = struct.Struct("<Q")
 
@@ -48,30 +48,26 @@ async def serve() -> None:
     server.stop()
 
 
+async def connect(address: str) -> IOStream:
+    stream = await TCPClient().connect("127.0.0.1", int(address))
+    stream.set_nodelay(True)
+    return stream
+
+
+def make_call(stream: IOStream) -> Callable[[], Awaitable[int]]:
+    async def add() -> int:
+        await write(stream, {"x": 1, "y": 2})
+        return (await read(stream))["result"]
+
+    return add
+
+
+async def close(stream: IOStream) -> None:
+    stream.close()
+
+
 async def call() -> None:
-    channel = Channel()
-    streams: dict[str, IOStream] = {}
-
-    async def sequential(address: str, seconds: float) -> Result:
-        if address not in streams:
-            streams[address] = await TCPClient().connect("127.0.0.1", int(address))
-            streams[address].set_nodelay(True)
-        stream = streams[address]
-
-        async def add() -> None:
-            await write(stream, {"x": 1, "y": 2})
-            await read(stream)
-
-        return await repeat_async(add, seconds)
-
-    async def rest() -> Result:
-        for stream in streams.values():
-            stream.close()
-        streams.clear()
-        return {}
-
-    channel.write({})
-    await channel.answer_async({"sequential": sequential, "rest": rest})
+    await call_async(connect, make_call, close)
 
 
 if __name__ == "__main__":

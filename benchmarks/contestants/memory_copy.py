@@ -1,4 +1,4 @@
-"""A limit: how fast this machine copies memory, the least that moving a payload takes."""
+"""A limit: copying memory, the minimum cost of moving a payload on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.contestants.timing import repeat
 
 
 def payload(address: str, seconds: float, size: int, kind: str) -> Result:
-    """Copy twice: once for each way."""
+    """Copy twice: once for each direction."""
     source, target = memoryview(bytearray(size)), memoryview(bytearray(size))
 
     def exchange() -> None:
@@ -20,4 +20,4 @@ def payload(address: str, seconds: float, size: int, kind: str) -> Result:
 if __name__ == "__main__":
     channel = Channel()
     channel.write({})
-    channel.answer({"payload": payload, "rest": dict})
+    channel.answer({"payload": payload, "close_all": dict})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import Pyro5.api
 
@@ -27,12 +29,13 @@ def serve() -> None:
     channel.answer({})
 
 
+def make_call(proxy: Any) -> Callable[[], Any]:
+    add = proxy.add
+    return lambda: add(1, 2)
+
+
 def call() -> None:
-    call_blocking(
-        Pyro5.api.Proxy,
-        lambda proxy: proxy.add,
-        lambda proxy: proxy._pyroRelease(),
-    )
+    call_blocking(Pyro5.api.Proxy, make_call, lambda proxy: proxy._pyroRelease())
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 
 import msgpack
 import zmq
 import zmq.asyncio
 
-from benchmarks.contestants.channel import Channel, Result, run
-from benchmarks.contestants.timing import repeat_async
+from benchmarks.contestants.channel import Channel, call_async, run
 
 
 async def answer(socket: zmq.asyncio.Socket) -> None:
@@ -29,33 +29,27 @@ async def serve() -> None:
         answering.cancel()
 
 
+def make_call(socket: zmq.asyncio.Socket) -> Callable[[], Awaitable[int]]:
+    async def add() -> int:
+        await socket.send(msgpack.packb({"x": 1, "y": 2}))
+        result: int = msgpack.unpackb(await socket.recv())
+        return result
+
+    return add
+
+
 async def call() -> None:
-    channel = Channel()
     context = zmq.asyncio.Context()
-    opened: dict[str, zmq.asyncio.Socket] = {}
 
-    async def sequential(address: str, seconds: float) -> Result:
-        if address not in opened:
-            opened[address] = context.socket(zmq.REQ)
-            opened[address].connect(address)
-        socket = opened[address]
+    async def connect(address: str) -> zmq.asyncio.Socket:
+        socket = context.socket(zmq.REQ)
+        socket.connect(address)
+        return socket
 
-        async def add() -> int:
-            await socket.send(msgpack.packb({"x": 1, "y": 2}))
-            result: int = msgpack.unpackb(await socket.recv())
-            return result
+    async def close(socket: zmq.asyncio.Socket) -> None:
+        socket.close()
 
-        assert await add() == 3
-        return await repeat_async(add, seconds)
-
-    async def rest() -> Result:
-        for socket in opened.values():
-            socket.close()
-        opened.clear()
-        return {}
-
-    channel.write({})
-    await channel.answer_async({"sequential": sequential, "rest": rest})
+    await call_async(connect, make_call, close)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray: a method of an actor, which Ray runs in a process of its own."""
+"""Ray: a method of an actor, which runs in a separate process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def call() -> None:
         return repeat(lambda: ray.get(actor.add.remote(1, 2)), seconds)
 
     channel.write({})
-    channel.answer({"sequential": sequential, "rest": dict})
+    channel.answer({"sequential": sequential, "close_all": dict})
     ray.shutdown()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import rpyc
@@ -30,12 +31,13 @@ def connect(address: str) -> Any:
     return rpyc.connect(host, int(port))
 
 
+def make_call(connection: Any) -> Callable[[], Any]:
+    add = connection.root.add
+    return lambda: add(1, 2)
+
+
 def call() -> None:
-    call_blocking(
-        connect,
-        lambda connection: connection.root.add,
-        lambda connection: connection.close(),
-    )
+    call_blocking(connect, make_call, lambda connection: connection.close())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A limit: blocking sockets, and nothing but a header of eight bytes that says how much follows."""
+"""A limit: blocking sockets with a header of eight bytes that holds the length."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.contestants.timing import repeat
 
 HEADER = struct.Struct("<Q")
 
-#: Bytes that stand for a small call, each way.
+#: Bytes that stand for a small call in each direction.
 SMALL = b"x" * 32
 
 
 def read_into(sock: socket.socket, buffer: memoryview) -> None:
-    """Fill the buffer."""
+    """Receive bytes until the buffer is full."""
     done = 0
     while done < len(buffer):
         count = sock.recv_into(buffer[done:])
@@ -29,7 +29,7 @@ def read_into(sock: socket.socket, buffer: memoryview) -> None:
 
 
 def echo(sock: socket.socket) -> None:
-    """Send back whatever comes, once all of it is there."""
+    """Send each message back after receiving all of it."""
     memory = memoryview(bytearray())
     header = memoryview(bytearray(HEADER.size))
     while True:
@@ -99,7 +99,7 @@ class Client:
 
         return repeat(exchange, seconds)
 
-    def rest(self) -> Result:
+    def close_all(self) -> Result:
         for sock in self.opened.values():
             sock.close()
         self.opened.clear()
@@ -112,7 +112,7 @@ def call() -> None:
     client = Client()
     channel.write({})
     channel.answer(
-        {"sequential": client.sequential, "payload": client.payload, "rest": client.rest}
+        {"sequential": client.sequential, "payload": client.payload, "close_all": client.close_all}
     )
 
 

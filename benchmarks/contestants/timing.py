@@ -1,4 +1,4 @@
-"""Repeating something for a while, and what is to be said of how long it took."""
+"""Repeating a call for some time, and a summary of its durations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = dict[str, Any]
 
 
 def summary(times: list[float], seconds: float) -> Result:
-    """Say how often something was done in so many *seconds*, and how long each took."""
+    """Return the count, the rate per second and quantiles of the *times* of calls."""
     ordered = sorted(times)
     return {
         "count": len(ordered),
@@ -22,7 +22,7 @@ def summary(times: list[float], seconds: float) -> Result:
 
 
 def repeat(call: Callable[[], Any], seconds: float) -> Result:
-    """Call one time after the other, at least once, until so many *seconds* are over."""
+    """Repeat a call until *seconds* have passed, at least once."""
     times = []
     begin = now = perf_counter()
     end = begin + seconds
@@ -36,12 +36,12 @@ def repeat(call: Callable[[], Any], seconds: float) -> Result:
 
 
 async def repeat_async(call: Callable[[], Awaitable[Any]], seconds: float) -> Result:
-    """`repeat` for coroutine functions."""
+    """Repeat a coroutine function like `repeat`."""
     return await repeat_together([call], seconds)
 
 
 async def repeat_together(calls: list[Callable[[], Awaitable[Any]]], seconds: float) -> Result:
-    """Have as many callers as there are *calls*, each of whom repeats his own."""
+    """Repeat all *calls* concurrently until *seconds* have passed."""
     times: list[float] = []
     begin = perf_counter()
     end = begin + seconds

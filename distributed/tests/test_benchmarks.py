@@ -1,8 +1,10 @@
-"""The harness of ``make bench``; how fast anything is does not matter here."""
+"""The harness of ``make bench``, and the recorded results; speed does not matter here."""
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +15,13 @@ from distributed.tests import environments
 from distributed.tests.environments import ROOT, _or_skip
 
 RECORD = ROOT / "docs" / "performance"
+PAGE = ROOT / "docs" / "performance.rst"
 
 
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
+    import benchmarks.__main__
     import benchmarks.report
     import benchmarks.rounds
     import benchmarks.targets
@@ -34,7 +38,7 @@ def ours(benchmarks):
 
 @pytest.fixture
 def measure(benchmarks, ours):
-    """Have this project, or another contestant in its place, do some things for a moment."""
+    """Return a function that measures commands of this project, changed as the keywords say."""
 
     def measure(*commands, rounds=1, **changes):
         contestant = replace(ours, **changes)
@@ -49,7 +53,7 @@ def measure(benchmarks, ours):
     return measure
 
 
-def test_a_run_leaves_tables_and_all_results(ours, tmp_path):
+def test_a_run_writes_tables_and_all_results(ours, tmp_path):
     what = ["--only", "sequential/tcp,payload/array 10kB/tcp", "--contestants", "ours"]
     how = ["--rounds", "2", "--pace", "20", "--output", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks", *what, *how]
@@ -70,7 +74,7 @@ def test_a_run_leaves_tables_and_all_results(ours, tmp_path):
     assert (tmp_path / "targets.csv").read_text().startswith("target,")
 
 
-def test_both_sides_note_where_the_time_of_a_call_goes(measure):
+def test_both_sides_measure_the_parts_of_a_call(measure):
     for entry in measure(*({"command": "anatomy", "size": size} for size in (0, 1_000_000))):
         (each,) = entry["rounds"]
         for side in ("client", "server"):
@@ -78,7 +82,7 @@ def test_both_sides_note_where_the_time_of_a_call_goes(measure):
             assert min(parts) > 0
 
 
-def test_who_fails_is_left_out_of_that_case_and_of_no_other(measure):
+def test_a_contestant_that_fails_skips_that_case_only(measure):
     good = {"command": "sequential"}
     bad, after = measure({"command": "nested", "count": "many"}, good, rounds=2)
     assert bad["rounds"] == []
@@ -87,19 +91,21 @@ def test_who_fails_is_left_out_of_that_case_and_of_no_other(measure):
     assert "failed" not in after
 
 
-def test_who_does_not_answer_in_time_has_failed(benchmarks, measure, monkeypatch):
-    monkeypatch.setattr(benchmarks.rounds, "PATIENCE", 0.5)
+def test_a_contestant_that_times_out_has_failed(benchmarks, measure, monkeypatch):
+    monkeypatch.setattr(benchmarks.rounds, "TIMEOUT_MARGIN", 0.5)
     (slow,) = measure({"command": "pooled", "callers": 100_000})
     assert "did not answer within" in slow["failed"]
 
 
-def test_who_cannot_start_has_failed_with_his_last_words(measure):
+def test_a_contestant_that_cannot_start_fails_with_its_last_line_of_output(measure):
     (entry,) = measure({"command": "sequential"}, options=("--loop", "sideways"))
     assert "this project (serve) ended with 2: " in entry["failed"]
     assert "sideways" in entry["failed"]
 
 
-def test_who_cannot_be_installed_has_failed_with_the_reason(measure, tmp_path, monkeypatch):
+def test_a_contestant_that_cannot_be_installed_fails_with_the_reason(
+    measure, tmp_path, monkeypatch
+):
     monkeypatch.setattr(environments, "CACHE", tmp_path)
     (entry,) = measure(
         {"command": "sequential"}, requirements=("./no-such-file.whl",), library="broken"
@@ -107,25 +113,25 @@ def test_who_cannot_be_installed_has_failed_with_the_reason(measure, tmp_path, m
     assert entry["failed"].startswith("could not be installed: ")
 
 
-def test_a_ratio_is_taken_within_rounds(benchmarks):
+def test_a_ratio_is_computed_within_rounds(benchmarks):
     def entry(*rates):
         return {"rounds": [{"round": i, "rate": rate} for i, rate in enumerate(rates)]}
 
     results = benchmarks.results.Results(
         {"cases": {"case": {"a": entry(10, 200, 3_000), "b": entry(5, 50, 1_000)}}}
     )
-    of = benchmarks.results.Of
-    ratio = results.ratio(of("case", "a"), of("case", "b"))
+    series = benchmarks.results.Series
+    ratio = results.ratio(series("case", "a"), series("case", "b"))
     assert (ratio.low, ratio.median, ratio.high) == (2.5, 3, 3.5)
-    assert results.ratio(of("case", "a"), of("case", "c")) is None
+    assert results.ratio(series("case", "a"), series("case", "c")) is None
 
 
 @pytest.mark.parametrize(
     ("before", "met"), [([], "yes"), ([2.5, 2.4], "yes"), ([2.2, 2.4], "2 of 3"), ([None], "yes")]
 )
-def test_a_target_is_met_if_it_is_in_all_runs(benchmarks, before, met):
-    of = benchmarks.results.Of
-    target = benchmarks.targets.Target("speed", of("case", "a"), of("case", "b"), 2.3)
+def test_a_target_is_met_if_all_runs_meet_it(benchmarks, before, met):
+    series = benchmarks.results.Series
+    target = benchmarks.targets.Target("speed", series("case", "a"), series("case", "b"), 2.3)
     runs = [{} if ratio is None else {target.key: ratio} for ratio in before]
     entries = {name: {"rounds": [{"round": 0, "rate": r}]} for name, r in (("a", 5), ("b", 2))}
     results = benchmarks.results.Results(
@@ -136,8 +142,36 @@ def test_a_target_is_met_if_it_is_in_all_runs(benchmarks, before, met):
     assert verdict == met
 
 
-def test_the_page_shows_what_the_record_says(benchmarks, tmp_path):
-    recorded = benchmarks.results.Results.read(RECORD / "results.json")
-    benchmarks.report.write_tables(recorded, tmp_path)
-    for table in tmp_path.iterdir():
-        assert (RECORD / table.name).read_text() == table.read_text()
+def test_the_recorded_targets_are_those_of_the_code(benchmarks):
+    titles = {name: each.title for name, each in benchmarks.lineup.contestants().items()}
+    results = benchmarks.results.Results({"cases": {}, "contestants": titles})
+    header, *rows = csv.reader((RECORD / "targets.csv").read_text().splitlines())
+    assert header == benchmarks.targets.HEADER
+    assert [row[:3] for row in rows] == [row[:3] for row in benchmarks.targets.rows(results)]
+
+
+def test_the_page_shows_each_recorded_file_and_no_other(benchmarks):
+    recorded = sorted(benchmarks.__main__.RECORDED)
+    assert sorted(re.findall(r" performance/(\S+)$", PAGE.read_text(), re.MULTILINE)) == recorded
+    assert sorted(path.name for path in RECORD.iterdir()) == recorded
+
+
+def test_recording_replaces_only_the_files_that_the_repository_keeps(benchmarks, tmp_path):
+    recorded = benchmarks.__main__.RECORDED
+    output, record = tmp_path / "output", tmp_path / "record"
+    output.mkdir()
+    record.mkdir()
+    for name in (*recorded, "results.json", "cases.csv"):
+        (output / name).write_text(name)
+    benchmarks.__main__.record(output, record)
+    assert {path.name: path.read_text() for path in record.iterdir()} == dict(
+        zip(recorded, recorded, strict=True)
+    )
+
+
+def test_a_run_without_all_recorded_files_records_nothing(benchmarks, tmp_path):
+    (tmp_path / "targets.csv").touch()
+    (tmp_path / "record").mkdir()
+    with pytest.raises(SystemExit, match=r"nothing was recorded: .* did not write anatomy\.csv"):
+        benchmarks.__main__.record(tmp_path, tmp_path / "record")
+    assert not list((tmp_path / "record").iterdir())

@@ -1,4 +1,4 @@
-"""On what, and with what, a run was made."""
+"""A description of the machine and the installed versions, kept with the results."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _INSTALLED = """
 """
 
 
-def machine() -> dict[str, str]:
-    """The machine, its system, and the version of this project."""
+def describe() -> dict[str, str]:
+    """Return the machine, its operating system and the version of this project."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -41,7 +41,7 @@ def _processor() -> str:
 
 
 def versions(python: Path, requirements: Sequence[str]) -> str:
-    """What is installed of the requirements, with versions."""
+    """Return the names and installed versions of the requirements, separated by commas."""
     installed = json.loads(run_in(python, _INSTALLED).stdout)
     names = [requirement.partition("=")[0].lower() for requirement in requirements]
     return ", ".join(f"{name} {installed[name]}" for name in names)

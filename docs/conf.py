@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: ``make docs``."""
+"""Sphinx configuration of the documentation: ``make docs``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ version = release = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-default_role = "py:obj"  # `name` is a link where there is something to link to
+default_role = "py:obj"  # `name` is a link if the reference exists
 
 html_theme = "alabaster"
 html_theme_options = {
-    "description": "The networking core of dask.distributed, built anew",
+    "description": "The networking core of dask.distributed",
     "fixed_sidebar": True,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,12 +68,32 @@ def test_the_examples_in_docstrings_run_and_print_what_is_shown(name, capsys):
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] in REQUIRED:
             raise
-        pytest.skip(f"{exc.name} is not installed, which {name} is for")
+        pytest.skip(f"{name} needs {exc.name}, which is not installed")
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert not result.failed, capsys.readouterr().out
 
 
-# pages, itself
+def test_the_structure_page_shows_the_modules_of_the_package_and_of_core():
+    (tree,) = (
+        block for block in pages.blocks(ROOT / "docs" / "structure.rst") if block.language == "text"
+    )
+    shown = set()
+    for line in tree.source.splitlines()[1:]:
+        parent = PACKAGE / "core" if line.startswith("    ") else PACKAGE
+        shown.update(parent / name for name in re.findall(r"\w+(?:\.py|/)", line))
+    existing = {
+        path
+        for parent in (PACKAGE, PACKAGE / "core")
+        for path in (
+            *parent.glob("*.py"),
+            *(package.parent for package in parent.glob("*/__init__.py")),
+        )
+        if path.name not in {"__init__.py", "_version.py", "tests", "utils_test.py"}
+    }
+    assert shown == existing
+
+
+# the module ``pages``
 
 RST = """
 Some page
@@ -134,7 +155,7 @@ def test_the_blocks_of_a_page_share_a_namespace(write_page):
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
 
 
-def test_output_other_than_shown_fails(write_page):
+def test_output_that_differs_from_the_page_fails(write_page):
     result = run_page(write_page(first="2"))
     assert result.returncode == 1
     assert "Expected:\n    2\nGot:\n    1" in result.stderr
@@ -154,7 +175,7 @@ def test_a_warning_is_an_error(tmp_path):
     assert result.returncode == 1
 
 
-def test_the_language_of_each_block_is_seen(write_page):
+def test_the_language_of_each_block_is_found(write_page):
     assert [block.language for block in pages.blocks(write_page(first="1"))] == [
         "python",
         "python",

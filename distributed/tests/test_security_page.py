@@ -1,4 +1,4 @@
-"""The tables in docs/security.rst say what is so."""
+"""The tables in docs/security.rst name existing tests and show the defaults of the limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(heading):
     return [re.split(r"\n     - ", row) for row in re.split(r"\n   \* - ", table)[2:]]
 
 
-THREATS = rows("What stops whom")
+THREATS = rows("Threats and protections")
 LIMITS = rows("Limits")
 
 
@@ -38,20 +38,20 @@ def defined_tests():
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat[0].split("\n")[0])
-def test_each_threat_is_stopped_by_something_and_that_has_a_test(threat):
-    what, stopped_by, _ = threat
+def test_each_threat_has_a_protection_and_a_test(threat):
+    what, protection, _ = threat
     assert what.strip()
-    assert stopped_by.strip()
+    assert protection.strip()
     assert named_in(threat)
 
 
-def test_each_test_that_is_named_exists():
+def test_each_named_test_exists():
     named = {name for threat in THREATS for name in named_in(threat)}
     assert named <= defined_tests()
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit[0])
-def test_each_limit_has_the_default_that_is_shown(limit):
+def test_each_limit_has_the_default_on_the_page(limit):
     key, default, what = (cell.strip() for cell in limit)
     value = config.DEFAULTS
     for part in key.strip("`").split("."):
@@ -60,13 +60,13 @@ def test_each_limit_has_the_default_that_is_shown(limit):
     assert what
 
 
-def test_each_limit_that_there_is_is_shown():
+def test_the_page_shows_each_limit():
     comm = config.DEFAULTS["distributed"]["comm"]
     limits = {f"distributed.comm.{key}" for key in comm if key.startswith("max-")}
     limits |= {f"distributed.comm.timeouts.{key}" for key in comm["timeouts"]}
     assert limits <= {limit[0].strip("`") for limit in LIMITS}
 
 
-def test_each_key_that_is_mentioned_exists():
+def test_each_mentioned_key_exists():
     for key in re.findall(r"``(distributed\.[\w.-]+\w)(?::[^`]*)?``", PAGE):
         config.get(key)

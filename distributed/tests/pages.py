@@ -1,13 +1,10 @@
-"""Runs the Python in a page of the documentation, as a reader would who types it in, top to bottom.
+"""Run the Python code of a documentation page: ``python -W error -m distributed.tests.pages PAGE``.
 
-The convention, for reStructuredText (``.. code-block:: python``) and Markdown (```` ```python
-````): the Python blocks of one page share one namespace and run in order, in a process of its own
-in which warnings are errors. In a block with ``>>>`` prompts, what is printed must be what the
-page shows (``...`` stands for anything). What the package logs is not part of that. Blocks in
-other languages are not run, so each block must name one of the languages in `LANGUAGES`: nothing
-escapes by a slip of the pen.
-
-As a program, ``python -W error -m distributed.tests.pages PAGE`` runs one page.
+The code is in ``.. code-block:: python`` of reStructuredText, or ```` ```python ```` of Markdown.
+The blocks of a page run in order and share one namespace.  The output of a block with ``>>>``
+prompts must equal the output on the page, in which ``...`` stands for any text; log messages do not
+count.  Blocks in other languages do not run.  Each block must name one of `LANGUAGES`, so that a
+misspelled language cannot hide code from the test.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What may stand in a page. Only "python" is run.
+#: The languages that code blocks may have. Only "python" runs.
 LANGUAGES = {"python", "console", "text", "yaml", "ini", "toml"}
 
 _RST_BLOCK = re.compile(
@@ -38,12 +35,12 @@ _MARKDOWN_BLOCK = re.compile(
 @dataclass(frozen=True)
 class Block:
     language: str
-    line: int  #: of its first line of code, counted from 1
+    line: int  #: line number of its first line of code, from 1
     source: str
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """All code blocks of a page, in order."""
+    """Yield the code blocks of a page, in order."""
     text = page.read_text()
     pattern = _MARKDOWN_BLOCK if page.suffix == ".md" else _RST_BLOCK
     for match in pattern.finditer(text):
@@ -59,9 +56,9 @@ def run(page: Path) -> None:
     Raises
     ------
     AssertionError
-        When something printed is not what the page shows.
+        If the output differs from the page.
     Exception
-        Whatever the page's code raises; its traceback points into the page.
+        Any exception of the page's code; its traceback names the line of the page.
     """
     logging.getLogger("distributed").addHandler(logging.NullHandler())
     namespace: dict[str, object] = {"__name__": "__main__"}
@@ -78,7 +75,7 @@ def _run_session(page: Path, block: Block, namespace: dict[str, object]) -> None
     session = doctest.DocTestParser().get_doctest(
         block.source, namespace, page.name, str(page), block.line - 1
     )
-    session.globs = namespace  # a DocTest copies what it is given, and a page's blocks share theirs
+    session.globs = namespace  # not a copy: blocks share the namespace
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     if runner.run(session, out=report.append, clear_globs=False).failed:

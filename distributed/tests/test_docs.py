@@ -1,4 +1,4 @@
-"""The code that a reader sees runs: in pages, by `distributed.tests.pages`, and in docstrings."""
+"""The code in documentation pages and in docstrings runs and prints the output shown."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_page(page):
 @pytest.mark.parametrize(
     "page", list(filter(has_python, PAGES)), ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_the_code_of_a_page_runs_and_prints_what_is_shown(page):
+def test_the_code_of_a_page_runs_and_prints_the_output_shown(page):
     result = run_page(page)
     assert result.stderr == ""
     assert result.returncode == 0
@@ -62,7 +62,7 @@ def test_each_code_block_names_a_known_language(page):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_run_and_print_what_is_shown(name, capsys):
+def test_the_examples_in_docstrings_run_and_print_the_output_shown(name, capsys):
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as exc:

@@ -6,7 +6,7 @@ Series that a run did not measure are left out, and so are plots without any ser
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,6 @@ def _dot(axes: Any, place: int, spread: Spread, color: str, fill: str = "full") 
     axes.errorbar(spread.median, place, xerr=error, color=color, fmt="o", fillstyle=fill, capsize=2)
 
 
-def _found(results: Results, series: Iterable[Series]) -> list[tuple[Series, Spread]]:
-    return [(each, spread) for each in series if (spread := results.spread(each))]
-
-
 def ratios(results: Results, figure: Figure) -> bool:
     """Draw the measured ratio of each target beside the wanted one."""
     found = [
@@ -89,18 +85,19 @@ def ratios(results: Results, figure: Figure) -> bool:
 def sequential(results: Results, figure: Figure) -> bool:
     """Draw the sequential calls of each contestant."""
     two, one = "sequential/tcp", "sequential on one core/tcp"
-    found = _found(results, (Series(two, name) for name in results.cases.get(two, {})))
-    found.sort(key=lambda item: -item[1].median)
-    dots = [
-        (results.title(each.contestant), spread, COLORS.get(each.contestant, PEER))
-        for each, spread in found
+    found = [
+        (name, spread)
+        for name in results.cases.get(two, {})
+        if (spread := results.spread(Series(two, name)))
     ]
+    found.sort(key=lambda item: -item[1].median)
+    dots = [(results.title(name), spread, COLORS.get(name, PEER)) for name, spread in found]
     if dots:
         label = "sequential small calls per second (tcp); hollow: both sides on one core"
         axes = _dots(figure, dots, label)
-        for place, (each, _) in enumerate(found):
-            if spread := results.spread(Series(one, each.contestant)):
-                _dot(axes, place, spread, COLORS.get(each.contestant, PEER), "none")
+        for place, (name, _) in enumerate(found):
+            if spread := results.spread(Series(one, name)):
+                _dot(axes, place, spread, COLORS.get(name, PEER), "none")
     return bool(dots)
 
 
@@ -120,35 +117,32 @@ def transports(results: Results, figure: Figure) -> bool:
 def _lines(
     results: Results,
     axes: Any,
-    series: Callable[[Any, str], Series],
-    places: Sequence[tuple[float, Any]],
+    case: str,
+    places: Mapping[Any, float],
     contestants: Sequence[str],
-    scale: Callable[[float], float],
-    **style: Any,
+    linestyle: str,
+    scale: Callable[[float], float] = lambda x: 1.0,
+    suffix: str = "",
 ) -> bool:
-    """Draw a line through the medians of each contestant, in a band as wide as the spread."""
+    """Draw a line through the medians of each contestant, in a band as wide as the spread.
+
+    *case* is formatted with each key of *places*, whose value is the x coordinate; the y coordinate
+    is the measured rate times ``scale(x)``.
+    """
     drawn = False
     for name in contestants:
         points = [
-            (x, spread, scale(x))
-            for x, key in places
-            if (spread := results.spread(series(key, name)))
+            (x, *(scale(x) * y for y in (spread.low, spread.median, spread.high)))
+            for key, x in places.items()
+            if (spread := results.spread(Series(case.format(key), name)))
         ]
         if not points:
             continue
         drawn = True
-        xs = [x for x, _, _ in points]
-        label = results.title(name) + style.get("suffix", "")
-        line = {"marker": "o", "markersize": 3, "linestyle": style.get("linestyle", "-")}
-        medians = [spread.median * factor for _, spread, factor in points]
-        axes.plot(xs, medians, color=COLORS[name], label=label, **line)
-        axes.fill_between(
-            xs,
-            [spread.low * factor for _, spread, factor in points],
-            [spread.high * factor for _, spread, factor in points],
-            color=COLORS[name],
-            alpha=0.2,
-        )
+        xs, lows, medians, highs = zip(*points, strict=True)
+        style = {"color": COLORS[name], "marker": "o", "markersize": 3, "linestyle": linestyle}
+        axes.plot(xs, medians, label=results.title(name) + suffix, **style)
+        axes.fill_between(xs, lows, highs, color=COLORS[name], alpha=0.2)
     return drawn
 
 
@@ -156,22 +150,21 @@ def concurrent(results: Results, figure: Figure) -> bool:
     """Draw the calls per second by the number of concurrent callers."""
     figure.set_size_inches(7.5, 3.5)
     axes = figure.subplots()
-    places = [(float(callers), callers) for callers in (1, 8, 64, 512)]
+    places = {callers: float(callers) for callers in (1, 8, 64, 512)}
     drawn = [
         _lines(
             results,
             axes,
-            lambda callers, name, how=how: Series(f"concurrent/{callers} {how}/tcp", name),  # type: ignore[misc]
+            f"concurrent/{{}} {how}/tcp",
             places,
             CORE,
-            lambda x: 1.0,
+            linestyle,
             suffix=f", {how}",
-            linestyle=linestyle,
         )
         for how, linestyle in (("pooled", "-"), ("one connection", ":"))
     ]
     axes.set_xscale("log", base=2)
-    axes.set_xticks([x for x, _ in places], [str(key) for _, key in places])
+    axes.set_xticks(list(places.values()), list(map(str, places)))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("concurrent callers")
     axes.set_ylabel("small calls per second (tcp)")
@@ -185,24 +178,23 @@ def payloads(results: Results, figure: Figure) -> bool:
     """Draw the bytes per second by the size of the payload."""
     figure.set_size_inches(7.5, 3.8)
     drawn = []
-    places = [(float(size), name) for name, size in SIZES.items()]
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("bytes", "array"), strict=True):
         drawn += [
             _lines(
                 results,
                 axes,
-                lambda size, name, kind=kind: Series(f"payload/{kind} {size}/tcp", name),  # type: ignore[misc]
-                places,
+                f"payload/{kind} {{}}/tcp",
+                SIZES,
                 contestants,
-                lambda x: 2 * x / 1e6,
-                linestyle=linestyle,
+                linestyle,
+                scale=lambda x: 2 * x / 1e6,
             )
             for contestants, linestyle in ((CORE, "-"), (("sockets",), "--"), (("memory",), ":"))
         ]
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.minorticks_off()
-        axes.set_title(f"as {'bytes' if kind == 'bytes' else 'arrays'}", fontsize=9)
+        axes.set_title(f"as {kind}", fontsize=9)
         axes.set_xlabel("bytes each way (tcp)")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("MB per second, both ways together")

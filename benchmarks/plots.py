@@ -16,7 +16,6 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from benchmarks.cases import CORE, SIZES, TRANSPORTS
 from benchmarks.results import Results, Series, Spread
-from benchmarks.targets import TARGETS
 
 COLORS = {
     "ours": "#1b6ca8",
@@ -60,26 +59,6 @@ def _dots(figure: Figure, dots: Sequence[Dot], label: str) -> Any:
 def _dot(axes: Any, place: int, spread: Spread, color: str, fill: str = "full") -> None:
     error = [[spread.median - spread.low], [spread.high - spread.median]]
     axes.errorbar(spread.median, place, xerr=error, color=color, fmt="o", fillstyle=fill, capsize=2)
-
-
-def ratios(results: Results, figure: Figure) -> bool:
-    """Draw the measured ratio of each target beside the wanted one."""
-    found = [
-        (target, ratio) for target in TARGETS if (ratio := results.ratio(target.one, target.other))
-    ]
-    dots = [
-        (
-            f"{target.title} / {target.against(results)}",
-            ratio,
-            COLORS["ours"] if target.met(ratio.median) else COLORS["original"],
-        )
-        for target, ratio in found
-    ]
-    if dots:
-        axes = _dots(figure, dots, "ratio; black: the target; blue: the target is met")
-        for place, (target, _) in enumerate(found):
-            axes.plot([target.bound] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
-    return bool(dots)
 
 
 def sequential(results: Results, figure: Figure) -> bool:
@@ -203,7 +182,7 @@ def payloads(results: Results, figure: Figure) -> bool:
     return any(drawn)
 
 
-PLOTS = {plot.__name__: plot for plot in (ratios, sequential, transports, concurrent, payloads)}
+PLOTS = {plot.__name__: plot for plot in (sequential, transports, concurrent, payloads)}
 
 
 def draw(results: Results, directory: Path) -> None:

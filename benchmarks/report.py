@@ -9,14 +9,7 @@ from pathlib import Path
 from benchmarks import targets
 from benchmarks.results import Results, Series, Spread
 
-HEADER = [
-    "case",
-    "contestant",
-    "measure",
-    "median",
-    "middle half of rounds",
-    "relative to the original",
-]
+HEADER = ["case", "contestant", "measure", "median", "middle half of rounds", "to the original"]
 
 #: measure → its title, its unit, and the factor to that unit
 MEASURES = {

@@ -74,23 +74,15 @@ def test_the_examples_in_docstrings_run_and_print_the_output_shown(name, capsys)
 
 
 def test_the_structure_page_shows_the_modules_of_the_package_and_of_core():
-    (tree,) = (
-        block for block in pages.blocks(ROOT / "docs" / "structure.rst") if block.language == "text"
-    )
+    tree = next(pages.blocks(ROOT / "docs" / "structure.rst"))
     shown = set()
     for line in tree.source.splitlines()[1:]:
         parent = PACKAGE / "core" if line.startswith("    ") else PACKAGE
         shown.update(parent / name for name in re.findall(r"\w+(?:\.py|/)", line))
-    existing = {
-        path
-        for parent in (PACKAGE, PACKAGE / "core")
-        for path in (
-            *parent.glob("*.py"),
-            *(package.parent for package in parent.glob("*/__init__.py")),
-        )
-        if path.name not in {"__init__.py", "_version.py", "tests", "utils_test.py"}
-    }
-    assert shown == existing
+    hidden = {"__init__.py", "__pycache__", "_version.py", "py.typed", "tests"}
+    hidden |= {"utils_test.py", "utils_test.pem"}
+    existing = {*PACKAGE.iterdir(), *(PACKAGE / "core").iterdir()}
+    assert shown == {path for path in existing if path.name not in hidden}
 
 
 # the module ``pages``

@@ -88,19 +88,19 @@ def test_arrays_share_no_memory():
 
 
 def test_so_much_is_kept_and_no_more():
-    for length in range(1, plain._KEPT + 100):
+    for length in range(1, plain._CAPACITY + 100):
         loads(dumps(to_serialize(np.ones(length, dtype="u1"))))
-    assert len(plain._headers) == len(plain._readers) == plain._KEPT
+    assert len(plain._headers) == len(plain._readers) == plain._CAPACITY
 
 
 def test_threads_may_keep_things_at_the_same_time():
-    kept = plain._Kept()
+    kept = plain._Cache()
     errors = []
 
     def keep(first):
         try:
             for i in range(20_000):
-                kept.keep((first, i), i)
+                kept.add((first, i), i)
         except RuntimeError as exc:
             errors.append(exc)
 
@@ -115,7 +115,7 @@ def test_threads_may_keep_things_at_the_same_time():
     finally:
         sys.setswitchinterval(interval)
     assert errors == []
-    assert len(kept) == plain._KEPT
+    assert len(kept) == plain._CAPACITY
 
 
 def test_a_header_of_which_nothing_can_be_kept_is_read_all_the_same():

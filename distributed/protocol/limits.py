@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import NamedTuple
 
 from distributed.base import config
@@ -98,12 +97,7 @@ class Reading:
         self._outer, _current.reading = _current.reading, self
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         _current.reading = self._outer
 
     def open_collection(self) -> None:
@@ -187,7 +181,7 @@ def check_unpickling(what: str = "an object") -> None:
     """
     if not may_unpickle():
         raise PickleNotAllowedError(
-            f"{what} came pickled, and nothing is unpickled on this connection "
-            f"({ALLOW_PICKLE!r} is false, or allow_pickle=False was given).  Send what msgpack can "
-            "encode, or objects of types that are registered by dask_serialize on both sides."
+            f"{what} is pickled, and nothing is unpickled on this connection ({ALLOW_PICKLE!r} is "
+            "false, or allow_pickle=False was given).  Send values that msgpack can encode, or "
+            "objects of types that are registered with dask_serialize on both sides."
         )

@@ -1,4 +1,4 @@
-"""Compression of frames, where it saves enough.
+"""Compression of frames that become much smaller.
 
 A codec is a `Compression` in the table `compressions`.  The codecs of libraries that are not
 installed are missing; other packages may add theirs before connections are made.  A sender
@@ -17,7 +17,7 @@ import importlib.util
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
@@ -30,6 +30,7 @@ from distributed.protocol.utils import Buffer
 __all__ = [
     "Compression",
     "byte_sample",
+    "compress_frames",
     "compressions",
     "decompress",
     "get_compression_settings",
@@ -289,6 +290,19 @@ def maybe_compress(
     if nbytes(compressed) > min_ratio * size:
         return None, payload
     return codec.name, compressed
+
+
+def compress_frames(
+    header: dict[str, Any],
+    frames: Sequence[Any],
+    compression: str | Literal[False] | None,
+) -> list[Any]:
+    """Compress the frames of a value with `maybe_compress`, and state the codecs in its header."""
+    if not compression:
+        return list(frames)
+    compressed = [maybe_compress(frame, compression=compression) for frame in frames]
+    header["compression"] = tuple(name for name, _ in compressed)
+    return [frame for _, frame in compressed]
 
 
 def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]:

@@ -18,11 +18,11 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
-from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
     HeaderError,
@@ -35,7 +35,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
-from distributed.protocol.families import pickle_dumps
+from distributed.protocol.families import pickle_frames
 from distributed.protocol.header_cache import cache_reader, cached_frames, cached_reader
 from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import (
@@ -83,8 +83,8 @@ class _MessageWriter:
         self._on_error: OnError = "message"
         self._context: Any = None
         self._split_size: int | None = None
-        # Whether to use cached headers, which fit default serializers without compression.
-        self._use_cache = False
+        # The negotiated codec; None or False for no compression.
+        self._codec: str | Literal[False] | None = None
 
     def write(
         self,
@@ -101,7 +101,7 @@ class _MessageWriter:
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
-        self._use_cache = serializers is None and not (context and context.get("compression"))
+        self._codec = context.get("compression") if context else None
         try:
             frames[0] = self._packer.pack(msg)
         except BaseException:
@@ -123,15 +123,19 @@ class _MessageWriter:
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
-            if self._use_cache and (pair := cached_frames(obj.data, self._split_size)) is not None:
-                assert self._frames is not None
-                index = len(self._frames)
-                self._frames += pair
-                return {"__Serialized__": index}
+            # Cached headers are those of the default serializers, without compression.
+            if self._serializers is None and not self._codec:
+                pair = cached_frames(obj.data, self._split_size)
+                if pair is not None:
+                    assert self._frames is not None
+                    index = len(self._frames)
+                    self._frames += pair
+                    return {"__Serialized__": index}
             header, frames = serialize_and_split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
-            return {"__Serialized__": self._append(header, self._compress(header, frames))}
+            frames = compress_frames(header, frames, self._codec)
+            return {"__Serialized__": self._append(header, frames)}
         if cls is Serialized:
             return {"__Serialized__": self._append(dict(obj.header), obj.frames)}
         if cls is Pickled:
@@ -160,22 +164,13 @@ class _MessageWriter:
 
     def _pickle(self, obj: Any) -> dict[str, int]:
         try:
-            _, (pickled, *buffers) = pickle_dumps(obj, self._context)
+            pickled, *buffers = pickle_frames(obj, self._context)
         except Exception as e:
             raise SerializationError(
                 f"Could not serialize object of type {type(obj).__name__} in a message: {e}"
             ) from e
         header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
-        return {"__Pickled__": self._append(header, self._compress(header, buffers))}
-
-    def _compress(self, header: dict[str, Any], frames: Sequence[Any]) -> list[Any]:
-        """Compress frames with the negotiated codec and record it in the header."""
-        codec = self._context.get("compression") if self._context else None
-        if not codec:
-            return list(frames)
-        compressed = [maybe_compress(frame, compression=codec) for frame in frames]
-        header["compression"] = tuple(name for name, _ in compressed)
-        return [frame for _, frame in compressed]
+        return {"__Pickled__": self._append(header, compress_frames(header, buffers, self._codec))}
 
     def _append(self, header: dict[str, Any], frames: Sequence[Any]) -> int:
         """Append the header and frames of a value to the message; return the header's index."""
@@ -307,8 +302,8 @@ def dumps(
         Names of the families that ``Serialize`` may use, in order; "dask" and "pickle" by default.
         Without "pickle", only values wrapped in ``ToPickle`` or ``Pickled`` are sent pickled.
     on_error
-        What to do with a wrapped object that none of the families takes: "message" sends an
-        explanation in its place, which the receiver raises; "raise" raises it here.
+        What to do with a wrapped object that no family accepts: "message" sends an explanation in
+        its place, which the receiver raises; "raise" raises it here.
     context
         A dict of what was negotiated with the receiver.  "compression" names the codec,
         "pickle-protocol" is the highest protocol.  If "allow-pickle" is False, the receiver

@@ -101,7 +101,7 @@ class Dispatch:
     def register(self, cls: type | tuple[type, ...]) -> Callable[[F], F]: ...
 
     def register(self, cls: type | tuple[type, ...], func: F | None = None) -> F | Callable[[F], F]:
-        """Use *func* for *cls* (a type or several) and its subclasses; also a decorator."""
+        """Use *func* for a type or several, and their subclasses; also a decorator."""
 
         def enter(func: F) -> F:
             for one in cls if isinstance(cls, tuple) else (cls,):

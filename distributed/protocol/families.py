@@ -13,7 +13,6 @@ cuda       objects of types registered for transports between devices
 
 from __future__ import annotations
 
-import pickle as _stdlib_pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,6 +39,7 @@ __all__ = [
     "Header",
     "families",
     "pickle_dumps",
+    "pickle_frames",
     "pickle_loads",
     "register_serialization",
     "register_serialization_family",
@@ -229,24 +229,28 @@ def _cuda_loads(header: Header, frames: Sequence[Any]) -> Any:
 # "pickle"
 
 
-def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
-    """Pickle *x*: the first frame is the pickle, the others are its out-of-band buffers.
+def pickle_frames(x: Any, context: Any) -> list[Any]:
+    """Pickle *x*: return the pickle and its out-of-band buffers.
 
     ``context["pickle-protocol"]``, if given, is the highest protocol that may be used.
     """
     frames: list[Any] = [None]
-    writeable: list[bool] = []
-
-    def keep(buffer: _stdlib_pickle.PickleBuffer) -> None:
-        view = ensure_memoryview(buffer)
-        writeable.append(not view.readonly)
-        frames.append(view)
-
     protocol = pickle.HIGHEST_PROTOCOL
     if context:
         protocol = min(protocol, context.get("pickle-protocol", protocol))
-    frames[0] = pickle.dumps(x, buffer_callback=keep, protocol=protocol)
-    return {"serializer": "pickle", "writeable": tuple(writeable)}, frames
+    frames[0] = pickle.dumps(
+        x,
+        buffer_callback=lambda buffer: frames.append(ensure_memoryview(buffer)),
+        protocol=protocol,
+    )
+    return frames
+
+
+def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
+    """Return the header and frames of *x* in the "pickle" family; see `pickle_frames`."""
+    frames = pickle_frames(x, context)
+    writeable = tuple([not view.readonly for view in frames[1:]])
+    return {"serializer": "pickle", "writeable": writeable}, frames
 
 
 def pickle_loads(header: Header, frames: Sequence[Any]) -> Any:

@@ -111,7 +111,7 @@ class Reading:
         limit = self.policy.max_depth
         if limit is not None and self.depth >= limit:
             raise HeaderError(
-                f"collections are nested more than {limit} deep, which is what {MAX_DEPTH!r} allows"
+                f"collections are nested more than {limit} deep, the maximum of {MAX_DEPTH!r}"
             )
         self.depth += 1
 
@@ -124,8 +124,8 @@ class Reading:
     def no_room(self, what: str) -> CompressionError:
         """Return the error for frames that inflate to more bytes than `room`."""
         return CompressionError(
-            f"{what}, where {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes "
-            f"for all frames of a message, of which {self.inflated:,} are used"
+            f"{what}; {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes for all "
+            f"frames of a message, and {self.inflated:,} are already used"
         )
 
 

@@ -176,7 +176,7 @@ def serialize(
     serializers
         Names of the families that may be used, in order; "dask" and "pickle" by default.
     on_error
-        What to do with an object that none of the families takes: "message" returns an explanation
+        What to do with an object that no family accepts: "message" returns an explanation
         in its place, which the receiver raises; "raise" raises it here.
     context
         A dict of what was negotiated with the receiver, for the serializers that ask for it.
@@ -193,7 +193,7 @@ def serialize(
     Raises
     ------
     SerializationError
-        For an object that no family takes, if *on_error* is "raise"; a `TypeError`.
+        For an object that no family accepts, if *on_error* is "raise"; a `TypeError`.
     ValueError
         For an unknown family or *on_error*.
 
@@ -287,7 +287,7 @@ def deserialize(
     header, frames
         The result of `serialize`, or the same bytes in other bytes-like objects.
     deserializers
-        Names of the families that may be used; all by default.  "error" always may, as it only
+        Names of the families that may be used; all by default.  "error" is always allowed: it only
         raises the reason why a value could not be sent.
 
     Raises
@@ -425,7 +425,7 @@ def _deserialize_collection(
 
 
 def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
-    """Return the numbers of frames in a header, which must add up to *total*."""
+    """Return *counts*, the numbers of frames in a header, if they add up to *total*."""
     if (
         not isinstance(counts, (tuple, list))
         or not all(type(n) is int and n >= 0 for n in counts)

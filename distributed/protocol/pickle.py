@@ -2,13 +2,13 @@
 
 Plain pickle names functions and classes by the module to import them from.  The receiver has
 another ``__main__`` and cannot import names that are local to a function, so these are pickled by
-value; so are modules for which :func:`cloudpickle.register_pickle_by_value` was called.  In a
-pickle that cloudpickle writes, objects whose types have serializers of their own go through these.
+value; so are modules for which :func:`cloudpickle.register_pickle_by_value` was called.
+cloudpickle sends objects of registered types through their serializers.
 
 Large buffers travel out of band (PEP 574).  pandas and polars pickle their memory in band: pandas
 keeps dates in arrays of a type without the buffer protocol, polars puts a whole data frame into
-its pickle.  Their objects are reduced to buffers here, with names of these libraries only, so any
-peer that has the library can unpickle them.
+its pickle.  Their objects are reduced to buffers here.  The pickles name only functions of these
+libraries, so any peer that has the library can read them.
 
 The "pickle" family, the types in headers and the values that msgpack cannot encode are pickled and
 unpickled here.

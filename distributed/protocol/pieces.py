@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgpack
 
-from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.extension import (
     EXTENSIONS,
@@ -157,13 +157,7 @@ def serialize_bytelist(
         Passed to `serialize_and_split`.
     """
     header, frames = serialize_and_split(x, **kwargs)
-    compressed: list[Any] = []
-    if frames:
-        codecs, compressed = map(
-            list,
-            zip(*(maybe_compress(frame, compression=compression) for frame in frames), strict=True),
-        )
-        header["compression"] = tuple(codecs)
+    compressed = compress_frames(header, frames, compression)
     header["count"] = len(compressed)
     packed = [pack_header(header), *compressed]
     return [pack_frames_prelude(packed), *packed]

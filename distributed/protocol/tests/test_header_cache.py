@@ -85,7 +85,7 @@ def test_arrays_of_one_kind_share_a_cached_header():
     assert len(header_cache._headers) == len(header_cache._readers) == 1
 
 
-def test_arrays_with_a_cached_header_share_no_memory():
+def test_arrays_with_a_cached_header_do_not_share_memory():
     sent = [bytes(frame) for frame in dumps([to_serialize(np.arange(5))] * 2)]
     for _ in range(2):
         first, second = loads([memoryview(bytearray(frame)) for frame in sent])

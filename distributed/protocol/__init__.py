@@ -1,7 +1,10 @@
 """The protocol: any Python object to frames of bytes, and back.
 
-What code elsewhere needs of it is here.  It knows neither sockets nor event loops; it stands
-between :mod:`distributed.comm`, which moves the frames, and everything that sends messages.
+It uses neither sockets nor the event loop: :mod:`distributed.comm` moves the frames.  A message
+takes this way: :mod:`~distributed.protocol.core` hands each wrapped value to
+:mod:`~distributed.protocol.pieces`, which splits the frames that
+:mod:`~distributed.protocol.objects` gets from a family (:mod:`~distributed.protocol.families`).
+A receiver takes the same way back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How bytes, bytearray, memoryview and array.array travel in the "dask" family: as memory.
+"""Serializers of bytes, bytearray, memoryview and array.array for the "dask" family.
 
-A single frame holds the memory, so nothing is pickled or copied on the way out.  On the way in,
-bytes and arrays own their memory and have to copy; memoryviews do not.  This module registers
-itself when it is imported; the library types of other modules do so when they are first seen.
+One frame holds the memory of the object, so a sender neither pickles nor copies it.  A receiver
+copies the frame for bytes and arrays, which own their memory, and not for memoryviews.  Importing
+this module registers the serializers.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _deserialize_bytearray(header: dict[str, Any], frames: Sequence[Buffer]) -> 
     return bytearray(frames[0]) if len(frames) == 1 else bytearray().join(frames)
 
 
-# The native formats that memoryview.cast knows.
-# The standard sizes that "<" and "=" ask for are those of the native types, apart from long,
-# which is an int there.
+# "<" and "=" ask for standard sizes.  These are the sizes of the native types, except for long,
+# whose standard size is that of int.
 _STANDARD_FORMATS = {format: format for format in "cbBhHiIqQfd?"} | {"l": "i", "L": "I"}
+# The native formats, which memoryview.cast() accepts.
 _CTYPES: dict[str, Any] = {
     "c": ctypes.c_char,
     "b": ctypes.c_byte,
@@ -93,8 +93,8 @@ def _deserialize_memoryview(header: dict[str, Any], frames: Sequence[Buffer]) ->
 
 
 def _empty_memoryview(format: str, shape: Sequence[int]) -> memoryview:
-    # cast() takes no zero in a shape.  Slicing makes one in the first dimension; ctypes makes any,
-    # but spells the format "<d" for "d".
+    # cast() does not accept a zero in a shape.  Slicing can make the first dimension zero; ctypes
+    # can make any dimension zero, but changes the format "d" to "<d".
     if 0 not in shape or min(shape) < 0:
         raise ValueError(f"no bytes for a memoryview of shape {shape!r:.100}")
     inner = math.prod(shape[1:])
@@ -109,7 +109,7 @@ def _empty_memoryview(format: str, shape: Sequence[int]) -> memoryview:
 
 @dask_serialize.register(array)
 def _serialize_array(obj: array[Any]) -> tuple[dict[str, Any], list[Buffer]]:
-    # The original states for each frame whether it was writable, and does not know here.
+    # The original states for each frame whether it is writable; for an array it states None.
     return {"typecode": obj.typecode, "writeable": (None,)}, [memoryview(obj)]
 
 
@@ -117,6 +117,6 @@ def _serialize_array(obj: array[Any]) -> tuple[dict[str, Any], list[Buffer]]:
 def _deserialize_array(header: dict[str, Any], frames: Sequence[Buffer]) -> array[Any]:
     obj = array(header["typecode"])
     for frame in frames:
-        # A sender splits between elements only.
+        # Senders split between elements only.
         obj.frombytes(ensure_memoryview(frame))
     return obj

@@ -1,13 +1,12 @@
-"""Making frames smaller, where that is worth it.
+"""Compression of frames that become much smaller.
 
-A codec is a `Compression` in the table `compressions`; libraries that are not installed have none,
-and code built on this package may add its own before connections are made.  What is tried is
-sampled first (`maybe_compress`), so that data which does not shrink costs little; what arrives is
-inflated (`decompress`) only as far as the message that is read has room for it
-(:mod:`distributed.protocol.limits`).  This module knows single frames only: which codec a
-connection uses is agreed in the handshake (:mod:`distributed.comm.core`), which frames are
-compressed is up to :mod:`distributed.protocol.core`, and the names of the codecs travel in the
-headers.
+A codec is a `Compression` in the table `compressions`.  The codecs of libraries that are not
+installed are missing; other packages may add theirs before connections are made.  A sender
+compresses a sample first (`maybe_compress`), so data that does not shrink costs little.  A
+receiver inflates no more bytes than the message may have (:mod:`distributed.protocol.limits`).
+
+This module handles single frames.  The handshake (:mod:`distributed.comm`) negotiates the codec,
+:mod:`distributed.protocol.core` compresses the frames, and headers state their codecs.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import importlib
 import importlib.util
 import random
 import struct
-import weakref
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
 from distributed.base.buffers import ensure_memoryview, nbytes
-from distributed.base.callables import has_keyword
+from distributed.protocol.dispatch import takes_keyword
 from distributed.protocol.exceptions import CompressionError
 from distributed.protocol.limits import Reading, reading
 from distributed.protocol.utils import Buffer
@@ -32,6 +30,7 @@ from distributed.protocol.utils import Buffer
 __all__ = [
     "Compression",
     "byte_sample",
+    "compress_frames",
     "compressions",
     "decompress",
     "get_compression_settings",
@@ -45,11 +44,13 @@ class Compression(NamedTuple):
     Attributes
     ----------
     name
-        How headers and handshakes call it; None for one that leaves frames alone.
-    compress, decompress
-        Each takes a bytes-like frame and returns another.  A parameter ``max_size`` of the latter
-        is given the bytes that the frame may inflate to, or None; it raises `OverflowError` for a
-        frame that inflates to more, before it does.  Without, the size is checked afterwards.
+        The name in headers and handshakes; None for no compression.
+    compress
+        Takes a bytes-like frame; returns the compressed frame.
+    decompress
+        Takes a compressed frame; returns the original bytes.  If it has a parameter ``max_size``,
+        it receives the maximum size (bytes) of the result, or None, and raises `OverflowError`
+        instead of inflating to more.  Otherwise the size is checked afterwards.
     """
 
     name: str | None
@@ -61,7 +62,7 @@ def _identity(frame: Any) -> Any:
     return frame
 
 
-# Bytes that are inflated at a time where a frame does not tell how many there will be.
+#: Number of bytes to inflate at a time, to find the size of a zstd frame that does not state it.
 _STEP = 2**20
 
 
@@ -74,17 +75,17 @@ def _zlib_decompress(frame: Any, max_size: int | None = None) -> bytes:
     if max_size is None:
         return zlib.decompress(frame)
     inflater = zlib.decompressobj()
-    # A length of 0 would stand for no limit; one byte more than allowed tells that there is more.
+    # One byte more than allowed, to detect a frame that is too large; 0 would mean no limit.
     inflated = inflater.decompress(frame, max_size + 1)
     if len(inflated) > max_size:
         raise OverflowError(f"it inflates to more than {max_size:,} bytes")
     if not inflater.eof:
-        raise ValueError("it is cut off")
+        raise ValueError("it is incomplete")
     return inflated
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:
-    """A function of a library, which is imported when one is first asked for."""
+    """Return a function of a library, which is imported at the first call."""
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
 
@@ -93,7 +94,7 @@ def _lz4_compress(frame: Any) -> Any:
     return _function("lz4.block", "compress")(frame)
 
 
-# What each byte may inflate to, at most: a match's length takes a byte for each 255.
+#: Maximum number of bytes that one byte inflates to: one byte of a match's length counts 255.
 _LZ4_RATIO = 255
 
 
@@ -109,7 +110,7 @@ def _snappy_compress(frame: Any) -> Any:
     return _function("snappy", "compress")(frame)
 
 
-# A copy of 64 bytes takes three.
+#: Maximum number of bytes that one byte inflates to: a copy of 64 bytes takes three.
 _SNAPPY_RATIO = 22
 
 
@@ -122,24 +123,24 @@ def _snappy_decompress(frame: Any, max_size: int | None = None) -> Any:
 
 
 def _varint(frame: Any) -> int:
-    """The number at the beginning of *frame*: 7 bits a byte, low ones first."""
+    """Return the number at the start of *frame*: 7 bits per byte, lowest first."""
     number = 0
     for i, byte in enumerate(ensure_memoryview(frame)[:5]):
         number |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:
             return number
-    raise ValueError("it does not begin with its size")
+    raise ValueError("it does not start with its size")
 
 
 @functools.cache
 def _zstd_settings() -> tuple[int, int]:
-    # Both may be negative: levels of which each is faster than the one before, all CPUs.
+    # Negative levels are faster than level 1; a negative number of threads means all CPUs.
     return config.get("distributed.comm.zstd.level"), config.get("distributed.comm.zstd.threads")
 
 
 def _zstd_compress(frame: Any) -> Any:
     level, threads = _zstd_settings()
-    # A compressor is not for several threads at once, so each frame gets its own.
+    # Threads must not share a compressor, so each frame gets its own.
     return _function("zstandard", "ZstdCompressor")(level=level, threads=threads).compress(frame)
 
 
@@ -149,7 +150,7 @@ def _zstd_decompress(frame: Any, max_size: int | None = None) -> Any:
     if size >= 0:
         _check_size(size, max_size)
         return decompressor.decompress(frame)
-    # The frame does not tell its size, so it is inflated once without keeping anything.
+    # The frame does not state its size: inflate it once, without keeping the result, to find it.
     size = 0
     with decompressor.stream_reader(frame) as stream:
         while step := stream.read(_STEP):
@@ -166,7 +167,7 @@ compressions: dict[str | Literal[False] | None, Compression] = {
     "auto": _NONE,
     "zlib": Compression("zlib", zlib.compress, _zlib_decompress),
 }
-"""Codecs by name.  "auto" is lz4 or snappy where one of them is installed, else none."""
+"""Codecs by name.  "auto" is lz4 if installed, else snappy if installed, else none."""
 
 
 def _is_installed(module: str) -> bool:
@@ -184,17 +185,17 @@ if _is_installed("zstandard"):
 
 
 def get_compression_settings(key: str) -> str | None:
-    """Name of the codec that the configuration asks for at *key*.
+    """Return the name of the codec that is configured at *key*.
 
     Parameters
     ----------
     key
-        For example ``"distributed.comm.compression"``, whose value is a name, "auto", or false.
+        For example ``"distributed.comm.compression"``.  Its value is a name, "auto", or false.
 
     Returns
     -------
     str or None
-        None for no compression.
+        The name; None for no compression.
 
     Raises
     ------
@@ -213,12 +214,12 @@ def get_compression_settings(key: str) -> str | None:
 
 
 def byte_sample(b: memoryview, size: int, n: int) -> memoryview:
-    """Pick *n* pieces of *size* bytes from random places spread over the whole of *b*.
+    """Return *n* pieces of *size* bytes from random places, spread evenly over *b*.
 
     Returns
     -------
     memoryview
-        The pieces in order, of ``n * size`` bytes together, or all of *b* if it is no longer.
+        The pieces in order, ``n * size`` bytes in total; all of *b* if it is not longer than that.
     """
     view = ensure_memoryview(b)
     if n * size >= len(view):
@@ -239,18 +240,18 @@ def maybe_compress(
     min_ratio: float = 0.7,
     compression: str | Literal[False] | None = "auto",
 ) -> tuple[str | None, Any]:
-    """Compress *payload* if that makes it much smaller.
+    """Compress *payload* if it becomes much smaller.
 
     Parameters
     ----------
     payload
         A bytes-like frame.
     min_size
-        Bytes below which it is left alone.
+        Size (bytes) below which it is not compressed.
     sample_size, nsamples
-        What is compressed first, for a guess: so many pieces of so many bytes.
+        Size (bytes) and number of the pieces that are compressed first, as a sample.
     min_ratio
-        The largest share of the original size that still counts as much smaller.
+        Maximum compressed size, as a fraction of the original size.
     compression
         Name of the codec.
 
@@ -262,7 +263,7 @@ def maybe_compress(
     Raises
     ------
     ValueError
-        If there is no such codec.
+        If there is no codec of this name.
 
     Examples
     --------
@@ -291,20 +292,33 @@ def maybe_compress(
     return codec.name, compressed
 
 
+def compress_frames(
+    header: dict[str, Any],
+    frames: Sequence[Any],
+    compression: str | Literal[False] | None,
+) -> list[Any]:
+    """Compress the frames of a value with `maybe_compress`, and state the codecs in its header."""
+    if not compression:
+        return list(frames)
+    compressed = [maybe_compress(frame, compression=compression) for frame in frames]
+    header["compression"] = tuple(name for name, _ in compressed)
+    return [frame for _, frame in compressed]
+
+
 def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]:
-    """Inflate those of a value's *frames* that its *header* says are compressed.
+    """Inflate the frames of a value that are compressed according to its header.
 
     Raises
     ------
     CompressionError
-        If the header names an unknown codec, does not account for each frame, or a frame does not
-        inflate with the codec that is named for it, or to more than
+        If the header names an unknown codec or does not name one for each frame, if a frame does
+        not inflate with its codec, or if it inflates to more than
         ``distributed.comm.max-inflated-size`` allows.
     """
     frames = list(frames)
     names = header.get("compression")
     if not names:
-        # Values that were serialized ahead of time have no say about compression.
+        # The header of a value that was serialized in advance does not mention compression.
         return frames
     if not isinstance(names, (tuple, list)) or len(names) != len(frames):
         raise CompressionError(f"a header has compressions {names!r:.200} for {len(frames)} frames")
@@ -317,20 +331,6 @@ def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]
     return frames
 
 
-# Functions are few and live long.
-_takes_max_size: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
-
-
-def _is_bounded(decompress: Callable[..., Any]) -> bool:
-    try:
-        return _takes_max_size[decompress]
-    except KeyError:
-        takes = _takes_max_size[decompress] = has_keyword(decompress, "max_size")
-        return takes
-    except TypeError:  # callables that cannot be referenced weakly
-        return has_keyword(decompress, "max_size")
-
-
 def _inflate(name: Any, frame: Any, position: int, message: Reading) -> Any:
     codec = compressions.get(name) if isinstance(name, str) else None
     if codec is None or codec.name is None:
@@ -341,14 +341,14 @@ def _inflate(name: Any, frame: Any, position: int, message: Reading) -> Any:
     what = f"frame {position} ({nbytes(frame)} bytes) does not inflate with {name}"
     room = message.room
     try:
-        if _is_bounded(codec.decompress):
+        if takes_keyword(codec.decompress, "max_size"):
             inflated = codec.decompress(frame, max_size=room)
         else:
             inflated = codec.decompress(frame)
             _check_size(nbytes(inflated), room)
     except OverflowError as e:
         raise message.no_room(f"{what}: {e}") from None
-    except Exception as e:  # each library has errors of its own
+    except Exception as e:  # each library raises its own errors
         raise CompressionError(f"{what}: {str(e) or type(e).__name__}") from e
     message.inflated += nbytes(inflated)
     return inflated

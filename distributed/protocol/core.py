@@ -1,16 +1,15 @@
 """Messages to frames, and back.
 
-The first frame is the message in msgpack.  What msgpack cannot encode, or what the sender has
-wrapped in :class:`~distributed.protocol.serialize.Serialize`, stands in it as a reference to
-frames that follow::
+The first frame is the message in msgpack.  A value that msgpack cannot encode, or that the sender
+has wrapped in :class:`~distributed.protocol.serialize.Serialize`, is replaced there by a reference
+to later frames::
 
     {"op": "add", "x": {"__Serialized__": 1}, "y": {"__Pickled__": 3}}
                                          |                        |
     frame 1: header, frame 2: its data --+      frame 3: header --+
 
-Most messages need none of that, so this module first of all stays out of msgpack's way.  It knows
-no sockets: :mod:`distributed.comm.framed` calls it, in a thread where there is much to do, and
-:mod:`distributed.protocol.framing` lays the frames out.
+Most messages have no such value, and msgpack alone handles them.  Comms call this module, in a
+thread if the message is expensive; :mod:`distributed.protocol.framing` puts the frames on the wire.
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
-from distributed.base.buffers import ensure_memoryview
-from distributed.protocol import pickle
-from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
     HeaderError,
@@ -38,12 +35,14 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
-from distributed.protocol.header_cache import plain_frames, plain_reader, remember_reader
+from distributed.protocol.families import pickle_frames
+from distributed.protocol.header_cache import cache_reader, cached_frames, cached_reader
 from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import (
     OnError,
     accepted_serializers,
     accepts_pickles,
+    check_family,
     load_pickled,
 )
 from distributed.protocol.pieces import (
@@ -57,32 +56,35 @@ from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPick
 
 __all__ = ["dumps", "loads"]
 
-# What a map that stands for something else has among its keys.
+# The keys by which a map is recognized as standing for something else.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
 
-# Bytes of a message up to which it is searched for them: in a larger one, which may be large for a
-# single text or array of bytes, that takes longer than asking for each map whether it is one.
-_SEARCHED = 4096
+#: Maximum size (bytes) of a message that is searched for markers.  A larger one may consist of one
+#: long text or bytes object; searching that takes longer than a look at each map.
+_MAX_SEARCHED_SIZE = 4096
 
-# Bytes of a message above which the packer is replaced, as it never gives memory back.
-_KEPT_MEMORY = 2**20
+#: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.
+_MAX_PACKER_SIZE = 2**20
 
 
 class _MessageWriter:
-    """Makes the frames of one message after another."""
+    """A writer of messages, one after the other."""
 
-    # While _frames is not None, a message is being written and the other attributes are its.
-    # A message may be written while another is (by a serializer that calls dumps), and then by
-    # another writer.
+    # _frames is not None exactly while a message is being written, to which the attributes below
+    # it belong.  A serializer may call dumps() meanwhile: that message gets another writer.
 
     def __init__(self) -> None:
+        # Kept, as making a packer costs more than packing a small message.
         self._packer = self._make_packer()
+        # The frames so far; None while no message is being written.
         self._frames: list[Any] | None = None
+        # The arguments of dumps() for this message.
         self._serializers: Sequence[str] | None = None
         self._on_error: OnError = "message"
         self._context: Any = None
         self._split_size: int | None = None
-        self._plain = False
+        # The negotiated codec; None or False for no compression.
+        self._codec: str | Literal[False] | None = None
 
     def write(
         self,
@@ -99,7 +101,7 @@ class _MessageWriter:
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
-        self._plain = serializers is None and not (context and context.get("compression"))
+        self._codec = context.get("compression") if context else None
         try:
             frames[0] = self._packer.pack(msg)
         except BaseException:
@@ -107,7 +109,7 @@ class _MessageWriter:
             raise
         finally:
             self._frames = self._context = None
-        if len(frames[0]) > _KEPT_MEMORY:
+        if len(frames[0]) > _MAX_PACKER_SIZE:
             self._packer = self._make_packer()
         return frames
 
@@ -115,21 +117,25 @@ class _MessageWriter:
         return msgpack.Packer(default=self._encode, use_bin_type=True)
 
     def _encode(self, obj: Any) -> Any:
-        """What stands in the message for an object that msgpack cannot encode."""
+        """Return the replacement for an object that msgpack cannot encode."""
         cls = type(obj)
         while cls is Serialize and type(obj.data) in (Serialize, Serialized):
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
-            if self._plain and (plain := plain_frames(obj.data, self._split_size)) is not None:
-                assert self._frames is not None
-                index = len(self._frames)
-                self._frames += plain
-                return {"__Serialized__": index}
+            # Cached headers are those of the default serializers, without compression.
+            if self._serializers is None and not self._codec:
+                pair = cached_frames(obj.data, self._split_size)
+                if pair is not None:
+                    assert self._frames is not None
+                    index = len(self._frames)
+                    self._frames += pair
+                    return {"__Serialized__": index}
             header, frames = serialize_and_split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
-            return {"__Serialized__": self._append(header, self._compress(header, frames))}
+            frames = compress_frames(header, frames, self._codec)
+            return {"__Serialized__": self._append(header, frames)}
         if cls is Serialized:
             return {"__Serialized__": self._append(dict(obj.header), obj.frames)}
         if cls is Pickled:
@@ -157,34 +163,17 @@ class _MessageWriter:
             )
 
     def _pickle(self, obj: Any) -> dict[str, int]:
-        buffers: list[Any] = []
-        protocol = pickle.HIGHEST_PROTOCOL
-        if self._context:
-            protocol = min(protocol, self._context.get("pickle-protocol", protocol))
         try:
-            pickled = pickle.dumps(
-                obj,
-                buffer_callback=lambda buffer: buffers.append(ensure_memoryview(buffer)),
-                protocol=protocol,
-            )
+            pickled, *buffers = pickle_frames(obj, self._context)
         except Exception as e:
             raise SerializationError(
                 f"Could not serialize object of type {type(obj).__name__} in a message: {e}"
             ) from e
         header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
-        return {"__Pickled__": self._append(header, self._compress(header, buffers))}
-
-    def _compress(self, header: dict[str, Any], frames: Sequence[Any]) -> list[Any]:
-        """Compress what the peer agreed to, and note that in the header."""
-        codec = self._context.get("compression") if self._context else None
-        if not codec:
-            return list(frames)
-        compressed = [maybe_compress(frame, compression=codec) for frame in frames]
-        header["compression"] = tuple(name for name, _ in compressed)
-        return [frame for _, frame in compressed]
+        return {"__Pickled__": self._append(header, compress_frames(header, buffers, self._codec))}
 
     def _append(self, header: dict[str, Any], frames: Sequence[Any]) -> int:
-        """Append a value's frames to the message's, and return where its header is."""
+        """Append the header and frames of a value to the message; return the header's index."""
         assert self._frames is not None
         header["num-sub-frames"] = len(frames)
         index = len(self._frames)
@@ -194,11 +183,10 @@ class _MessageWriter:
 
 
 class _MessageReader:
-    """Puts values in the place of the maps that stand for them in one message."""
+    """A reader of one message, which replaces references by the values they stand for."""
 
-    # _next is the first frame that no value has claimed.  Senders append frames in the order of
-    # the references, and each frame is one value's: that keeps a message from asking for the same
-    # bytes time and again.  _reading is made for the first value that is more than plain memory.
+    # Each frame belongs to one value, and senders append frames in the order of the references.
+    # So a reference must not be lower than _next: a message cannot ask for the same bytes twice.
 
     def __init__(
         self,
@@ -207,21 +195,25 @@ class _MessageReader:
         deserializers: Sequence[str] | None,
         policy: LoadPolicy | None,
     ):
+        # The arguments of loads().
         self._frames = frames
         self._deserialize = deserialize
         self._deserializers = deserializers
         self._policy = policy
+        # Index of the first frame that no value has claimed.
         self._next = 1
+        # Counts what this message uses of its limits; None until the first value that the header
+        # cache cannot read.
         self._reading: AbstractContextManager[Any] | None = None
 
     def decode(self, obj: dict[Any, Any]) -> Any:
-        """The value that a map stands for, or the map itself."""
+        """Return the value that a map stands for, or the map itself."""
         keys = len(obj)
         if keys == 1:
             ((key, index),) = obj.items()
             if type(index) is int:
                 if key == "__Serialized__":
-                    value = self._plain(index)
+                    value = self._read_cached(index)
                     return self._read(self._serialized, index) if value is None else value
                 if key == "__Pickled__":
                     return self._read(self._pickled, index)
@@ -241,18 +233,18 @@ class _MessageReader:
             return Serialized(header, frames)
         value = merge_and_deserialize(header, decompress(header, frames), self._deserializers)
         if len(frames) == 1:
-            remember_reader(self._frames[index], header, value)
+            cache_reader(self._frames[index], header, value)
         return value
 
-    def _plain(self, index: int) -> Any:
-        """The value at *index*, if its header is one of those whose meaning is known."""
+    def _read_cached(self, index: int) -> Any:
+        """Return the value whose header is at *index*, or None if its reader is not cached."""
         if (
             not self._next <= index < len(self._frames) - 1
             or not self._deserialize
             or (self._deserializers is not None and "dask" not in self._deserializers)
         ):
             return None
-        read = plain_reader(self._frames[index])
+        read = cached_reader(self._frames[index])
         value = None if read is None else read(self._frames[index + 1])
         if value is not None:
             self._next = index + 2
@@ -260,32 +252,30 @@ class _MessageReader:
 
     def _pickled(self, index: int) -> Any:
         header, frames = self._claim(index)
-        if self._deserializers is not None and "pickle" not in self._deserializers:
-            raise FamilyNotAllowedError(
-                "Data serialized with pickle but only able to deserialize data with "
-                f"{list(self._deserializers)}"
-            )
+        if self._deserializers is not None:
+            check_family("pickle", self._deserializers)
         return load_pickled(header, decompress(header, frames))
 
     def _claim(self, index: int) -> tuple[dict[str, Any], Sequence[Any]]:
-        """The header at *index*, and the frames that are its."""
+        """Return the header at *index* and its frames, which no other value may refer to."""
         if not self._next <= index < len(self._frames):
             raise HeaderError(
                 f"a message refers to frame {index} of {len(self._frames)}, "
-                f"of which {self._next} are taken"
+                f"but the first {self._next} are taken"
             )
         header = read_header(self._frames[index])
         count = header.get("num-sub-frames")
         if type(count) is not int or not 0 <= count < len(self._frames) - index:
             raise HeaderError(
-                f"the header in frame {index} of {len(self._frames)} has {count!r:.100} frames"
+                f"the header in frame {index} of {len(self._frames)} states {count!r:.100} frames"
             )
         self._next = index + 1 + count
         return header, self._frames[index + 1 : self._next]
 
 
 class _Writers(threading.local):
-    # One writer per thread, kept because making a packer costs more than packing a small message.
+    """The writer of each thread."""
+
     def __init__(self) -> None:
         self.idle = _MessageWriter()
 
@@ -305,35 +295,36 @@ def dumps(
     Parameters
     ----------
     msg
-        Any object.  Lists arrive as tuples; everything that msgpack cannot encode, apart from sets
-        and Enum members, is pickled.  Wrap in ``Serialize`` what should go through the
+        Any object.  Lists arrive as tuples.  Objects that msgpack cannot encode are pickled, apart
+        from sets and Enum members.  Wrap a value in ``Serialize`` to send it through the
         serializers instead.
     serializers
-        Names of the families that ``Serialize`` may use, in order; "dask" and "pickle" if not
-        given.  Without "pickle" among them nothing is pickled but what is wrapped in ``ToPickle``.
+        Names of the families that ``Serialize`` may use, in order; "dask" and "pickle" by default.
+        Without "pickle", only values wrapped in ``ToPickle`` or ``Pickled`` are sent pickled.
     on_error
-        What happens to a wrapped object that none of them takes: "message" sends an explanation
-        in its place, which is raised where it arrives; "raise" raises it here.
+        What to do with a wrapped object that no family accepts: "message" sends an explanation in
+        its place, which the receiver raises; "raise" raises it here.
     context
-        What was agreed with the receiver: "compression" names the codec, "pickle-protocol" bounds
-        the protocol, "allow-pickle" is False where it unpickles nothing: "msgpack" then takes the
-        place of "pickle" among the serializers.  It is handed to the serializers that ask for it.
+        A dict of what was negotiated with the receiver.  "compression" names the codec,
+        "pickle-protocol" is the highest protocol.  If "allow-pickle" is False, the receiver
+        unpickles nothing, and "msgpack" replaces "pickle" among the serializers.  Serializers with
+        a ``context`` parameter receive this dict.
     frame_split_size
-        Bytes above which a frame is split; ``distributed.comm.shard`` if not given.
+        Bytes above which a frame is split; ``distributed.comm.shard`` by default.
 
     Returns
     -------
     list of bytes-like
-        The first is the message, which the others belong to.  They may be the memory of objects
+        The first is the message, to which the others belong.  They may share memory with objects
         in *msg*.
 
     Raises
     ------
     TypeError
-        For an object that cannot be serialized: always if it is not wrapped, else with
-        ``on_error="raise"``.
+        For an object that cannot be serialized.  For a wrapped object only if *on_error* is
+        "raise".
     ValueError
-        If *msg* is nested too deeply, or holds a string that is no Unicode.
+        If *msg* is nested too deeply, or holds a string that is not valid Unicode.
 
     Examples
     --------
@@ -359,44 +350,43 @@ def loads(
     Parameters
     ----------
     frames
-        What `dumps` gave, or the same bytes in other bytes-like objects.  Objects of the message
-        may keep their memory.
+        The result of `dumps`, or the same bytes in other bytes-like objects.  Objects of the
+        message may keep their memory.
     deserialize
-        Whether values that were wrapped in ``Serialize`` are deserialized.  If not they arrive as
-        ``Serialized``, which `dumps` sends on as they came.
+        Whether to deserialize values that were wrapped in ``Serialize``.  Otherwise they arrive as
+        ``Serialized``, which `dumps` sends on unchanged.
     deserializers
-        Names of the families that may be used; all if not given.
+        Names of the families that may be used; all by default.
     policy
-        What may be done for the message, as a connection knows it: whether anything is unpickled,
-        and how deep and large it may become.  The configuration's when it was first needed if not
-        given.
+        The limits of the connection: whether anything is unpickled, and how deep and large the
+        message may become.  By default, those configured when a message was first read.
 
     Raises
     ------
     ProtocolError
-        If the frames are no message, whatever is wrong with them; a `ValueError`.
-    FamilyNotAllowedError, SerializationError
-        If a value is of another family than *deserializers*, or could not be serialized by the
-        sender; both are `TypeError`.
+        If the frames are not a valid message; a `ValueError`.
+    FamilyNotAllowedError
+        If a value is of a family that is not among *deserializers*; a `TypeError`.
+    SerializationError
+        If the sender could not serialize a value; a `TypeError`.
     """
     if not frames:
         raise MessageError("a message of no frames")
     head = frames[0]
-    if len(head) <= _SEARCHED and _MARKERS.search(head) is None:
+    if len(head) <= _MAX_SEARCHED_SIZE and _MARKERS.search(head) is None:
         return _unpack(head, None)
     if len(frames) == 1:
-        # Nothing can be referred to, so what looks like a reference is the sender's own map.
+        # There is no frame to refer to, so a map that looks like a reference is an ordinary map.
         return _unpack(head, msgpack_decode_default)
     return _unpack(head, _MessageReader(frames, deserialize, deserializers, policy).decode)
 
 
 def _unpack(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
     try:
-        # As `msgpack_opts` has it, but those would have to be taken apart for each message.
+        # These are `msgpack_opts`, spelled out to spare unpacking a dict for each message.
         return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
         raise
     except Exception as e:
-        # msgpack raises errors of several kinds; what may go wrong in decode() raises ours, but
-        # for recursion.
+        # msgpack raises several types of error.  decode() raises those above, or RecursionError.
         raise MessageError(f"a message is not msgpack: {type(e).__name__}: {e}") from e

@@ -1,10 +1,9 @@
-"""From a type to the functions that (de)serialize it.
+"""Tables of the functions that (de)serialize objects, by type.
 
-A `Dispatch` is a table of functions by type, of which the nearest along the method resolution
-order is used.  The entries for a library's types can be made only once one of its objects is seen
-(:meth:`Dispatch.register_lazy`), so that nothing is imported on the mere chance.  It knows nothing
-of messages; the families of :mod:`distributed.protocol.families` look types up in the four tables
-at the end of this module.
+A `Dispatch` finds the function of the nearest base class.  A library's types are registered when
+the first of them is seen (:meth:`Dispatch.register_lazy`), so a library that is not used is not
+imported.  :mod:`distributed.protocol.families` looks types up in the four tables at the end of
+this module.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar, overload
+
+from distributed.base.callables import has_keyword
 
 __all__ = [
     "MODULES",
@@ -23,6 +24,7 @@ __all__ = [
     "cuda_serialize",
     "dask_deserialize",
     "dask_serialize",
+    "takes_keyword",
     "typename",
 ]
 
@@ -30,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def typename(cls: type) -> str:
-    """Where a type is from and what it is called, without the module for builtins.
+    """Return the module and name of a type; only the name for builtins.
 
     Examples
     --------
@@ -41,18 +43,29 @@ def typename(cls: type) -> str:
     return cls.__name__ if not module or module == "builtins" else f"{module}.{cls.__name__}"
 
 
+_has_keyword = lru_cache(maxsize=512)(has_keyword)
+
+
+def takes_keyword(func: Callable[..., Any], keyword: str) -> bool:
+    """Return whether *func* has a parameter *keyword*; as `has_keyword`, but cached."""
+    try:
+        return _has_keyword(func, keyword)
+    except TypeError:  # *func* is not hashable
+        return has_keyword(func, keyword)
+
+
 class Dispatch:
     """Functions by the type of their first argument.
 
     Parameters
     ----------
     name
-        What the table is for, used in error messages.
+        The name of the table, for error messages.
 
     Attributes
     ----------
     resolved
-        Type → what `dispatch` found for it; emptied whenever anything is registered.
+        Type → the function that `dispatch` found for it; cleared when anything is registered.
 
     Examples
     --------
@@ -64,18 +77,18 @@ class Dispatch:
     (9, 1)
     """
 
-    # _functions: what was registered; _named: the same types by name.  `resolved` is only ever a
-    # cache of _functions.  _lazy: top-level module -> functions that register its types, removed
-    # once all of them have run; guarded by _lock, so that no thread overlooks types that another
-    # one is about to register.  _libraries: the top-level modules that ever were in _lazy.
-
     def __init__(self, name: str = "dispatch"):
         self.name = name
+        # The functions that were registered.
         self._functions: dict[type, Callable[..., Any]] = {}
+        # The types in _functions, by `typename`.
         self._named: dict[str, type] = {}
         self.resolved: dict[type, Callable[..., Any]] = {}
+        # Top-level module -> functions that register its types; removed after all of them ran.
         self._lazy: dict[str, list[Callable[[], Any]]] = {}
+        # All modules that ever were in _lazy.
         self._libraries: set[str] = set()
+        # Held while the functions in _lazy run, so that other threads wait for the registration.
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -88,7 +101,7 @@ class Dispatch:
     def register(self, cls: type | tuple[type, ...]) -> Callable[[F], F]: ...
 
     def register(self, cls: type | tuple[type, ...], func: F | None = None) -> F | Callable[[F], F]:
-        """Use *func* for *cls* (or each of several) and its subclasses; also as a decorator."""
+        """Use *func* for a type or several, and their subclasses; also a decorator."""
 
         def enter(func: F) -> F:
             for one in cls if isinstance(cls, tuple) else (cls,):
@@ -111,7 +124,7 @@ class Dispatch:
     def register_lazy(self, toplevel: str) -> Callable[[F], F]: ...
 
     def register_lazy(self, toplevel: str, func: F | None = None) -> F | Callable[[F], F]:
-        """Call *func*, which is to register types, once a type of that top-level module is seen.
+        """Call *func* when a type of the module *toplevel* is seen, to register its types.
 
         Examples
         --------
@@ -156,24 +169,24 @@ class Dispatch:
         raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
 
     def is_of_library(self, cls: type) -> bool:
-        """Whether *cls* itself is registered, by a library that registers its types lazily."""
+        """Return whether *cls* itself is registered, and belongs to a `register_lazy` library."""
         return cls in self._functions and cls.__module__.partition(".")[0] in self._libraries
 
     def find_type(self, name: str) -> type:
-        """Return the type of that name, without running or importing what a message asks for.
+        """Return the type that a message names, without running code that the message chooses.
 
-        That is a type which is registered, or which is derived from such a type and whose module
-        is imported already.  Only the modules of `register_lazy` may be imported.
+        The type must be registered, or be a subclass of a registered type in a module that is
+        already imported.  Only modules of `register_lazy` are imported.
 
         Parameters
         ----------
         name
-            As `typename` gives it.
+            The result of `typename`.
 
         Raises
         ------
         TypeError
-            If there is none.
+            If there is no such type.
 
         Examples
         --------
@@ -184,7 +197,7 @@ class Dispatch:
         (<class 'int'>, <class 'bool'>)
         """
         if not isinstance(name, str):
-            raise TypeError(f"{name!r:.100} is no name of a type")
+            raise TypeError(f"{name!r:.100} is not the name of a type")
         toplevel = name.partition(".")[0]
         if toplevel in self._lazy:
             self._register_library(toplevel)
@@ -230,12 +243,12 @@ MODULES = {
     "cupyx": "distributed.protocol.cupy",
     "numba": "distributed.protocol.numba",
     "rmm": "distributed.protocol.rmm",
-    # These bring the functions for their types themselves.
+    # These libraries have their own serializers.
     "cudf": "cudf.comm.serialize",
     "dask_cudf": "cudf.comm.serialize",
     "cuml": "cuml.comm.serialize",
 }
-"""By the name of a top-level module, the module that registers its types when it is imported."""
+"""Top-level module of a library → module that registers its types when it is imported."""
 
 _ON_DEVICES = ("cupy", "cupyx", "numba", "rmm", "cudf", "dask_cudf", "cuml")
 

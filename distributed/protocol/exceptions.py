@@ -1,79 +1,70 @@
-"""The errors of the protocol: what a message may be refused for.
+"""The errors of the protocol: why a message is refused.
 
 ::
 
     ValueError
-    └── ProtocolError                  bytes or frames that are no message
-        ├── FramingError               the length prelude lies, or breaks a limit
-        ├── MessageError               frame 0 is not the msgpack that it should be
-        │   └── ImportNotAllowedError  it names a module that may not be imported here
-        ├── HeaderError                a value's header and its frames do not belong together
-        ├── CompressionError           a frame that cannot be inflated
-        └── DeserializationError       a value's own deserializer failed on what it was given
+    └── ProtocolError                  bytes or frames that are not a valid message
+        ├── FramingError               the length prelude is wrong, or exceeds a limit
+        ├── MessageError               frame 0 is not the expected msgpack
+        │   └── ImportNotAllowedError  it names a module that must not be imported
+        ├── HeaderError                the header of a value does not match its frames
+        ├── CompressionError           a frame cannot be inflated
+        └── DeserializationError       the deserializer of a value failed
 
     TypeError
-    ├── SerializationError             a value that no allowed serializer family can take
-    └── FamilyNotAllowedError          a value of a family that this side does not take
-        └── PickleNotAllowedError      it is pickled, and nothing is unpickled here
+    ├── SerializationError             no allowed serializer family accepts a value
+    └── FamilyNotAllowedError          a value is of a family that this side does not allow
+        └── PickleNotAllowedError      a value is pickled, and this side unpickles nothing
 
-These are all that :func:`distributed.protocol.loads` raises, whatever the bytes.  The
-``TypeError`` leaves are not about malformed bytes: a well-behaved peer may cause either.
-
-This module knows nothing of messages; it stands at no point of a message's way, but may end it
-at any.
+:func:`distributed.protocol.loads` raises no other error, whatever the bytes are.  The `TypeError`
+ones do not mean malformed bytes: a well-behaved peer can cause them.
 """
 
 from __future__ import annotations
 
 
 class ProtocolError(ValueError):
-    """Bytes or frames that are no message of this protocol."""
+    """Bytes or frames that are not a valid message."""
 
 
 class FramingError(ProtocolError):
-    """A length prelude that lies about what follows, or that breaks a limit."""
+    """The length prelude does not match the bytes after it, or exceeds a limit."""
 
 
 class MessageError(ProtocolError):
-    """Frame 0 of a message is not msgpack, or not of the shape that it should have."""
+    """Frame 0 of a message is not msgpack, or has an unexpected structure."""
 
 
 class ImportNotAllowedError(MessageError, RuntimeError):
-    """A message names a module outside of ``distributed.scheduler.allowed-imports``.
+    """A message names a module outside ``distributed.scheduler.allowed-imports``.
 
-    It is a `RuntimeError` too, which is what the original raises.
+    Also a `RuntimeError`, which is what the original raises.
     """
 
 
 class HeaderError(ProtocolError):
-    """A value's header does not fit the frames that came with it."""
+    """The header of a value does not match its frames."""
 
 
 class CompressionError(ProtocolError):
-    """A frame names a compression that is unknown here, or does not inflate with it."""
+    """A frame is compressed with an unknown codec, does not inflate, or exceeds a limit."""
 
 
 class DeserializationError(ProtocolError):
-    """A value's deserializer failed on the header and the frames that it was given.
-
-    What it raised is the ``__cause__``.
-    """
+    """The deserializer of a value failed; its error is the ``__cause__``."""
 
 
 class SerializationError(TypeError):
-    """A value that none of the serializer families which may be used can take.
+    """None of the allowed serializer families accepts a value.
 
-    Raised where it is sent with ``on_error="raise"``, and otherwise where it arrives, with the
-    sender's explanation.
+    Raised at the sender with ``on_error="raise"``; otherwise at the receiver, with the sender's
+    explanation.
     """
 
 
 class FamilyNotAllowedError(TypeError):
-    """A value came in a serializer family that is not among those to be read here."""
+    """A received value is of a serializer family that this side does not allow."""
 
 
 class PickleNotAllowedError(FamilyNotAllowedError):
-    """Something came pickled, where nothing is ever unpickled.
-
-    See ``distributed.comm.allow-pickle``.
-    """
+    """A received value is pickled, and ``distributed.comm.allow-pickle`` is false."""

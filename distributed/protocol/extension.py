@@ -1,14 +1,13 @@
-"""Sets and Enum members, which msgpack has no form for, as maps that it has.
+"""Sets and Enum members, which msgpack cannot encode, as maps.
 
 ::
 
     {"__Set__": true, "as-list": [...]}
     {"__Enum__": true, "name": "running", "__module__": "distributed.core", "__name__": "Status"}
 
-A map is taken for one of these only if it has exactly these keys.  Reading an Enum member may
-import the module of its type, so a message could name any: it is bounded by
-``distributed.scheduler.allowed-imports``.  This module does not know what other maps of a message
-may stand for; :mod:`distributed.protocol.core` does.
+Only a map with exactly these keys is decoded.  A message may name any module for an Enum, so only
+the packages in ``distributed.scheduler.allowed-imports`` are imported.  The other special maps of
+a message are decoded by :mod:`distributed.protocol.core`.
 """
 
 from __future__ import annotations
@@ -31,28 +30,27 @@ __all__ = [
 ]
 
 EXTENSION_SIZES = (2, 4)
-"""How many keys the maps have that stand for something else."""
+"""The numbers of keys that these maps have."""
 
 EXTENSIONS = re.compile(rb"__(?:Set|Enum)__")
-"""Found in every msgpack that holds one of these maps, and hardly in any other."""
+"""Matches in every msgpack that contains such a map, and rarely in any other."""
 
 _ALLOWED_IMPORTS = "distributed.scheduler.allowed-imports"
 
-# Types that an earlier message has named, by (module, name).  Only what import_allowed_module let
-# pass gets in, so that the configuration is asked once per type and a module that was refused may
-# be allowed later.
+# Types of earlier messages, by (module, name), so that the configuration is read once per type.
+# Refused modules are not cached: they may be allowed later.
 _enum_types: dict[tuple[str, str], type[Enum]] = {}
 
 
 def import_allowed_module(name: str) -> ModuleType:
-    """Import a module that a message has named.
+    """Import a module that a message names.
 
     Raises
     ------
     ImportNotAllowedError
-        If its top-level package is not among ``distributed.scheduler.allowed-imports``.
+        If its top-level package is not in ``distributed.scheduler.allowed-imports``.
     ImportError
-        If there is no such module.
+        If the module does not exist.
     """
     allowed = config.get(_ALLOWED_IMPORTS)
     if isinstance(allowed, str):
@@ -67,7 +65,7 @@ def import_allowed_module(name: str) -> ModuleType:
 
 
 def msgpack_encode_default(obj: Any) -> Any:
-    """The map for a set or an Enum member; anything else is returned as it is.
+    """Return the map for a set or an Enum member, or *obj* itself if it is neither.
 
     Examples
     --------
@@ -88,14 +86,14 @@ def msgpack_encode_default(obj: Any) -> Any:
 
 
 def msgpack_decode_default(obj: dict[Any, Any]) -> Any:
-    """The set or Enum member that a map stands for; any other map is returned as it is.
+    """Return the set or Enum member that a map stands for, or the map itself if it is neither.
 
     Raises
     ------
     MessageError
-        If the set holds what cannot be hashed, or the Enum member does not exist here.
+        If an element of the set is not hashable, or the Enum member does not exist.
     ImportNotAllowedError
-        If the Enum's module may not be imported.
+        If the module of the Enum may not be imported.
 
     Examples
     --------
@@ -120,12 +118,14 @@ def _decode_set(elements: Any) -> set[Any]:
     try:
         return set(elements)
     except TypeError as e:
-        raise MessageError(f"a set cannot be made: {e}") from e
+        raise MessageError(f"the elements of a set are invalid: {e}") from e
 
 
 def _decode_enum(module: Any, name: Any, member: Any) -> Enum:
     if not (isinstance(member, str) and isinstance(module, str) and isinstance(name, str)):
-        raise MessageError(f"an Enum member is named by {(module, name, member)!r:.200}")
+        raise MessageError(
+            f"module, name and member of an Enum must be text, not {(module, name, member)!r:.200}"
+        )
     cls = _enum_types.get((module, name)) or _find_enum_type(module, name)
     try:
         return cls[member]
@@ -137,8 +137,8 @@ def _find_enum_type(module: str, name: str) -> type[Enum]:
     try:
         cls = getattr(import_allowed_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise MessageError(f"a message names the Enum {module}.{name}: {e}") from e
+        raise MessageError(f"could not import the Enum {module}.{name}: {e}") from e
     if not (isinstance(cls, type) and issubclass(cls, Enum)):
-        raise MessageError(f"a message names {module}.{name} as an Enum, which it is not")
+        raise MessageError(f"{module}.{name} is not an Enum")
     _enum_types[module, name] = cls
     return cls

@@ -1,21 +1,18 @@
-"""The serializer families: each turns a single object into a header and frames, and back.
+"""The serializer families: each turns an object into a header and frames, and back.
 
-=========  =======================================================================
-dask       types that are registered by :func:`register_serialization` and others
+=========  ==============================================================================
+dask       objects of types registered with :func:`register_serialization` or a `Dispatch`
 pickle     any object, with its large buffers out of band
-msgpack    what msgpack can encode, in one frame
-error      stands for a value that no other family could take; raises where it arrives
-cuda       types that are registered for transports between devices
-=========  =======================================================================
+msgpack    objects that msgpack can encode, in one frame
+error      the reason why no other family accepted a value; the receiver raises it
+cuda       objects of types registered for transports between devices
+=========  ==============================================================================
 
-A family knows neither collections nor messages: which family a value goes to, and that the
-elements of a list may go to several, is decided in :mod:`distributed.protocol.serialize`.
+:mod:`distributed.protocol.objects` chooses the family of an object, and takes collections apart.
 """
 
 from __future__ import annotations
 
-import pickle as _stdlib_pickle
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,6 +27,7 @@ from distributed.protocol.dispatch import (
     cuda_serialize,
     dask_deserialize,
     dask_serialize,
+    takes_keyword,
     typename,
 )
 from distributed.protocol.exceptions import SerializationError
@@ -41,6 +39,7 @@ __all__ = [
     "Header",
     "families",
     "pickle_dumps",
+    "pickle_frames",
     "pickle_loads",
     "register_serialization",
     "register_serialization_family",
@@ -51,18 +50,17 @@ Header: TypeAlias = dict[str, Any]
 
 
 class Family(NamedTuple):
-    """A way to serialize objects.
+    """A pair of functions that serialize and deserialize objects.
 
     Attributes
     ----------
     dumps
-        Takes an object, and the message's context as keyword ``context`` if *wants_context*; gives
-        a header and frames.  Raises `NotImplementedError` for an object that is none of its
-        business.  None for a family that nothing is sent in.
+        Takes an object; returns a header and frames.  Raises `NotImplementedError` for an object
+        that it does not accept.  None for a family that is only read.
     loads
-        Takes a header and frames, gives the object.
+        Takes a header and frames; returns the object.
     wants_context
-        Whether *dumps* takes ``context``.
+        Whether *dumps* also takes the message's context, as keyword ``context``.
     """
 
     dumps: Callable[..., tuple[Header, Sequence[Any]]] | None
@@ -71,7 +69,7 @@ class Family(NamedTuple):
 
 
 families: dict[str, Family] = {}
-"""Families by the name that stands in headers as ``"serializer"``."""
+"""Families by name, which headers state as ``"serializer"``."""
 
 
 def register_serialization_family(
@@ -79,18 +77,18 @@ def register_serialization_family(
     dumps: Callable[..., tuple[Header, Sequence[Any]]] | None,
     loads: Callable[[Header, Sequence[Any]], Any],
 ) -> None:
-    """Add a way to serialize objects, which ``serializers=`` and ``deserializers=`` can name.
+    """Add a serializer family, for use in ``serializers=`` and ``deserializers=``.
 
     Parameters
     ----------
     name
-        How headers and callers call it.
+        The name of the family.
     dumps
-        A function of an object that returns a header (a dict of what msgpack can encode) and a
-        list of bytes-like frames.  A parameter named ``context`` is given what is known of the
-        message's way.  It raises `NotImplementedError` to leave an object to the next family.
+        Takes an object; returns a header (a dict that msgpack can encode) and a list of bytes-like
+        frames.  If it has a parameter ``context``, it receives what was negotiated with the
+        receiver.  It raises `NotImplementedError` to leave an object to the next family.
     loads
-        A function of such a header and frames that returns the object.
+        Takes such a header and frames; returns the object.
 
     Examples
     --------
@@ -114,22 +112,23 @@ def register_serialization(
     serialize: Callable[..., tuple[Header, Sequence[Any]]],
     deserialize: Callable[[Header, Sequence[Any]], Any],
 ) -> None:
-    """Serialize instances of *cls* and its subclasses with functions of their own.
+    """Serialize instances of *cls* and its subclasses with the given functions.
 
     Parameters
     ----------
     cls
         The type.
     serialize
-        A function of an instance that returns a header (a dict of what msgpack can encode) and a
-        list of bytes-like frames; it may have a ``context`` parameter.
+        Takes an instance; returns a header (a dict that msgpack can encode) and a list of
+        bytes-like frames.  It may have a ``context`` parameter.
     deserialize
-        A function of such a header and frames that returns an instance.
+        Takes such a header and frames; returns an instance.
 
     Raises
     ------
     TypeError
-        If *cls* is no type.  ``dask_serialize.register_lazy`` is for libraries not yet imported.
+        If *cls* is not a type.  Use ``dask_serialize.register_lazy`` for the types of a library
+        that is not imported yet.
 
     Examples
     --------
@@ -157,11 +156,8 @@ def register_serialization(
 
 # "dask" and "cuda"
 
-# Functions are few and live long; types may be made by the thousand, so they are not kept.
-_wants_context: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
-
-# The pickled forms of types that do not change, in both directions: those of builtins, and of the
-# libraries whose types have been met.
+# The pickles of builtin types and of library types seen so far, in both directions.  Other types
+# are not cached: a program may create thousands of them.
 _PICKLED_TYPES: dict[type, bytes] = {
     cls: pickle.dumps(cls) for cls in (bytes, bytearray, memoryview)
 }
@@ -182,20 +178,10 @@ def _unpickle_type(table: Dispatch, pickled: bytes) -> type:
     cls = _TYPES_BY_PICKLE.get(pickled)
     if cls is None:
         cls = pickle.loads(pickled)
-        # Any number of pickles may name one type, of which only ours is kept.
+        # Many different pickles can name one type.  Only the one that this side writes is cached.
         if table.is_of_library(cls) and pickled == _pickle_type(table, cls):
             _TYPES_BY_PICKLE[pickled] = cls
     return cls
-
-
-def _asks_for_context(func: Callable[..., Any]) -> bool:
-    try:
-        return _wants_context[func]
-    except KeyError:
-        wants = _wants_context[func] = has_keyword(func, "context")
-        return wants
-    except TypeError:  # callables that cannot be referenced weakly
-        return has_keyword(func, "context")
 
 
 def _dispatch_dumps(table: Dispatch, x: Any, context: Any = None) -> tuple[Header, Sequence[Any]]:
@@ -204,7 +190,7 @@ def _dispatch_dumps(table: Dispatch, x: Any, context: Any = None) -> tuple[Heade
         func = table.dispatch(cls)
     except TypeError:
         raise NotImplementedError(typename(cls)) from None
-    if _asks_for_context(func):
+    if takes_keyword(func, "context"):
         sub_header, frames = func(x, context=context)
     else:
         sub_header, frames = func(x)
@@ -243,28 +229,32 @@ def _cuda_loads(header: Header, frames: Sequence[Any]) -> Any:
 # "pickle"
 
 
-def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
-    """Pickle *x*: the first frame is the pickle, the others are its out-of-band buffers.
+def pickle_frames(x: Any, context: Any) -> list[Any]:
+    """Pickle *x*: return the pickle and its out-of-band buffers.
 
-    ``context["pickle-protocol"]`` bounds the protocol, where the peers agreed on one.
+    ``context["pickle-protocol"]``, if given, is the highest protocol that may be used.
     """
     frames: list[Any] = [None]
-    writeable: list[bool] = []
-
-    def keep(buffer: _stdlib_pickle.PickleBuffer) -> None:
-        view = ensure_memoryview(buffer)
-        writeable.append(not view.readonly)
-        frames.append(view)
-
     protocol = pickle.HIGHEST_PROTOCOL
     if context:
         protocol = min(protocol, context.get("pickle-protocol", protocol))
-    frames[0] = pickle.dumps(x, buffer_callback=keep, protocol=protocol)
-    return {"serializer": "pickle", "writeable": tuple(writeable)}, frames
+    frames[0] = pickle.dumps(
+        x,
+        buffer_callback=lambda buffer: frames.append(ensure_memoryview(buffer)),
+        protocol=protocol,
+    )
+    return frames
+
+
+def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
+    """Return the header and frames of *x* in the "pickle" family; see `pickle_frames`."""
+    frames = pickle_frames(x, context)
+    writeable = tuple([not view.readonly for view in frames[1:]])
+    return {"serializer": "pickle", "writeable": writeable}, frames
 
 
 def pickle_loads(header: Header, frames: Sequence[Any]) -> Any:
-    """Unpickle what `pickle_dumps` gave; buffers are as writable as they were there."""
+    """Unpickle the result of `pickle_dumps`; buffers are as writable as the sender's."""
     pickled, *buffers = frames
     writeable = header.get("writeable")
     if writeable is None:

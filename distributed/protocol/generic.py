@@ -1,8 +1,8 @@
-"""Serializing the instances of a class attribute by attribute.
+"""A serializer that sends an object attribute by attribute.
 
-For classes whose instances are no more than their ``__dict__``, each attribute can go through the
-serializer that suits it: an array among them is neither pickled nor copied.  What msgpack can
-encode stands in the header, everything else in frames of its own.
+For classes whose instances consist of their ``__dict__``.  Each attribute goes through the
+serializer for its type, so an array is neither pickled nor copied.  Attributes that msgpack can
+encode are in the header, the others in frames of their own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_seria
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.limits import check_unpickling, may_unpickle
 from distributed.protocol.objects import (
-    _can_be_key,
     _is_msgpack_serializable,
+    can_be_key,
     deserialize,
     serialize,
 )
@@ -25,13 +25,12 @@ __all__ = ["ObjectDictSerializer", "register_generic"]
 
 
 class ObjectDictSerializer:
-    """Serializes objects through their ``__dict__``.
+    """A serializer of objects by their ``__dict__``.
 
     Parameters
     ----------
     serializer
-        The family that attributes go to which msgpack cannot encode; pickle where it cannot
-        either.
+        The family for attributes that msgpack cannot encode; those it does not accept are pickled.
 
     Examples
     --------
@@ -48,14 +47,14 @@ class ObjectDictSerializer:
         self.serializer = serializer
 
     def serialize(self, est: Any, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
-        """Return a header and frames for *est*; *context* is as for `serialize`."""
+        """Return a header and frames for *est*; *context* is that of `serialize`."""
         frames: list[Any] = []
         return self._describe(type(est), est.__dict__, frames, context), frames
 
     def _describe(
         self, cls: type, attributes: dict[Any, Any], frames: list[Any], context: Any
     ) -> dict[str, Any]:
-        """The header for *attributes*, whose frames are appended to *frames*."""
+        """Return the header for *attributes*, and append their frames to *frames*."""
         simple: dict[Any, Any] = {}
         complex: dict[Any, dict[str, Any]] = {}
         for name, value in attributes.items():
@@ -63,8 +62,8 @@ class ObjectDictSerializer:
                 simple[name] = value
                 continue
             sub_frames: list[Any]
-            if type(value) is dict and all(map(_can_be_key, value)):
-                # The original takes dictionaries apart as it does objects.
+            if type(value) is dict and all(map(can_be_key, value)):
+                # The original serializes dictionaries like objects.
                 sub_frames = []
                 sub_header = {"nested-dict": self._describe(dict, value, sub_frames, context)}
             else:
@@ -88,7 +87,7 @@ class ObjectDictSerializer:
         }
 
     def deserialize(self, header: dict[str, Any], frames: Sequence[Any]) -> Any:
-        """Make an object from what `serialize` gave, without calling its ``__init__``."""
+        """Make an object from the result of `serialize`, without calling its ``__init__``."""
         cls = self._find_type(header["type-serialized"])
         est: Any = object.__new__(cls)
         est.__dict__.update(self._attributes(header, frames))
@@ -100,7 +99,7 @@ class ObjectDictSerializer:
             start, stop = part["start"], part["stop"]
             if not 0 <= start <= stop <= len(frames):
                 raise HeaderError(
-                    f"attribute {name!r:.100} is said to be in frames {start} to {stop} "
+                    f"attribute {name!r:.100} cannot be in frames {start} to {stop} "
                     f"of {len(frames)}"
                 )
             sub_header = part["header"]
@@ -132,11 +131,11 @@ def register_generic(
     Parameters
     ----------
     cls
-        The type; its instances must be complete once their ``__dict__`` is.
+        The type; its instances must consist of their ``__dict__``.
     serializer_name
-        The family that attributes go to which msgpack cannot encode.
+        The family for attributes that msgpack cannot encode.
     serialize_func, deserialize_func
-        The tables that the type is entered in.
+        The tables in which the type is registered.
 
     Examples
     --------

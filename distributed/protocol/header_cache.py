@@ -1,13 +1,14 @@
-"""Objects that are one piece of plain memory: their headers are worked out once for all of a kind.
+"""A cache of packed headers, for types whose header depends on little.
 
-What the header of an array says depends on its type, shape and strides alone, and programs send
-many arrays that have these in common.  So the header of one is kept, packed, for the next one; and
-where a header arrives that has arrived before, what it was found to mean is used again.  The bytes
-are those that :mod:`distributed.protocol.pieces` would make, which makes the first of each kind;
-whatever is not plain (split or compressed frames, other families, pickled types) goes that way.
+The header of an array depends only on its type, shape and strides, which many arrays of one
+program share.  :func:`cached_frames` keeps the packed header for the next such array to be sent;
+:func:`cached_reader` keeps, for a header received before, the function that makes its arrays.  The
+bytes are those of :mod:`distributed.protocol.pieces`, which makes the first header of each kind
+and handles every value that cannot be cached: split or compressed frames, other families, pickled
+types.
 
-A library's serializers (:mod:`distributed.protocol.numpy`) register here which objects are plain;
-:mod:`distributed.protocol.core` asks for each wrapped value of a message.
+A library's serializers (:mod:`distributed.protocol.numpy`) register the types whose headers are
+cached; :mod:`distributed.protocol.core` asks for each wrapped value of a message.
 """
 
 from __future__ import annotations
@@ -22,39 +23,45 @@ from distributed.protocol.objects import Header
 from distributed.protocol.pieces import pack_header, serialize_and_split
 from distributed.protocol.utils import default_shard_size
 
-__all__ = [
-    "is_known_plain",
-    "plain_frames",
-    "plain_reader",
-    "register_plain_memory",
-    "remember_reader",
-]
+__all__ = ["cache_reader", "cached_frames", "cached_reader", "register_cached_headers"]
 
-#: Headers that are kept in each direction, and bytes above which one that arrives is not.
-_KEPT, _MAX_HEADER = 512, 1024
+#: Maximum number of headers in the cache, for each direction.
+_CAPACITY = 512
 
-#: Turns the frame of an object into the object; None if it is no frame of such an object.
+#: Maximum size (bytes) of a received header that is cached.
+_MAX_HEADER_SIZE = 1024
+
+#: Makes an object from its frame; returns None if the frame does not fit the header.
 Reader = Callable[[Any], Any]
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
 
-_keeping = threading.Lock()
+class _Cache(dict[_K, _V], Generic[_K, _V]):
+    """A dict that evicts its oldest entry when it is full.
 
+    Only `add` may change it.  Readers do not take the lock.
+    """
 
-class _Kept(dict[_K, _V], Generic[_K, _V]):
-    """A dict that forgets what it was told first."""
+    def __init__(self) -> None:
+        super().__init__()
+        # Held while an entry is evicted and added: several threads may write messages.
+        self._lock = threading.Lock()
 
-    def keep(self, key: _K, value: _V) -> None:
-        with _keeping:
-            if len(self) >= _KEPT:
+    def add(self, key: _K, value: _V) -> None:
+        with self._lock:
+            if len(self) >= _CAPACITY:
                 del self[next(iter(self))]
             self[key] = value
 
 
-class _Kind(NamedTuple):
-    """A type whose objects are plain memory as long as these serializers are registered for it."""
+class _CachedType(NamedTuple):
+    """A type, and what its library has registered for it.
+
+    Serializers that are registered for the type later replace these: then its headers are neither
+    taken from the cache nor added to it.
+    """
 
     cls: type
     serialize: Callable[..., Any]
@@ -62,94 +69,99 @@ class _Kind(NamedTuple):
     deserialize: Callable[..., Any]
     prepare: Callable[[Header], Reader | None]
 
-    def is_sent_so(self) -> bool:
+    def has_own_serializer(self) -> bool:
         serialize = dask_serialize.resolved.get(self.cls) or dask_serialize.dispatch(self.cls)
         return serialize is self.serialize and families.get("dask") is _DASK
 
-    def is_read_so(self) -> bool:
+    def has_own_deserializer(self) -> bool:
         deserialize = dask_deserialize.resolved.get(self.cls) or dask_deserialize.dispatch(self.cls)
         return deserialize is self.deserialize and families.get("dask") is _DASK
 
 
-_kinds: dict[type, _Kind] = {}
-_headers: _Kept[tuple[type, Hashable], bytes] = _Kept()
-_readers: _Kept[bytes, tuple[_Kind, Reader]] = _Kept()
 _DASK = families["dask"]
+_UNKNOWN: tuple[None, None] = None, None
+
+# Types whose headers are cached.
+_types: dict[type, _CachedType] = {}
+# Type and the first result of `describe` -> packed header.
+_headers: _Cache[tuple[type, Hashable], bytes] = _Cache()
+# Packed header -> how to read the frame that follows it.
+_readers: _Cache[bytes, tuple[_CachedType, Reader]] = _Cache()
 
 
-def register_plain_memory(
+def register_cached_headers(
     cls: type,
     serialize: Callable[..., Any],
     describe: Callable[[Any], tuple[Hashable, memoryview] | None],
     deserialize: Callable[..., Any],
     prepare: Callable[[Header], Reader | None],
 ) -> None:
-    """Say which objects of a type, and of it alone, are plain memory.
+    """Cache the headers of a type's instances, but not those of its subclasses.
 
     Parameters
     ----------
     cls
         The type.
     serialize, deserialize
-        What is registered for it with `dask_serialize` and `dask_deserialize`; where anything else
-        is, that counts.
+        The functions registered for it with `dask_serialize` and `dask_deserialize`.  The cache
+        is not used while other functions are registered.
     describe
-        Given an object, returns what determines its header, and its memory; None if it is not
-        plain.
+        Takes an object; returns a key that determines its header, and its memory.  Returns None
+        for an object whose header must not be cached.
     prepare
-        Given the header that *serialize* made of a plain object, returns what makes objects of
-        frames that come with such headers; None if the header is no such header.
+        Takes a header that *serialize* made; returns the function that makes objects from frames
+        with this header, or None if there is no such function.
     """
-    _kinds[cls] = _Kind(cls, serialize, describe, deserialize, prepare)
+    _types[cls] = _CachedType(cls, serialize, describe, deserialize, prepare)
 
 
-def plain_frames(obj: Any, split_size: int | None) -> tuple[bytes, memoryview] | None:
-    """The header of *obj*, packed, and its memory; None if it is not plain."""
-    kind = _kinds.get(type(obj))
-    if kind is None or not kind.is_sent_so() or (described := kind.describe(obj)) is None:
+def cached_frames(obj: Any, split_size: int | None) -> tuple[bytes, memoryview] | None:
+    """Return the packed header and the memory of *obj*; None if its header cannot be cached."""
+    known = _types.get(type(obj))
+    if known is None or not known.has_own_serializer() or (pair := known.describe(obj)) is None:
         return None
-    key, memory = described
+    key, memory = pair
     if len(memory) > (default_shard_size() if split_size is None else split_size):
         return None
-    packed = _headers.get((kind.cls, key))
+    packed = _headers.get((known.cls, key))
     if packed is None:
         header, _ = serialize_and_split(obj, size=split_size)
         header["num-sub-frames"] = 1
         packed = pack_header(header)
-        _headers.keep((kind.cls, key), packed)
+        _headers.add((known.cls, key), packed)
     return packed, memory
 
 
-def plain_reader(packed: Any) -> Reader | None:
-    """What makes objects of frames that come with the header *packed*, if that is known."""
-    if len(packed) > _MAX_HEADER:
+def cached_reader(packed: Any) -> Reader | None:
+    """Return the function that reads frames with the header *packed*; None if it is not cached."""
+    if len(packed) > _MAX_HEADER_SIZE:
         return None
-    kind, read = _readers.get(bytes(packed), _UNKNOWN)
-    return read if kind is not None and kind.is_read_so() else None
+    known, read = _readers.get(bytes(packed), _UNKNOWN)
+    return read if known is not None and known.has_own_deserializer() else None
 
 
-_UNKNOWN: tuple[None, None] = None, None
+def cache_reader(packed: Any, header: Header, obj: Any) -> None:
+    """Add the reader for a received header to the cache, if there is one.
 
-
-def is_known_plain(packed: Any) -> bool:
-    """Whether `plain_reader` knew what makes objects of such frames when it was asked last."""
-    return len(packed) <= _MAX_HEADER and bytes(packed) in _readers
-
-
-def remember_reader(packed: Any, header: Header, obj: Any) -> None:
-    """Take note that *obj* came with the header *packed*, which is *header*."""
-    kind = _kinds.get(type(obj))
+    Parameters
+    ----------
+    packed, header
+        The header, packed and unpacked.
+    obj
+        The object that was received with it.
+    """
+    known = _types.get(type(obj))
     if (
-        kind is None
-        or len(packed) > _MAX_HEADER
+        known is None
+        or len(packed) > _MAX_HEADER_SIZE
         or header.get("serializer") != "dask"
-        or header.get("type") != typename(kind.cls)
+        or header.get("type") != typename(known.cls)
         or header.get("num-sub-frames") != 1
         or header.get("split-num-sub-frames") != (1,)
         or header.get("compression") != (None,)
-        or not kind.is_read_so()
+        or not known.has_own_deserializer()
     ):
         return
-    read = kind.prepare(header["sub-header"])
+    read = known.prepare(header["sub-header"])
     if read is not None:
-        _readers.keep(bytes(packed), (kind, read))
+        _readers.add(bytes(packed), (known, read))

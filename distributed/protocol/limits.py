@@ -1,17 +1,16 @@
-"""What a receiver does with a message, at most: how deep, how large, and whether it unpickles.
+"""Limits on what reading a message may do: how deep, how large, and whether it unpickles.
 
-A `LoadPolicy` is made of the configuration when a connection is opened, and says what messages on
-it may ask for.  While one of them is read (`reading`), everything that takes part in it (the
-decoder of frames, the serializer families, the serializers of a library) asks here: for room that
-inflated frames take, and whether anything may be unpickled.  What the length prelude may ask for
-is bounded before that, in :mod:`distributed.protocol.framing`.
+A `LoadPolicy` is made from the configuration when a connection is opened.  While a message is read
+(`reading`), the decompressor, the serializer families and the serializers of libraries ask this
+module whether frames may be inflated and whether anything may be unpickled.  The sizes in the
+length prelude are checked earlier, in :mod:`distributed.protocol.framing`.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from distributed.base import config
@@ -29,17 +28,17 @@ MAX_INFLATED_SIZE = "distributed.comm.max-inflated-size"
 
 
 class LoadPolicy(NamedTuple):
-    """What may be done for a message that is read; None stands for no limit.
+    """The limits for reading a message; None means no limit.
 
     Attributes
     ----------
     allow_pickle
         Whether anything is unpickled (``distributed.comm.allow-pickle``).
     max_depth
-        How deep collections may be nested that are serialized by their elements
+        Maximum nesting of collections that are serialized element by element
         (``distributed.comm.max-depth``).
     max_inflated_size
-        Bytes that all compressed frames of a message together may inflate to
+        Maximum size (bytes) of all compressed frames of a message together, once inflated
         (``distributed.comm.max-inflated-size``).
     """
 
@@ -49,17 +48,17 @@ class LoadPolicy(NamedTuple):
 
     @classmethod
     def from_config(cls, allow_pickle: bool | None = None) -> LoadPolicy:
-        """What the configuration says now.
+        """Return the policy of the current configuration.
 
         Parameters
         ----------
         allow_pickle
-            Replaces what it says of that, if given.
+            Replaces the configured value, if given.
 
         Raises
         ------
         ValueError
-            If a value cannot be understood; it names the key.
+            If a configured value is invalid; the error names its key.
         """
         if allow_pickle is None:
             allow_pickle = config.get_bool(ALLOW_PICKLE)
@@ -70,106 +69,82 @@ class LoadPolicy(NamedTuple):
 
 @functools.cache
 def default_policy() -> LoadPolicy:
-    """The policy for what no connection brought, as configured when it was first needed."""
+    """Return the policy for messages without a connection, as configured at the first call."""
     return LoadPolicy.from_config()
 
 
 class Reading:
-    """One message, or one value, that is being read; a context, in which it is the current one.
+    """The reading of one message or value; a context manager that makes it the current one.
 
     Parameters
     ----------
     policy
-        What may be done for it.
+        The limits.
     """
 
-    # State.  `depth` collections are open, of which the value at hand is in the innermost;
-    # `inflated` bytes were inflated so far.  `_outer` is what was being read around this.
     __slots__ = ("_outer", "depth", "inflated", "policy")
 
     def __init__(self, policy: LoadPolicy):
         self.policy = policy
+        # Number of collections around the current value.
         self.depth = 0
+        # Number of bytes inflated so far.
         self.inflated = 0
+        # The reading that was current before this one.
         self._outer: Reading | None = None
 
     def __enter__(self) -> Reading:
         self._outer, _current.reading = _current.reading, self
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         _current.reading = self._outer
 
     def open_collection(self) -> None:
-        """Take note that a collection begins.
+        """Count a collection that begins.
 
         Raises
         ------
         HeaderError
-            If it is nested too deeply.
+            If collections are nested too deeply.
         """
         limit = self.policy.max_depth
         if limit is not None and self.depth >= limit:
             raise HeaderError(
-                f"collections are nested more than {limit} deep, which is what {MAX_DEPTH!r} allows"
+                f"collections are nested more than {limit} deep, the maximum of {MAX_DEPTH!r}"
             )
         self.depth += 1
 
     @property
     def room(self) -> int | None:
-        """Bytes that may still be inflated; None for any number."""
+        """Number of bytes that may still be inflated; None for no limit."""
         limit = self.policy.max_inflated_size
         return None if limit is None else limit - self.inflated
 
     def no_room(self, what: str) -> CompressionError:
-        """The error for frames that inflate to more than there is room for."""
+        """Return the error for frames that inflate to more bytes than `room`."""
         return CompressionError(
-            f"{what}, where {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes "
-            f"for all frames of a message, of which {self.inflated:,} are taken"
+            f"{what}; {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes for all "
+            f"frames of a message, and {self.inflated:,} are already used"
         )
 
 
 class _Current(threading.local):
-    # A message is read from beginning to end in one thread, without an await in between.
+    # A message is read in one thread, without an await.
     reading: Reading | None = None
 
 
 _current = _Current()
 
 
-class _Joined:
-    """A context for what is read as a part of the current reading."""
-
-    __slots__ = ("_reading",)
-
-    def __init__(self, reading: Reading):
-        self._reading = reading
-
-    def __enter__(self) -> Reading:
-        return self._reading
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-
-def reading(policy: LoadPolicy | None = None) -> Reading | _Joined:
-    """A context in which a message or a value is read.
+def reading(policy: LoadPolicy | None = None) -> AbstractContextManager[Reading]:
+    """Return a context manager in which a message or a value is read.
 
     Parameters
     ----------
     policy
-        What may be done for it.  If not given, what is read belongs to what is being read around
-        it, if anything is, and is otherwise under the `default_policy`.
+        The limits.  By default, a value is read under the limits of the message around it, and
+        counts towards them; without such a message, the `default_policy` holds.
 
     Examples
     --------
@@ -182,31 +157,31 @@ def reading(policy: LoadPolicy | None = None) -> Reading | _Joined:
     if policy is not None:
         return Reading(policy)
     outer = _current.reading
-    return Reading(default_policy()) if outer is None else _Joined(outer)
+    return Reading(default_policy()) if outer is None else nullcontext(outer)
 
 
 def may_unpickle() -> bool:
-    """Whether what is being read may be unpickled; always true where nothing is."""
+    """Return whether the current message may be unpickled; True if no message is being read."""
     current = _current.reading
     return current is None or current.policy.allow_pickle
 
 
 def check_unpickling(what: str = "an object") -> None:
-    """Raise unless what is being read may be unpickled.
+    """Raise an error if the current message may not be unpickled.
 
     Parameters
     ----------
     what
-        Names it in the message.
+        The pickled value, for the error message.
 
     Raises
     ------
     PickleNotAllowedError
-        If pickles are refused.
+        If nothing is unpickled on this connection.
     """
     if not may_unpickle():
         raise PickleNotAllowedError(
-            f"{what} came pickled, and nothing is unpickled on this connection "
-            f"({ALLOW_PICKLE!r} is false, or allow_pickle=False was given).  Send what msgpack can "
-            "encode, or objects of types that are registered by dask_serialize on both sides."
+            f"{what} is pickled, and nothing is unpickled on this connection ({ALLOW_PICKLE!r} is "
+            "false, or allow_pickle=False was given).  Send values that msgpack can encode, or "
+            "objects of types that are registered with dask_serialize on both sides."
         )

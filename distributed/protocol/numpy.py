@@ -24,7 +24,7 @@ from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.families import pickle_dumps, pickle_loads
-from distributed.protocol.header_cache import register_plain_memory
+from distributed.protocol.header_cache import register_cached_headers
 from distributed.protocol.objects import accepts_pickles
 from distributed.protocol.utils import Buffer, host_array_from_buffers, join_frames
 
@@ -363,7 +363,7 @@ def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | 
 
 _PLAIN_KEYS = {"dtype", "shape", "strides", "writeable"}
 
-register_plain_memory(
+register_cached_headers(
     np.ndarray,
     serialize_numpy_ndarray,
     _describe_plain,

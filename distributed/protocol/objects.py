@@ -1,12 +1,11 @@
 """Objects to a header and frames, and back.
 
-:func:`serialize` hands an object to the first family that takes it, the elements of a collection
-one by one where that spares large buffers from being pickled.  The header is a dict of what
-msgpack can encode; the frames are bytes-like and mostly the object's own memory.
+:func:`serialize` hands an object to the first family that accepts it.  A collection goes element
+by element if that keeps large buffers out of pickles.  The header is a dict that msgpack can
+encode; the frames are bytes-like and mostly the object's own memory.
 
-This module knows how objects are taken apart, not how headers and frames travel: their frames are
-cut to size in :mod:`distributed.protocol.pieces`, :mod:`distributed.protocol.core` puts them into
-messages.
+:mod:`distributed.protocol.pieces` then splits large frames, and :mod:`distributed.protocol.core`
+puts header and frames into a message.
 """
 
 from __future__ import annotations
@@ -37,7 +36,9 @@ __all__ = [
     "OnError",
     "accepted_serializers",
     "accepts_pickles",
+    "can_be_key",
     "check_dask_serializable",
+    "check_family",
     "deserialize",
     "load_pickled",
     "merge_frames",
@@ -48,27 +49,26 @@ OnError: TypeAlias = Literal["message", "raise"]
 
 DEFAULT_SERIALIZERS = ("dask", "pickle")
 
-_COLLECTIONS: dict[str, type] = {cls.__name__: cls for cls in (list, tuple, set, dict)}
+_COLLECTIONS = (list, tuple, set, dict)
+_COLLECTIONS_BY_NAME: dict[str, type] = {cls.__name__: cls for cls in _COLLECTIONS}
 
-# What is added to the header of an object on its way into a message or a store.
+# Header keys that are added after `serialize`, for a message or for storing.
 _ADDED_KEYS = frozenset(
     ("split-num-sub-frames", "split-offsets", "compression", "num-sub-frames", "count")
 )
 
-# How deep check_dask_serializable looks; lists may contain themselves.
+#: Maximum number of nested collections that check_dask_serializable looks into: a list may contain
+#: itself.
 _MAX_DEPTH = 100
 
-# Bytes of a traceback that are sent along with a value that could not be serialized.
-_MAX_TRACEBACK = 100_000
-
-
-# Questions about values
+#: Maximum size (bytes) of the traceback that is sent for a value that could not be serialized.
+_MAX_TRACEBACK_SIZE = 100_000
 
 
 def check_dask_serializable(x: Any) -> bool:
-    """Whether *x*, or the first thing in it, has a serializer in the "dask" family.
+    """Return whether *x* has a serializer in the "dask" family.
 
-    Only the first element of a list, tuple, set or dict is looked at, as deep as they are nested.
+    A list, tuple, set or dict is judged by its first element, which may be a collection, too.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def check_dask_serializable(x: Any) -> bool:
     (True, False)
     """
     for _ in range(_MAX_DEPTH):
-        if type(x) not in (list, tuple, set, dict):
+        if type(x) not in _COLLECTIONS:
             break
         if not x:
             return False
@@ -89,12 +89,12 @@ def check_dask_serializable(x: Any) -> bool:
 
 
 def _is_msgpack_serializable(v: Any) -> bool:
-    """Whether msgpack can encode *v* and gives it back as it was, but for lists as tuples."""
+    """Return whether *v* is the same after msgpack, apart from lists, which become tuples."""
     return _is_made_of(v, (str, float, bool, bytes, type(None)))
 
 
 def _is_dumpable(v: Any) -> bool:
-    """Whether *v* goes into a message without being pickled."""
+    """Return whether *v* can be put into a message without pickling it."""
     return _is_made_of(v, (str, float, bool, bytes, type(None), Serialize, Serialized))
 
 
@@ -111,24 +111,25 @@ def _is_made_of(v: Any, leaves: tuple[type, ...]) -> bool:
     return False
 
 
-def _can_be_key(key: Any) -> bool:
+def can_be_key(key: Any) -> bool:
+    """Return whether *key* can be a key of a dict in a header."""
     try:
         msgpack.packb(key)
-    except Exception:  # noqa: BLE001 - whatever the reason, this key cannot stand in a header
+    except Exception:  # noqa: BLE001 - msgpack raises errors of several types
         return False
     return True
 
 
 def _is_iterated(x: Any, serializers: Sequence[str], iterate_collection: bool | None) -> bool:
-    """Whether the elements of *x* are serialized one by one."""
+    """Return whether the elements of *x* are serialized one by one."""
     cls = type(x)
-    if iterate_collection is False or cls not in (list, tuple, set, dict):
+    if iterate_collection is False or cls not in _COLLECTIONS:
         return False
-    if cls is dict and not all(map(_can_be_key, x)):
+    if cls is dict and not all(map(can_be_key, x)):
         return False
     if iterate_collection or check_dask_serializable(x):
         return True
-    # msgpack would make tuples of lists, so where it comes first they go by element.
+    # msgpack would turn a list into a tuple, so if it comes before pickle, lists go by element.
     return (
         cls is list
         and "msgpack" in serializers
@@ -138,16 +139,13 @@ def _is_iterated(x: Any, serializers: Sequence[str], iterate_collection: bool | 
     )
 
 
-# One object
-
-
 def accepts_pickles(context: Any) -> bool:
-    """Whether the receiver of a message with that context unpickles anything."""
+    """Return whether the receiver that *context* describes unpickles anything."""
     return not context or context.get("allow-pickle") is not False
 
 
 def accepted_serializers(serializers: Sequence[str] | None, context: Any) -> Sequence[str] | None:
-    """*serializers*, with "msgpack" in the place of "pickle" where the receiver takes no pickles.
+    """Return *serializers*, with "msgpack" for "pickle" if the receiver unpickles nothing.
 
     Examples
     --------
@@ -157,7 +155,7 @@ def accepted_serializers(serializers: Sequence[str] | None, context: Any) -> Seq
     if accepts_pickles(context):
         return serializers
     names = DEFAULT_SERIALIZERS if serializers is None else serializers
-    # A dict, as "msgpack" may be among them already.
+    # A dict drops a second "msgpack".
     return tuple(dict.fromkeys("msgpack" if name == "pickle" else name for name in names))
 
 
@@ -173,30 +171,29 @@ def serialize(
     Parameters
     ----------
     x
-        Any object.  A `Serialize` stands for its value, whose elements are serialized one by one
-        if it is a list, tuple, set or dict; a `Serialized` for what it holds.
+        Any object.  A `Serialize` stands for its value; if that is a list, tuple, set or dict, its
+        elements are serialized one by one.  A `Serialized` stands for its header and frames.
     serializers
-        Names of the families that may be used, in order; "dask" and "pickle" if not given.
+        Names of the families that may be used, in order; "dask" and "pickle" by default.
     on_error
-        What happens to an object that none of them takes: "message" sends an explanation in its
-        place, which is raised where it arrives; "raise" raises it here.
+        What to do with an object that no family accepts: "message" returns an explanation
+        in its place, which the receiver raises; "raise" raises it here.
     context
-        What is known of the message's way (a dict, as a comm gives it); handed to the serializers
-        that ask for it.
+        A dict of what was negotiated with the receiver, for the serializers that ask for it.
     iterate_collection
-        Whether the elements of a list, tuple, set or dict are serialized one by one.  If not
-        given, they are where the first of them has a serializer in the "dask" family, and those
-        of a list where "msgpack" comes before "pickle", too.
+        Whether the elements of a list, tuple, set or dict are serialized one by one.  By default,
+        they are if the first one has a serializer in the "dask" family; those of a list also if
+        "msgpack" comes before "pickle".
 
     Returns
     -------
     tuple of dict and list
-        The header, of what msgpack can encode, and the frames, each bytes-like.
+        The header, which msgpack can encode, and the frames, each bytes-like.
 
     Raises
     ------
     SerializationError
-        With ``on_error="raise"``, for an object that no family takes; a `TypeError`.
+        For an object that no family accepts, if *on_error* is "raise"; a `TypeError`.
     ValueError
         For an unknown family or *on_error*.
 
@@ -272,26 +269,26 @@ def _explain(
     if not accepts_pickles(context):
         message += " for a receiver that unpickles nothing"
     if on_error == "raise":
-        reason = failure or f"none of the serializers {list(serializers)} takes it"
+        reason = failure or f"none of the serializers {list(serializers)} accepts it"
         raise SerializationError(f"{message}: {reason}") from failure
     frames = [message.encode()]
     if failure is not None:
-        frames.append("".join(traceback.format_exception(failure)).encode()[:_MAX_TRACEBACK])
+        frames.append("".join(traceback.format_exception(failure)).encode()[:_MAX_TRACEBACK_SIZE])
     return {"serializer": "error"}, frames
 
 
 def deserialize(
     header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
 ) -> Any:
-    """Turn what `serialize` gave back into an object.
+    """Turn a header and frames back into an object.
 
     Parameters
     ----------
     header, frames
-        As they were given, or the same bytes in other bytes-like objects.
+        The result of `serialize`, or the same bytes in other bytes-like objects.
     deserializers
-        Names of the families that may be used; all if not given.  "error" always may, as it only
-        tells why a value could not be sent.
+        Names of the families that may be used; all by default.  "error" is always allowed: it only
+        raises the reason why a value could not be sent.
 
     Raises
     ------
@@ -300,9 +297,9 @@ def deserialize(
     SerializationError
         If the sender could not serialize the object; a `TypeError`.
     HeaderError
-        If header and frames do not belong together.
+        If header and frames do not match.
     DeserializationError
-        If the object's own deserializer fails, from what it raised.
+        If the object's own deserializer fails; its error is the ``__cause__``.
     """
     if not header.get("is-collection"):
         with reading():
@@ -315,15 +312,21 @@ def deserialize(
             message.depth = depth
 
 
-def _deserialize_one(
-    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None
-) -> Any:
-    name = header.get("serializer")
-    if deserializers is not None and name not in deserializers and name != "error":
+def check_family(name: Any, deserializers: Sequence[str]) -> None:
+    """Raise `FamilyNotAllowedError` unless the family *name* is among *deserializers*."""
+    if name not in deserializers and name != "error":
         raise FamilyNotAllowedError(
             f"Data serialized with {name} but only able to deserialize data with "
             f"{list(deserializers)}"
         )
+
+
+def _deserialize_one(
+    header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None
+) -> Any:
+    name = header.get("serializer")
+    if deserializers is not None:
+        check_family(name, deserializers)
     family = families.get(name) if isinstance(name, str) else None
     if family is None:
         raise HeaderError(f"unknown serializer family {name!r:.100} (known: {list(families)})")
@@ -339,36 +342,40 @@ def _deserialize_one(
 
 
 class _Collection:
-    """A collection of which some elements are made, and the headers and frames of the others.
+    """A collection that is being deserialized, element by element.
 
     Parameters
     ----------
     header
-        The collection's header.
+        The header of the collection.
     start, stop
-        Which of the frames are its.
+        The range of its frames.
     """
 
-    # State.  `elements` are those that were made; the frames of the next one begin at `start`.
     def __init__(self, header: Header, start: int, stop: int):
+        # The elements that are complete.
         self.elements: list[Any] = []
+        # Index of the first frame of the next element.
         self.start = start
-        name, self.sub_headers = header.get("type-serialized"), header.get("sub-headers")
-        cls = _COLLECTIONS.get(name) if isinstance(name, str) else None
+        # The header of each element.
+        self.sub_headers = header.get("sub-headers")
+        name = header.get("type-serialized")
+        cls = _COLLECTIONS_BY_NAME.get(name) if isinstance(name, str) else None
         if cls is None:
-            raise HeaderError(f"{name!r:.100} is no type of collection")
+            raise HeaderError(f"{name!r:.100} is not a type of collection")
         self.cls = cls
+        # The number of frames of each element.
         self.lengths = _checked_counts("frame-lengths", header.get("frame-lengths"), stop - start)
         count = len(self.lengths)
         if not isinstance(self.sub_headers, (tuple, list)) or len(self.sub_headers) != count:
-            raise HeaderError(f"a collection of {count} elements has no header for each")
+            raise HeaderError(f"a collection of {count} elements does not have {count} headers")
 
     @property
     def complete(self) -> bool:
         return len(self.elements) == len(self.lengths)
 
     def next_element(self) -> tuple[Header, int, int]:
-        """The header of the next element, and which frames are its."""
+        """Return the header of the next element and the range of its frames."""
         i = len(self.elements)
         sub_header = self.sub_headers[i]  # type: ignore[index]
         if not isinstance(sub_header, dict):
@@ -378,6 +385,7 @@ class _Collection:
         return sub_header, start, self.start
 
     def make(self) -> Any:
+        """Return the collection, which must be complete."""
         try:
             if self.cls is dict:
                 return {
@@ -392,8 +400,8 @@ class _Collection:
 def _deserialize_collection(
     header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None, message: Reading
 ) -> Any:
-    # The collections in which the next element is, outermost first: not on Python's own stack, as
-    # that has no room for what a peer can send.
+    # The collections around the next element, outermost first.  Python's own stack would be too
+    # small for the depth that a peer can send.
     message.open_collection()
     open_ = [_Collection(header, 0, len(frames))]
     while True:
@@ -417,7 +425,7 @@ def _deserialize_collection(
 
 
 def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
-    """The numbers of frames that a header states, which must add up to *total*."""
+    """Return *counts*, the numbers of frames in a header, if they add up to *total*."""
     if (
         not isinstance(counts, (tuple, list))
         or not all(type(n) is int and n >= 0 for n in counts)
@@ -428,14 +436,16 @@ def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
 
 
 def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
-    """Unpickle what a message holds as `Pickled`.
+    """Unpickle an object that stands in a message as `Pickled`.
 
     Raises
     ------
     HeaderError
         If the header has no pickle.
+    PickleNotAllowedError
+        If nothing is unpickled on this connection.
     DeserializationError
-        If unpickling fails, from what it raised.
+        If unpickling fails; its error is the ``__cause__``.
     """
     pickled = header.get("pickled-obj")
     if not isinstance(pickled, bytes):
@@ -448,7 +458,7 @@ def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
 
 
 def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[Any]]:
-    """Undo what `serialize_and_split` does after `serialize`."""
+    """Join the pieces of each frame, and return header and frames as `serialize` made them."""
     counts = header.get("split-num-sub-frames")
     if counts is None:
         return header, list(frames)
@@ -457,7 +467,7 @@ def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[An
     start = 0
     for count in counts:
         if not count:
-            raise HeaderError("a frame of a value comes in no pieces")
+            raise HeaderError("a frame of a value has no pieces")
         merged.append(join_frames(frames[start : start + count]))
         start += count
     return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged

@@ -1,20 +1,26 @@
-"""Pickling: plain pickle first, cloudpickle for what another process could not import.
+"""Pickling: plain pickle first, cloudpickle for objects that another process could not import.
 
-Plain pickle names functions and classes by where they can be imported from.  The process at the
-other end has another ``__main__``, and nothing of what was defined in functions, so these go by
-value, as do modules for which :func:`cloudpickle.register_pickle_by_value` was called.  Where plain
-pickle does not do, objects inside the pickle whose types have serializers of their own go through
-these.  Buffers may travel out of band (PEP 574).
+Plain pickle names functions and classes by the module to import them from.  The receiver has
+another ``__main__`` and cannot import names that are local to a function, so these are pickled by
+value; so are modules for which :func:`cloudpickle.register_pickle_by_value` was called.
+cloudpickle sends objects of registered types through their serializers.
 
-This module knows nothing of messages.  The "pickle" family, the types in headers and the values
-that msgpack cannot encode are pickled here on their way out, and unpickled on their way in.
+Large buffers travel out of band (PEP 574).  pandas and polars pickle their memory in band: pandas
+keeps dates in arrays of a type without the buffer protocol, polars puts a whole data frame into
+its pickle.  Their objects are reduced to buffers here.  The pickles name only functions of these
+libraries, so any peer that has the library can read them.
+
+The "pickle" family, the types in headers and the values that msgpack cannot encode are pickled and
+unpickled here.
 """
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable, Iterable
 from pickle import HIGHEST_PROTOCOL
 from typing import Any
@@ -22,10 +28,9 @@ from typing import Any
 import cloudpickle
 
 from distributed.base.buffers import ensure_memoryview
-from distributed.protocol import out_of_band
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling
-from distributed.protocol.tblib_pickles import loads_without_tblib
+from distributed.protocol.tblib_pickles import is_about_tblib, loads_without_tblib
 
 __all__ = ["HIGHEST_PROTOCOL", "dumps", "loads", "pickled_name"]
 
@@ -43,15 +48,15 @@ def dumps(
     x
         Any object.
     buffer_callback
-        Called with each buffer that travels out of band, as in :func:`pickle.dumps`; buffers are
-        pickled in band without it.  It is called only once *x* has been pickled as a whole.
+        Called with each buffer that travels out of band, as in :func:`pickle.dumps`, after all of
+        *x* was pickled.  Without it, buffers are pickled in band.
     protocol
         The pickle protocol, at most `HIGHEST_PROTOCOL`.
 
     Raises
     ------
     Exception
-        What cloudpickle raises for objects that cannot be pickled, mostly `TypeError` or
+        If *x* cannot be pickled: the error of cloudpickle, mostly a `TypeError` or a
         `pickle.PicklingError`.
 
     Examples
@@ -62,9 +67,9 @@ def dumps(
     buffers: list[pickle.PickleBuffer] = []
     keep = None if buffer_callback is None or protocol < 5 else buffers.append
     try:
-        pickled = out_of_band.dumps(x, protocol, keep)
-        by_value = _names_what_is_pickled_by_value(pickled)
-    except Exception:  # noqa: BLE001 - whatever plain pickle fails on, cloudpickle may not
+        pickled = _dumps_plain(x, protocol, keep)
+        by_value = _needs_cloudpickle(pickled)
+    except Exception:  # noqa: BLE001 - cloudpickle may succeed where plain pickle fails
         by_value = True
     if by_value:
         buffers.clear()
@@ -77,30 +82,104 @@ def dumps(
     return pickled
 
 
-def _names_what_is_pickled_by_value(pickled: bytes) -> bool:
-    # Modules are named in the pickle as they are, so a search for the name finds all uses of
-    # them.  Where it finds mere data instead, cloudpickle writes the same bytes, only slower.
+def _needs_cloudpickle(pickled: bytes) -> bool:
+    # A pickle contains the names of modules as text, so this finds each use of them.  If it finds
+    # the name in other data, cloudpickle writes the same bytes, only slower.
     if b"__main__" in pickled:
         return True
     modules = cloudpickle.list_registry_pickle_by_value()
     return any(module.encode() in pickled for module in modules)
 
 
-# Types of these top-level modules are pickled as they are, though they have serializers: pickle
-# keeps their memory apart as well, or has opcodes for them.
-_PICKLED_AS_THEY_ARE = frozenset(("array", "builtins", "numpy"))
+# Plain pickle, with more buffers out of band
 
-# Bytes of a frame up to which it may as well stand in the pickle.
-_SMALL = 4096
+
+def _reduce_array(array: Any) -> Any:
+    """Reduce a numpy array; one of dates or durations becomes a view of an array of integers."""
+    if array.dtype.kind not in "mM" or not array.ndim:
+        return array.__reduce_ex__(5)
+    import numpy
+
+    return numpy.ndarray.view, (array.view(numpy.int64), array.dtype)
+
+
+class _Stream:
+    """Memory that is pickled as an open file, with the memory out of band."""
+
+    def __init__(self, memory: memoryview):
+        self._memory = memory
+
+    def __reduce__(self) -> Any:
+        return io.BytesIO, (pickle.PickleBuffer(self._memory),)
+
+
+def _reduce_frame(frame: Any) -> Any:
+    """Reduce a polars data frame to a stream in Arrow's format."""
+    import polars
+
+    if any("Object" in str(dtype) for dtype in frame.dtypes):
+        # Arrow would write the addresses of the objects.
+        return frame.__reduce_ex__(5)
+    stream = frame.write_ipc_stream(None)
+    return polars.read_ipc_stream, (_Stream(stream.getbuffer()),)
+
+
+def _reduce_series(series: Any) -> Any:
+    """Reduce a polars series to the only column of a data frame."""
+    import polars
+
+    return polars.DataFrame.to_series, (series.to_frame(), 0)
+
+
+#: Library → names of its types → functions that reduce them to buffers.
+_REDUCTIONS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "numpy": {"ndarray": _reduce_array},
+    "polars": {"DataFrame": _reduce_frame, "Series": _reduce_series},
+}
+
+
+def _dispatch_table() -> dict[type, Callable[[Any], Any]] | None:
+    """Return the reductions for the libraries that are imported, or None if there are none."""
+    found: dict[type, Callable[[Any], Any]] = {}
+    for library, reductions in _REDUCTIONS.items():
+        module = sys.modules.get(library)
+        for name, reduction in reductions.items():
+            cls = getattr(module, name, None)
+            if cls is not None:
+                found[cls] = reduction
+    return {**copyreg.dispatch_table, **found} if found else None
+
+
+def _dumps_plain(x: Any, protocol: int, buffer_callback: Callable[[Any], Any] | None) -> bytes:
+    """Pickle *x* as ``pickle.dumps`` does, but with the reductions above."""
+    table = None if buffer_callback is None else _dispatch_table()
+    if table is None:
+        return pickle.dumps(x, protocol=protocol, buffer_callback=buffer_callback)
+    with io.BytesIO() as file:
+        pickler = pickle.Pickler(file, protocol=protocol, buffer_callback=buffer_callback)
+        pickler.dispatch_table = table
+        pickler.dump(x)
+        return file.getvalue()
+
+
+# cloudpickle, with the serializers of registered types
+
+# Top-level modules whose types are pickled without their serializers: pickle keeps their memory out
+# of band, too, or has opcodes for them.
+_PICKLED_DIRECTLY = frozenset(("array", "builtins", "numpy"))
+
+#: Maximum size (bytes) of a frame that is pickled in band.
+_MAX_IN_BAND_SIZE = 4096
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Pickles by value what has to be, and registered types through their serializers."""
+    """A cloudpickle pickler that sends objects of registered types through their serializers."""
 
     def __init__(self, file: Any, protocol: int, buffer_callback: Any):
         super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
+        # Whether the protocol has buffers out of band.
         self._with_buffers = protocol >= 5
-        # Types that were met, and the functions for those that are registered.
+        # Types seen so far, with their serializer and deserializer; None if not registered.
         self._registered: dict[type, tuple[Callable[..., Any], Callable[..., Any]] | None] = {}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -114,13 +193,13 @@ class _Pickler(cloudpickle.Pickler):
         serialize, deserialize = functions
         try:
             header, frames = serialize(obj)
-        except Exception:  # noqa: BLE001 - what its serializer does not take may still be pickled
+        except Exception:  # noqa: BLE001 - cloudpickle may succeed where a serializer fails
             return super().reducer_override(obj)
         return deserialize, (header, [self._frame(frame) for frame in frames])
 
     @staticmethod
     def _functions_for(cls: type) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-        if cls.__module__.partition(".")[0] in _PICKLED_AS_THEY_ARE:
+        if cls.__module__.partition(".")[0] in _PICKLED_DIRECTLY:
             return None
         try:
             return dask_serialize.dispatch(cls), dask_deserialize.dispatch(cls)
@@ -128,7 +207,9 @@ class _Pickler(cloudpickle.Pickler):
             return None
 
     def _frame(self, frame: Any) -> Any:
-        if type(frame) in (bytes, bytearray) and (not self._with_buffers or len(frame) <= _SMALL):
+        if type(frame) in (bytes, bytearray) and (
+            not self._with_buffers or len(frame) <= _MAX_IN_BAND_SIZE
+        ):
             return frame
         view = ensure_memoryview(frame)
         return pickle.PickleBuffer(view) if self._with_buffers else bytes(view)
@@ -137,22 +218,22 @@ class _Pickler(cloudpickle.Pickler):
 def loads(x: Any, *, buffers: Iterable[Any] = ()) -> Any:
     """Unpickle *x*.
 
-    What was pickled where tblib is installed arrives where it is not, too: exceptions are complete
-    apart from their traceback, and a traceback object arrives as None.
+    Pickles of exceptions that need tblib can be unpickled without it: exceptions then have no
+    traceback, and a traceback object becomes None.
 
     Parameters
     ----------
     x
         Bytes-like.
     buffers
-        The buffers that were kept out of band, in order.
+        The out-of-band buffers, in order.
 
     Raises
     ------
     PickleNotAllowedError
-        If this is for a message from a connection on which nothing is unpickled.
+        If a message is being read from a connection on which nothing is unpickled.
     Exception
-        Unpickling runs code that *x* names, which may raise anything.
+        Any error: unpickling runs code that *x* names.
     """
     check_unpickling()
     if not isinstance(buffers, (tuple, list)):
@@ -160,28 +241,30 @@ def loads(x: Any, *, buffers: Iterable[Any] = ()) -> Any:
     try:
         return pickle.loads(x, buffers=buffers)
     except ModuleNotFoundError as e:
-        if e.name is None or e.name.partition(".")[0] != "tblib":
+        if not is_about_tblib(e):
             raise
     return loads_without_tblib(x, buffers)
 
 
-# What a pickle of a function or class consists of, apart from the two strings that name it.
+# Names of classes in pickles
+
+# The opcodes in a pickle of a function or class, apart from the two strings that name it.
 _FRAMING_OPCODES = frozenset(("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP", "STACK_GLOBAL"))
 _STRING_OPCODES = frozenset(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"))
 
 
 def pickled_name(pickled: bytes) -> str | None:
-    """Read what a pickle names, if that is all that is in it; nothing is unpickled.
+    """Return the name in a pickle of a class or function, without unpickling it.
 
     Parameters
     ----------
     pickled
-        A pickle of a class or function.
+        The pickle.
 
     Returns
     -------
     str or None
-        Module and name with a dot between them; None for any other pickle.
+        Module and name, with a dot between them; None for a pickle of anything else.
 
     Examples
     --------
@@ -198,6 +281,6 @@ def pickled_name(pickled: bytes) -> str | None:
                 strings += str(argument).split(" ", 1)
             elif opcode.name not in _FRAMING_OPCODES:
                 return None
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it names nothing
+    except Exception:  # noqa: BLE001 - pickletools raises errors of several types
         return None
     return ".".join(strings) if len(strings) == 2 else None

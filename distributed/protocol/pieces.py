@@ -1,10 +1,9 @@
-"""An object's header and frames, ready to travel or to be stored: cut to size, and joined again.
+"""A value's header and frames, split and packed for a message or for storing.
 
-Frames above a size travel in pieces, each compressed for itself; the header states how many make
-up each frame.  A message's values go through :func:`serialize_and_split` and
-:func:`merge_and_deserialize` (in :mod:`distributed.protocol.core`), stored ones through
-:func:`serialize_bytes` and :func:`deserialize_bytes`.  What is in the header otherwise is
-:mod:`distributed.protocol.objects`' business.
+Large frames travel in pieces, each compressed separately; the header states the number of pieces
+of each frame.  :mod:`distributed.protocol.core` writes the values of a message with
+:func:`serialize_and_split` and reads them with :func:`merge_and_deserialize`.
+:func:`serialize_bytes` and :func:`deserialize_bytes` do both for an object that is stored.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import msgpack
 
-from distributed.protocol.compression import decompress, maybe_compress
+from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.extension import (
     EXTENSIONS,
@@ -64,13 +63,13 @@ def serialize_and_split(
     x, serializers, on_error, context
         As for `serialize`.
     size
-        Bytes above which a frame is split; ``distributed.comm.shard`` if not given.
+        Bytes above which a frame is split; ``distributed.comm.shard`` by default.
 
     Returns
     -------
     tuple of dict and list
-        What `merge_and_deserialize` takes.  The header states for each frame of the object in how
-        many pieces it comes, and has room for the codec of each piece.
+        The arguments of `merge_and_deserialize`.  The header states the number of pieces of each
+        frame, and None as the codec of each piece.
     """
     header, frames = serialize(x, serializers, on_error, context)
     header = dict(header)
@@ -91,9 +90,9 @@ def serialize_and_split(
 def merge_and_deserialize(
     header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
 ) -> Any:
-    """Join frames that `serialize_and_split` has split, and deserialize the object.
+    """Join the pieces of `serialize_and_split`, and deserialize the object.
 
-    Pieces that lie side by side in memory are not copied.
+    Pieces that are adjacent in memory are not copied.
 
     Raises
     ------
@@ -104,12 +103,12 @@ def merge_and_deserialize(
 
 
 def pack_header(header: Header) -> bytes:
-    """Pack the header of a value; it may hold sets and Enum members, too.
+    """Pack the header of a value; it may contain sets and Enum members.
 
     Raises
     ------
     SerializationError
-        If it holds anything that msgpack cannot encode.
+        If it contains anything else that msgpack cannot encode.
     """
     try:
         packed: bytes = msgpack.packb(header, default=msgpack_encode_default, use_bin_type=True)
@@ -129,14 +128,14 @@ def read_header(packed: Buffer) -> Header:
     HeaderError
         If it is not a map in msgpack.
     MessageError
-        If it holds a set or an Enum member that cannot be made.
+        If it contains an invalid set or Enum member.
     """
     hook = msgpack_decode_default if EXTENSIONS.search(packed) else None
     try:
         header = msgpack.unpackb(packed, object_hook=hook, use_list=False, **msgpack_opts)
     except ProtocolError:
         raise
-    except Exception as e:  # msgpack raises errors of several kinds
+    except Exception as e:  # msgpack raises errors of several types
         raise HeaderError(f"the header of a value is not msgpack: {e}") from e
     if not isinstance(header, dict):
         raise HeaderError(f"the header of a value is {type(header).__name__}, not a map")
@@ -146,25 +145,19 @@ def read_header(packed: Buffer) -> Header:
 def serialize_bytelist(
     x: Any, compression: str | Literal[False] | None = "auto", **kwargs: Any
 ) -> list[Any]:
-    """Serialize an object into bytes-like pieces, to be stored one after the other.
+    """Serialize an object into a list of bytes-like objects, to be stored one after the other.
 
     Parameters
     ----------
     x
         Any object.
     compression
-        Name of the codec for frames that shrink with it.
+        Name of the codec, used for frames that become much smaller.
     **kwargs
-        As for `serialize_and_split`.
+        Passed to `serialize_and_split`.
     """
     header, frames = serialize_and_split(x, **kwargs)
-    compressed: list[Any] = []
-    if frames:
-        codecs, compressed = map(
-            list,
-            zip(*(maybe_compress(frame, compression=compression) for frame in frames), strict=True),
-        )
-        header["compression"] = tuple(codecs)
+    compressed = compress_frames(header, frames, compression)
     header["count"] = len(compressed)
     packed = [pack_header(header), *compressed]
     return [pack_frames_prelude(packed), *packed]
@@ -182,33 +175,33 @@ def serialize_bytes(x: Any, **kwargs: Any) -> bytes:
 
 
 def deserialize_bytes(b: Buffer) -> Any:
-    """Turn what `serialize_bytes` gave back into an object.
+    """Turn the result of `serialize_bytes` back into an object.
 
     Raises
     ------
     ProtocolError, TypeError
-        If *b* is anything else, or as `deserialize` does.
+        If *b* is anything else, and as `deserialize` does.
     """
     packed, *frames = unpack_frames(b) or [b""]
     header = read_header(packed)
     return merge_and_deserialize(header, decompress(header, frames))
 
 
-# Values that most messages consist of, which spares a call for each of them.
+# Frequent types that contain no wrapper: values of these types are spared a call.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 
 
 def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
-    """Replace the wrappers in a message by their values, without having serialized it.
+    """Replace the wrappers in a message that was not serialized by their values.
 
-    Containers are copied, so that sender and receiver share none.
+    Containers are copied, so that sender and receiver do not share them.
 
     Parameters
     ----------
     x
-        A message of dicts, lists, tuples and other values.
+        A message, of dicts, lists, tuples and other values.
     emulate_deserialize
-        Whether `Serialize` and `Serialized` become values, too, and not only what is to be pickled.
+        Whether to replace `Serialize` and `Serialized`; `ToPickle` and `Pickled` always are.
     """
     cls = type(x)
     if cls is Serialize:

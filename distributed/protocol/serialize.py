@@ -1,13 +1,13 @@
-"""Everything about single values, under the names that the original has in its module.
+"""The names that the original has in its module ``serialize``; each is defined elsewhere.
 
 ====================  ====================================================================
-wrappers              what stands in a message for a value
+wrappers              values in a message that say how they are sent
 objects               an object to a header and frames, and back
-pieces                frames cut to size, for messages and for storing
-families              the ways to serialize an object, and registering types and families
+pieces                header and frames, split and packed for a message or for storing
+families              the serializer families, and how to register types and families
 dispatch              the tables of types that have serializers of their own
-builtin_types         bytes, bytearray, memoryview and array
-generic               objects, attribute by attribute
+builtin_types         serializers of bytes, bytearray, memoryview and array
+generic               a serializer that works attribute by attribute
 extension             sets and Enum members in msgpack
 ====================  ====================================================================
 """

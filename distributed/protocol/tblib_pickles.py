@@ -1,13 +1,12 @@
-"""Unpickling exceptions that a peer pickled with tblib, whether or not tblib is here.
+"""Unpickling exceptions that a peer pickled with tblib, whether or not tblib is installed here.
 
-tblib lets tracebacks be pickled: exceptions then name functions and classes of its package, and
-without it nothing of them would arrive.  Here those names stand for others that rebuild the
-exception (type, arguments, attributes, cause, context, notes).  Where tblib is absent tracebacks
-are left out: what arrives in their place is None.
+tblib makes tracebacks picklable: pickles of exceptions then name functions and classes of tblib,
+and cannot be unpickled without it.  The functions here take their place and rebuild the exception
+(type, arguments, attributes, cause, context, notes).  Without tblib, tracebacks become None.
 
-:func:`loads_exception` is for what is known to be an exception; it comes here even where tblib is
-installed, since that one's own way loses the message of some builtin types.
-:func:`distributed.protocol.pickle.loads` comes here only after it missed tblib.
+Errors of a call come through :func:`loads_exception`, which does not use tblib's own functions
+even if tblib is installed: those lose the message of some builtin types.
+:func:`distributed.protocol.pickle.loads` uses this module only if tblib is missing.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterable
 from types import FunctionType, MappingProxyType, TracebackType
 from typing import Any
 
-__all__ = ["loads_exception", "loads_without_tblib"]
+__all__ = ["is_about_tblib", "loads_exception", "loads_without_tblib"]
 
 
 class _Record:
-    """Takes the state of one of tblib's objects, of which nothing is needed."""
+    """A stand-in for the objects of tblib, whose state is not needed."""
 
 
 def _no_traceback(*args: Any) -> None:
@@ -39,7 +38,7 @@ def _exception(
     notes: list[str] | None = None,
     *others: Any,
 ) -> BaseException:
-    """Rebuild an exception from what its own ``__reduce__`` gave, as tblib pickles most."""
+    """Rebuild an exception from the result of its ``__reduce__``, as tblib pickles most types."""
     return _with_chain(func(*args), cause, traceback, context, suppress_context, notes)
 
 
@@ -54,13 +53,13 @@ def _exception_with_attributes(
     new_args: tuple[Any, ...] = (),
     *others: Any,
 ) -> BaseException:
-    """Rebuild an exception of a type with no ``__reduce__`` of its own, as tblib pickles those."""
+    """Rebuild an exception from its attributes, as tblib pickles types without ``__reduce__``."""
     state = dict(attributes)
     args = state.pop("args", ())
     exception = cls.__new__(cls, *(new_args or args))
     if not isinstance(cls.__init__, FunctionType):
-        # Some builtin exceptions keep their fields out of reach of setattr.  An __init__ written
-        # in Python may want other arguments than those that ended up in args.
+        # Only __init__ can set some fields of builtin exceptions.  An __init__ written in Python
+        # is not called: it may take other arguments than args.
         exception.__init__(*args)  # type: ignore[misc]
     exception.args = args
     exception.__dict__.update(state.pop("__dict__", {}))
@@ -107,8 +106,13 @@ class _UnpicklerWithoutTblib(_Unpickler):
         return super().find_class(module, name)
 
 
+def is_about_tblib(error: ModuleNotFoundError) -> bool:
+    """Return whether the module that was not found belongs to tblib."""
+    return error.name is not None and error.name.partition(".")[0] == "tblib"
+
+
 def loads_without_tblib(data: Any, buffers: Iterable[Any] = ()) -> Any:
-    """Unpickle *data*, with stand-ins for what it refers to in tblib."""
+    """Unpickle *data*, with stand-ins for the functions and classes of tblib."""
     return _UnpicklerWithoutTblib(io.BytesIO(data), buffers=buffers).load()
 
 
@@ -117,6 +121,6 @@ def loads_exception(data: Any) -> Any:
     try:
         return _Unpickler(io.BytesIO(data)).load()
     except ModuleNotFoundError as e:
-        if e.name is None or e.name.partition(".")[0] != "tblib":
+        if not is_about_tblib(e):
             raise
     return loads_without_tblib(data)

@@ -1,9 +1,8 @@
-"""Buffers of a message: splitting them, laying them side by side, joining them without a copy.
+"""Buffers: split them, pack them together, and join them without a copy.
 
-Everything here works on memory and lengths alone.  It does not know what the bytes mean, nor how
-a stream carries them (that is :mod:`distributed.protocol.framing`).  An outgoing message meets it
-when large frames are split before they are compressed, an incoming one when they are joined
-again; stored values (:func:`~distributed.protocol.serialize.serialize_bytes`) are packed with it.
+These functions see only memory and lengths.  Large frames are split before they are compressed and
+joined after they were inflated (:mod:`distributed.protocol.pieces`), and stored values are packed.
+The length prelude of a stream is in :mod:`distributed.protocol.framing`.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 BIG_BYTES_SHARD_SIZE: int
-"""Size in bytes above which a frame is split unless the caller says otherwise.
+"""Size (bytes) above which a frame is split, unless the caller gives another.
 
-It is ``distributed.comm.shard`` as it was when the size was first needed."""
+The value of ``distributed.comm.shard`` when it was first needed."""
 
 msgpack_opts: Final[dict[str, Any]] = {"strict_map_key": False, "raw": False}
-"""How every msgpack of this protocol is read: any key, and strings as str."""
+"""Options for reading msgpack: keys of any type, and strings as str."""
 
 _U64: Final = struct.Struct("<Q")
 
 
 @functools.cache
 def default_shard_size() -> int:
-    """`BIG_BYTES_SHARD_SIZE`, which see."""
+    """Return `BIG_BYTES_SHARD_SIZE`."""
     size = config.get_bytes("distributed.comm.shard")
     if size is None or size < 1:
         raise ValueError(f"distributed.comm.shard must be a positive size, not {size!r}")
@@ -63,17 +62,17 @@ def __getattr__(name: str) -> Any:
 
 
 def frame_split_size(frame: Any, n: int | None = None) -> list[memoryview]:
-    """Split a frame into views of at most *n* bytes each; nothing is copied.
+    """Split a frame into views of at most *n* bytes each, without a copy.
 
-    An element of the buffer's own format is never torn apart: pieces hold a whole number of
-    elements, and one element where even that is larger than *n*.
+    Each piece holds a whole number of elements of the buffer's format.  If one element is larger
+    than *n*, each piece holds one.
 
     Parameters
     ----------
     frame
         Any contiguous buffer.
     n
-        Bytes.  None stands for ``distributed.comm.shard``.
+        Maximum size (bytes) of a piece; ``distributed.comm.shard`` by default.
 
     Returns
     -------
@@ -104,7 +103,7 @@ def frame_split_size(frame: Any, n: int | None = None) -> list[memoryview]:
 
 
 def host_array(n: int) -> memoryview:
-    """Writable memory of *n* bytes, whose content is undefined.
+    """Allocate *n* bytes of writable memory; the content is undefined.
 
     Examples
     --------
@@ -115,7 +114,7 @@ def host_array(n: int) -> memoryview:
 
 
 def host_array_from_buffers(buffers: Iterable[Buffer]) -> memoryview:
-    """Copy *buffers* one after the other into new writable memory.
+    """Copy *buffers*, one after the other, into new writable memory.
 
     Examples
     --------
@@ -158,7 +157,7 @@ _release_buffer.restype = None
 
 
 def _address(view: memoryview) -> int:
-    """Where the memory of *view* begins; only equality and distance mean anything."""
+    """Return the address of the first byte of *view*."""
     info = _PyBuffer()
     _get_buffer(view, ctypes.byref(info), 0)
     address: int | None = info.buf
@@ -167,25 +166,25 @@ def _address(view: memoryview) -> int:
 
 
 def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
-    """View neighbouring views of one buffer as one, without a copy.
+    """Merge adjacent views of one buffer into one view, without a copy.
 
     Parameters
     ----------
     mvs
-        Contiguous views of one format onto the same object, each beginning where the one before
-        it ends.  Empty views are passed over.
+        Contiguous views of one object, with one format; each starts where the previous one ends.
+        Empty views are ignored.
 
     Returns
     -------
     memoryview
-        A view of unsigned bytes, read-only where the buffer or any of *mvs* is.
+        A view of unsigned bytes; read-only if the buffer or any of *mvs* is.
 
     Raises
     ------
     TypeError
-        If any of them is not a memoryview.
+        If any of *mvs* is not a memoryview.
     ValueError
-        If they are not neighbours, or not of one buffer.
+        If they are not adjacent, or belong to several buffers.
 
     Examples
     --------
@@ -208,18 +207,18 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     expected = begin = _address(first)
     for i, view in enumerate(views):
         if view.obj is not owner:
-            raise ValueError(f"memoryview {i} is of another buffer than those before it")
+            raise ValueError(f"memoryview {i} belongs to another buffer than memoryview 0")
         if view.format != first.format:
             raise ValueError(f"memoryview {i} has format {view.format}, not {first.format}")
         address = _address(view)
         if address != expected:
             raise ValueError(
-                f"memoryview {i} begins {address - expected} bytes from the end of the one before"
+                f"memoryview {i} starts {address - expected} bytes after the end of the one before"
             )
         expected += view.nbytes
     whole = memoryview(owner)
     if not whole.contiguous:
-        raise ValueError("the buffer that the memoryviews are of is not contiguous")
+        raise ValueError("the buffer of the memoryviews is not contiguous")
     whole = ensure_memoryview(whole)
     offset = begin - _address(whole)
     merged = whole[offset : offset + expected - begin]
@@ -227,7 +226,7 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
 
 
 def join_frames(frames: Sequence[Buffer]) -> Buffer:
-    """Join frames into one, without a copy where they already lie side by side.
+    """Join frames into one, without a copy if they are adjacent in memory.
 
     Examples
     --------
@@ -243,7 +242,7 @@ def join_frames(frames: Sequence[Buffer]) -> Buffer:
 
 
 def pack_frames_prelude(frames: Collection[Buffer]) -> bytes:
-    """The number of *frames* and the length of each, as unsigned 64-bit little-endian integers.
+    """Pack the number and the lengths of *frames*, as unsigned 64-bit little-endian integers.
 
     Examples
     --------
@@ -254,7 +253,7 @@ def pack_frames_prelude(frames: Collection[Buffer]) -> bytes:
 
 
 def pack_frames(frames: Collection[Buffer]) -> bytes:
-    """Join *frames* into bytes from which `unpack_frames` takes them apart again.
+    """Pack *frames* into one bytes object, for `unpack_frames`.
 
     Examples
     --------
@@ -265,18 +264,17 @@ def pack_frames(frames: Collection[Buffer]) -> bytes:
 
 
 def unpack_frames(b: Buffer, *, remainder: bool = False, partial: bool = False) -> Any:
-    """Take apart what `pack_frames` has joined; nothing is copied.
+    """Return the frames that `pack_frames` packed, as views of *b*.
 
     Parameters
     ----------
     b
         The packed bytes.
     remainder
-        Append what follows the last frame as one more view, if anything follows.
+        Whether to append the bytes after the last frame, if any, as one more view.
     partial
-        Accept that the last frames are missing.  The complete ones and the lengths (bytes) of
-        those that are missing are returned; the last of them must be missing as a whole or begin
-        nowhere in *b*.
+        Whether the last frames may be missing.  Then the result is a tuple: the complete frames,
+        and the lengths (bytes) of the others.
 
     Returns
     -------
@@ -285,7 +283,7 @@ def unpack_frames(b: Buffer, *, remainder: bool = False, partial: bool = False) 
     Raises
     ------
     FramingError
-        If *b* is too short for what its prelude says.
+        If *b* is shorter than its prelude states.
     """
     view = ensure_memoryview(b)
     if len(view) < _U64.size:

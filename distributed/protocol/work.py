@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgpack
 
 from distributed.base.buffers import nbytes
-from distributed.protocol.header_cache import is_known_plain
+from distributed.protocol.header_cache import cached_reader
 from distributed.protocol.utils import msgpack_opts
 
 __all__ = ["loads_work"]
@@ -56,7 +56,7 @@ def loads_work(frames: Sequence[Any], enough: int) -> int:
     for _ in range(_HEADERS_LOOKED_AT):
         if position >= total or work > enough:
             return work
-        if is_known_plain(frames[position]):
+        if cached_reader(frames[position]) is not None:
             work += _BYTES_PER_VALUE
             position += 2
             continue

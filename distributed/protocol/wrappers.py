@@ -1,17 +1,16 @@
-"""What a message may hold in place of a value, to say how the value should travel.
+"""Wrappers: values in a message that say how they are sent.
 
 ========== ========================================= =====================================
-wrapper    the sender                                arrives as
+wrapper    meaning at the sender                     the receiver gets
 ========== ========================================= =====================================
-Serialize  asks for a value to be serialized apart   the value; `Serialized` where the
-           from the message                          receiver leaves values serialized
-Serialized holds a value that was serialized before  as `Serialize`
-ToPickle   asks for a value to be pickled            always the value
-Pickled    holds a value that was pickled before     always the value
+Serialize  a value to serialize apart from the       the value, or a `Serialized` if it
+           message                                   leaves values serialized
+Serialized a value that is already serialized        the same as for `Serialize`
+ToPickle   a value to pickle                         the value
+Pickled    a value that is already pickled           the value
 ========== ========================================= =====================================
 
-The wrappers know neither how serialization works nor what a message looks like; that is
-:mod:`distributed.protocol.serialize` and :mod:`distributed.protocol.core`.
+The wrappers only hold data; :mod:`distributed.protocol.core` handles them.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ __all__ = ["Pickled", "Serialize", "Serialized", "ToPickle", "to_serialize"]
 
 T = TypeVar("T")
 
-# A peer that runs the original looks the wrappers up here when they were pickled inside of
-# something else.
+# A wrapper may be pickled inside another object.  Its pickle must name the module where the
+# original has the class.
 _HOME = "distributed.protocol.serialize"
 
 
@@ -46,7 +45,7 @@ class _Wrapper(Generic[T]):
 
 
 class Serialize(_Wrapper[T]):
-    """A value to be serialized apart from the message that it stands in.
+    """A value to serialize apart from the message that contains it.
 
     Parameters
     ----------
@@ -65,7 +64,7 @@ to_serialize = Serialize
 
 
 class ToPickle(_Wrapper[T]):
-    """A value to be pickled apart from the message, and unpickled even by those who pass it on.
+    """A value to pickle apart from the message; every receiver unpickles it, even to pass it on.
 
     Parameters
     ----------
@@ -102,24 +101,24 @@ class _HeaderAndFrames:
 
 
 class Serialized(_HeaderAndFrames):
-    """A value that stays serialized: it can be passed on as it is.
+    """A serialized value, which can be sent on unchanged.
 
     Parameters
     ----------
     header, frames
-        What :func:`~distributed.protocol.serialize.serialize` gave, or arrived in a message.
+        The result of :func:`~distributed.protocol.serialize.serialize`, or those of a message.
     """
 
 
 class Pickled(_HeaderAndFrames):
-    """A value that was pickled, to be sent as it is.
+    """A pickled value, to send unchanged.
 
     Parameters
     ----------
     header
-        With the pickle in ``"pickled-obj"``.
+        A dict with the pickle as ``"pickled-obj"``.
     frames
-        Its out-of-band buffers.
+        The out-of-band buffers of the pickle.
     """
 
 

@@ -1,12 +1,11 @@
-"""Messages that went wrong on their way, by the hundred thousand.
+"""Fuzzing: the protocol reads hundreds of thousands of mutated messages.
 
-`Mutator` makes them of messages that are right: it changes bytes, frames, and single values in
-headers to those that code most easily forgets.  `take` does with them what a receiver does.
-Nothing is unpickled, as mutated pickles may do anything; everything else of the protocol takes
-part.
+`Mutator` changes bytes, frames and single values in headers of valid messages.  `take` reads the
+result as a receiver does.  Nothing is unpickled, as a mutated pickle may run any code; every other
+part of the protocol is tested.
 
-Run as a program, this searches by coverage instead, with atheris (``make fuzz``): what it finds
-new ways with is kept in a directory, from which it goes on the next time.
+As a program, this module fuzzes with atheris, guided by coverage (``make fuzz``).  It keeps the
+inputs that reach new code in a directory, for the next run.
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ from distributed.protocol.framing import Limits, MessageDecoder, pack_message
 from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.tests.test_vectors import VECTORS, frames_of
 
-#: All that may be raised for whatever arrives.
+#: The errors that reading any bytes may raise.
 REFUSALS = (ProtocolError, FamilyNotAllowedError, SerializationError)
 
 POLICY = LoadPolicy(allow_pickle=False, max_depth=100, max_inflated_size=2**20)
 LIMITS = Limits(max_message_size=2**20, max_frames=1000)
 
-#: Where frames end in an input of the program.
+#: Separates the frames in an input of the program.
 SEPARATOR = b"\n--\n"
 
 Frames = list[bytes]
 
 
 class ByAttributes:
-    """Its instances are serialized by their attributes."""
+    """A class whose instances are serialized by their attributes."""
 
     def __init__(self, **attributes: Any):
         self.__dict__.update(attributes)
 
 
 def seeds() -> list[Frames]:
-    """The frames of messages that are right."""
+    """Return the frames of valid messages."""
     register_generic(ByAttributes)
     plain = {"op": "x", "n": [1, -1, 2.5, None, True, b"b"], "s": {1, (2, "3")}, "m": {5: {}}}
     values: list[Any] = [
@@ -101,7 +100,7 @@ def _arrays() -> Iterator[Any]:
     assert serialize(x)[0]["serializer"] == "dask"
 
 
-# Values that code most easily forgets.
+# Values that code tends to forget.
 _NUMBERS = (0, 1, 2, -1, -2, 7, 255, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**64 - 1, -(2**63))
 _VALUES: tuple[Any, ...] = (
     *_NUMBERS,
@@ -138,14 +137,14 @@ _BYTES = (
 
 
 class Mutator:
-    """Makes wrong messages of right ones; the same ones for the same *seed*."""
+    """A source of mutated messages, which *seed* determines."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
         self.seeds = seeds()
 
     def frames(self) -> Frames:
-        """The frames of a message in which a few things are wrong."""
+        """Return the frames of a valid message with one to eight mutations."""
         frames = list(self.random.choice(self.seeds))
         for _ in range(self.random.choice((1, 1, 1, 2, 2, 3, 5, 8))):
             if frames:
@@ -153,7 +152,7 @@ class Mutator:
         return frames
 
     def stream(self) -> bytes:
-        """What arrives of such messages when lengths are wrong, too."""
+        """Return the bytes of one to three such messages, with some lengths changed."""
         parts = []
         for _ in range(self.random.randint(1, 3)):
             frames = self.frames() if self.random.random() < 0.5 else self.random.choice(self.seeds)
@@ -202,11 +201,11 @@ class Mutator:
         try:
             value = msgpack.unpackb(frames[i], strict_map_key=False)
             frames[i] = msgpack.packb(self._changed(value))
-        except (ValueError, TypeError):  # no msgpack, or keys that Python does not have
+        except (ValueError, TypeError):  # not msgpack, or keys that are not hashable
             return
 
     def _changed(self, value: Any) -> Any:
-        """*value*, with something else somewhere in it."""
+        """Return *value* with one element replaced."""
         inner = isinstance(value, (dict, list)) and len(value) and self.random.random() < 0.85
         if not inner:
             if isinstance(value, int) and self.random.random() < 0.3:
@@ -226,10 +225,12 @@ class Mutator:
         return {**value, key: self._changed(value[key])}
 
 
-def take(frames: Sequence[Any], deserialize: bool = True) -> bool:
-    """Read a message as a receiver does, and pass it on; return whether it was one."""
+def take(
+    frames: Sequence[Any], deserialize: bool = True, deserializers: Sequence[str] | None = None
+) -> bool:
+    """Read a message as a receiver does, and pass it on; return whether it was valid."""
     try:
-        msg = loads(frames, deserialize=deserialize, policy=POLICY)
+        msg = loads(frames, deserialize, deserializers, POLICY)
     except REFUSALS:
         return False
     if not deserialize:
@@ -238,7 +239,7 @@ def take(frames: Sequence[Any], deserialize: bool = True) -> bool:
 
 
 def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
-    """Read the messages of a stream as a receiver does; return how many were right."""
+    """Read the messages of a stream as a receiver does; return the number of valid ones."""
     decoder = MessageDecoder(limits)
     rest = memoryview(data)
     right = step = 0
@@ -260,55 +261,60 @@ def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process ever had."""
+    """Return the peak memory (bytes) of this process."""
     try:
         status = Path("/proc/self/status").read_text()
     except FileNotFoundError:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    # Unlike getrusage(), this does not begin with what the parent had.
+    # Unlike getrusage(), this does not include the parent's peak.
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 class Report(NamedTuple):
-    """What became of wrong messages."""
+    """The result of reading mutated messages.
 
-    right: int
+    Attributes
+    ----------
+    valid
+        Number of messages that were still valid.
+    slowest
+        Longest CPU time (seconds) of one input.
+    grown
+        Number of bytes by which the peak memory of the process grew.
+    """
+
+    valid: int
     slowest: float
     grown: int
 
 
 def run(seed: int, count: int) -> Report:
-    """Take *count* wrong messages.
-
-    Returns
-    -------
-    Report
-        How many of them were still right, the longest CPU time (seconds) that one took, and by how
-        many bytes the process' memory grew at its peak.
+    """Read *count* mutated messages or streams.
 
     Raises
     ------
     AssertionError
-        For what is raised that should not be, with what it was raised for.
+        If an input raises any other error than `REFUSALS`; it contains the input.
     """
     mutator = Mutator(seed)
-    right = 0
+    valid = 0
     slowest = 0.0
-    for frames in mutator.seeds:  # whatever these import does not count
+    for frames in mutator.seeds:  # modules that these import do not count
         take(frames)
     peak_before = peak_memory()
     for i in range(count):
         stream = mutator.stream() if i % 3 == 2 else b""
         frames = [] if stream else mutator.frames()
+        deserializers = ("dask", "msgpack") if i % 5 == 0 else None
         begin = time.process_time()
         try:
-            right += take_stream(stream) if stream else take(frames, deserialize=i % 3 == 0)
+            valid += take_stream(stream) if stream else take(frames, i % 3 == 0, deserializers)
         except Exception as e:
             raise AssertionError(f"input {i} of seed {seed}: {stream or frames!r}") from e
         slowest = max(slowest, time.process_time() - begin)
-    return Report(right, slowest, peak_memory() - peak_before)
+    return Report(valid, slowest, peak_memory() - peak_before)
 
 
 def main(corpus: Path) -> None:

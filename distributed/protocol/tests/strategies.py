@@ -18,7 +18,7 @@ from distributed.protocol import (
 
 
 class Pair:
-    """Has serializers of its own."""
+    """A class with serializers of its own."""
 
     def __init__(self, left, right):
         self.left, self.right = left, right
@@ -30,7 +30,7 @@ class Pair:
 
 
 class Record:
-    """Is serialized by its attributes."""
+    """A class whose instances are serialized by their attributes."""
 
     def __init__(self, **attributes):
         self.__dict__.update(attributes)
@@ -74,10 +74,10 @@ def collections(inner):
 def arrays():
     if importlib.util.find_spec("numpy") is None:
         return st.nothing()
-    # Only seen as a part of numpy, this imports it.
+    # This imports numpy.
     from hypothesis.extra import numpy as hnp
 
-    # NumPy does not pickle every type of foreign byte order faithfully.
+    # NumPy's pickles do not preserve every type of foreign byte order.
     dtypes = (hnp.scalar_dtypes() | hnp.array_dtypes(max_size=3)).filter(lambda dt: dt.isnative)
     whole = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, min_side=0))
     return whole | whole.map(lambda x: x.T) | whole.map(lambda x: x[..., ::-1] if x.ndim else x)
@@ -90,7 +90,7 @@ def view(memory: bytes, format: str = "B") -> Any:
 typed_views = st.builds(
     view, st.integers(1, 5).map(lambda n: bytes(8 * n)), st.sampled_from("bhIqd?")
 )
-#: Values whose types are registered, besides those that pickles give back as they were.
+#: Values of registered types, except those that a pickle preserves.
 registered = (
     typed_views
     | st.binary(max_size=50).map(view)
@@ -98,7 +98,7 @@ registered = (
     | arrays()
 )
 
-#: What `Serialize` may hold: arrives as it was, lists as lists.
+#: Values for `Serialize`: they arrive unchanged, lists as lists.
 picklable_values = st.recursive(scalars | buffers, collections, max_leaves=8)
 values = st.recursive(
     scalars | buffers | registered,
@@ -115,13 +115,13 @@ def messages_with(pickled):
 #: Messages: lists in them arrive as tuples.
 messages = messages_with(picklable_values)
 
-#: Messages that arrive the same when they were passed on: what is to be pickled is a plain value
-#: to those who do so.
+#: Messages that arrive unchanged after they were passed on.  The forwarder unpickles a value to
+#: pickle, and sends it on as a plain value.
 forwardable_messages = messages_with(scalars)
 
 
 def arrives(x):
-    """What a message arrives as."""
+    """Return the message that the receiver of *x* gets."""
     if isinstance(x, (Serialize, ToPickle)):
         return arrives(x.data) if isinstance(x.data, Serialize) else x.data
     if isinstance(x, (list, tuple)):
@@ -132,9 +132,9 @@ def arrives(x):
 
 
 def same(x, y):
-    """Whether *x* is what arrives of *y*: types count, too, as 1, 1.0 and True are equal."""
+    """Return whether the received *x* equals *y* with the same types (1, 1.0 and True differ)."""
     if type(x) is bytes and isinstance(y, memoryview):
-        # In the midst of what is pickled, views go as bytes: also those of the original.
+        # Within a pickle, a memoryview becomes bytes, as with the original.
         return x == y.tobytes()
     if type(x) is not type(y):
         return False

@@ -1,4 +1,4 @@
-"""Splitting, joining and packing memory."""
+"""Splitting, merging and packing buffers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ from distributed.protocol.utils import (
 )
 
 
+@pytest.fixture
+def forget_size():
+    """Read the configured size at its next use, and again after the test."""
+    utils.default_shard_size.cache_clear()
+    yield
+    utils.default_shard_size.cache_clear()
+
+
 class TestSplit:
     @pytest.mark.parametrize(
         ("frame", "n", "sizes"),
@@ -35,7 +43,7 @@ class TestSplit:
             (memoryview(bytes(24)).cast("B", (4, 6)), 10, [10, 10, 4]),
         ],
     )
-    def test_pieces_are_at_most_as_large_and_hold_whole_elements(self, frame, n, sizes):
+    def test_pieces_hold_whole_elements_and_are_not_too_large(self, frame, n, sizes):
         pieces = frame_split_size(frame, n)
         assert [piece.nbytes for piece in pieces] == sizes
         assert b"".join(pieces) == memoryview(frame).tobytes()
@@ -45,28 +53,22 @@ class TestSplit:
         assert all(piece.obj is memory for piece in frame_split_size(memory, 30))
 
     @pytest.mark.parametrize("n", [0, -1])
-    def test_there_are_no_pieces_of_no_size(self, n):
+    def test_a_size_that_is_not_positive_is_an_error(self, n):
         with pytest.raises(ValueError, match=f"{n} bytes"):
             frame_split_size(b"abc", n)
 
-    def test_the_size_is_configured(self):
-        utils.default_shard_size.cache_clear()
-        try:
-            with config.set({"distributed.comm.shard": "10 B"}):
-                assert [len(piece) for piece in frame_split_size(bytes(25))] == [10, 10, 5]
-                assert utils.BIG_BYTES_SHARD_SIZE == 10
-        finally:
-            utils.default_shard_size.cache_clear()
+    def test_the_default_size_is_configured(self, forget_size):
+        with config.set({"distributed.comm.shard": "10 B"}):
+            assert [len(piece) for piece in frame_split_size(bytes(25))] == [10, 10, 5]
+            assert utils.BIG_BYTES_SHARD_SIZE == 10
 
     @pytest.mark.parametrize("size", [0, None])
-    def test_a_size_that_is_none_is_refused_by_its_key(self, size):
-        utils.default_shard_size.cache_clear()
+    def test_an_invalid_configured_size_is_an_error_that_names_the_key(self, forget_size, size):
         with (
             config.set({"distributed.comm.shard": size}),
             pytest.raises(ValueError, match=r"distributed\.comm\.shard"),
         ):
             frame_split_size(b"abc")
-        utils.default_shard_size.cache_clear()
 
 
 class TestMerge:
@@ -83,14 +85,14 @@ class TestMerge:
             ([view[:2].cast("H"), view[2:4].cast("H")], b"0123"),
         ],
     )
-    def test_neighbours_become_one_view(self, views, merged):
+    def test_adjacent_views_become_one_view(self, views, merged):
         joined = merge_memoryviews(views)
         assert joined.obj is self.memory
         assert joined.tobytes() == merged
         assert not joined.readonly
 
     @pytest.mark.parametrize("views", [[], [view[2:2]], [view[5:5], view[:0]]])
-    def test_nothing_becomes_an_empty_view(self, views):
+    def test_empty_views_become_an_empty_view(self, views):
         assert merge_memoryviews(views).nbytes == 0
 
     @pytest.mark.parametrize(
@@ -104,30 +106,30 @@ class TestMerge:
             [view[:4:2], view[4:]],
         ],
     )
-    def test_what_is_not_neighbours_is_refused(self, views):
+    def test_views_that_are_not_adjacent_are_refused(self, views):
         with pytest.raises(ValueError, match="memoryview"):
             merge_memoryviews(views)
 
     @pytest.mark.parametrize("frames", [[b"a", b"b"], [view[:1], bytearray(b"1")]])
-    def test_what_is_no_view_is_refused(self, frames):
+    def test_other_buffers_are_refused(self, frames):
         with pytest.raises(TypeError, match="not a memoryview"):
             merge_memoryviews(frames)
 
     @pytest.mark.parametrize("owner", [b"0123456789", bytearray(b"0123456789")])
-    def test_read_only_stays_read_only(self, owner):
+    def test_merged_views_stay_read_only(self, owner):
         view = memoryview(owner)
         joined = merge_memoryviews([view[:2].toreadonly(), view[2:4]])
         assert joined.readonly
         assert joined.obj is owner
 
-    def test_views_into_arrays_are_joined(self):
+    def test_views_of_an_array_are_merged(self):
         owner = array("d", range(4))
         view = memoryview(owner).cast("B")
         joined = merge_memoryviews([view[8:16], view[16:]])
         owner[3] = 5.0
         assert joined.cast("d").tolist() == [1.0, 2.0, 5.0]
 
-    def test_other_frames_are_joined_by_copying(self):
+    def test_frames_that_are_not_adjacent_are_joined_by_copying(self):
         joined = join_frames([b"ab", self.view[:2], b""])
         assert bytes(joined) == b"ab01"
         assert not joined.readonly
@@ -145,32 +147,32 @@ def test_host_arrays_are_writable_memory():
 class TestPack:
     frames = (b"ab", b"", memoryview(array("H", [1])), bytearray(b"c"))
 
-    def test_the_prelude_is_the_number_and_the_lengths(self):
+    def test_the_prelude_states_the_number_and_the_lengths_of_frames(self):
         assert pack_frames_prelude(self.frames) == struct.pack("<5Q", 4, 2, 0, 2, 1)
 
-    def test_what_was_packed_is_unpacked_without_a_copy(self):
+    def test_packed_frames_are_unpacked_without_a_copy(self):
         packed = pack_frames(self.frames)
         unpacked = unpack_frames(packed)
         assert [bytes(f) for f in unpacked] == [b"ab", b"", b"\x01\x00", b"c"]
         assert all(f.obj is packed for f in unpacked)
 
-    def test_what_follows_is_left_or_appended(self):
+    def test_bytes_after_the_last_frame_are_dropped_or_appended(self):
         packed = pack_frames([b"ab"]) + b"zz"
         assert unpack_frames(packed) == [b"ab"]
         assert unpack_frames(packed, remainder=True) == [b"ab", b"zz"]
 
-    def test_the_last_frames_may_be_missing_if_asked_for(self):
+    def test_with_partial_the_last_frames_may_be_missing(self):
         packed = pack_frames([b"ab", b"c", b"def"])
         assert unpack_frames(packed[:-3], partial=True) == ([b"ab", b"c"], [3])
         assert unpack_frames(packed, partial=True) == ([b"ab", b"c", b"def"], [])
 
     @pytest.mark.parametrize("cut", [1, 3, 6, 15, 29, 30, 36])
-    def test_what_is_too_short_is_refused(self, cut):
+    def test_incomplete_bytes_are_refused(self, cut):
         packed = pack_frames([b"ab", b"c"])
         with pytest.raises(FramingError):
             unpack_frames(packed[: len(packed) - min(cut, len(packed))])
 
     @pytest.mark.parametrize("count", [2**63, 2**64 - 1, 2**32])
-    def test_a_number_that_lies_is_refused(self, count):
+    def test_a_number_of_frames_that_does_not_fit_is_refused(self, count):
         with pytest.raises(FramingError, match="too few"):
             unpack_frames(struct.pack("<Q", count))

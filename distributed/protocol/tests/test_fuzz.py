@@ -1,4 +1,4 @@
-"""Whatever arrives ends in a message or in an error of ours, soon and in little memory."""
+"""Mutated messages give a message or an error of the protocol, soon and in little memory."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ print(json.dumps(fuzzing.run(int(sys.argv[1]), int(sys.argv[2]))))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_wrong_messages_end_soon_in_a_message_or_an_error_of_ours(seed):
-    # In a process of its own, whose memory nothing else has used.
+def test_mutated_messages_give_a_message_or_a_protocol_error_soon(seed):
+    # In a separate process, so that nothing else affects its peak memory.
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(seed), str(INPUTS)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     report = fuzzing.Report(*json.loads(done.stdout))
-    assert INPUTS / 10 < report.right < INPUTS * 9 / 10
+    assert INPUTS / 10 < report.valid < INPUTS * 9 / 10
     assert report.slowest < 1
     assert report.grown < 32 * 2**20
 
 
-def test_the_messages_that_are_made_wrong_are_right():
+def test_the_messages_before_mutation_are_valid():
     readable = [frames for frames in fuzzing.seeds() if fuzzing.take(frames)]
     assert len(readable) > 20
 
 
-def test_the_same_wrong_messages_are_made_again():
+def test_a_seed_determines_the_mutated_messages():
     one, other = fuzzing.Mutator(5), fuzzing.Mutator(5)
     assert [one.frames() for _ in range(50)] == [other.frames() for _ in range(50)]
     assert [one.stream() for _ in range(50)] == [other.stream() for _ in range(50)]

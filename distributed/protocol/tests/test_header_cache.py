@@ -1,4 +1,4 @@
-"""What is kept of arrays of one kind changes nothing about any of them."""
+"""Cached headers change nothing about the arrays that are sent and received."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import threading
 
 import pytest
 
-from distributed.protocol import dask_deserialize, dask_serialize, dumps, loads, to_serialize
-from distributed.protocol import header_cache as plain
+from distributed.protocol import (
+    dask_deserialize,
+    dask_serialize,
+    dumps,
+    header_cache,
+    loads,
+    to_serialize,
+)
 from distributed.protocol.exceptions import FamilyNotAllowedError, HeaderError
 from distributed.protocol.families import families
 from distributed.protocol.pieces import pack_header, read_header, serialize_and_split
@@ -18,11 +24,11 @@ np = pytest.importorskip("numpy")
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
-    # The first array ever seen registers numpy's serializers.
+def empty_cache():
+    # The first array that is seen registers the serializers of numpy.
     dumps(to_serialize(np.ones(1)))
-    plain._headers.clear()
-    plain._readers.clear()
+    header_cache._headers.clear()
+    header_cache._readers.clear()
 
 
 def read_only(x):
@@ -55,7 +61,7 @@ ARRAYS = [
 
 
 @pytest.mark.parametrize("x", ARRAYS, ids=lambda x: f"{x.dtype}{x.shape}{x.strides}")
-def test_every_array_is_sent_and_read_as_the_first_of_its_kind(x):
+def test_arrays_with_a_cached_header_are_sent_and_read_like_the_first(x):
     header, frames = serialize_and_split(x)
     packed = pack_header({**header, "num-sub-frames": len(frames)})
     for _ in range(3):
@@ -69,17 +75,17 @@ def test_every_array_is_sent_and_read_as_the_first_of_its_kind(x):
             assert received.strides == x.strides
 
 
-def test_what_is_kept_is_used():
+def test_arrays_of_one_kind_share_a_cached_header():
     x = np.arange(5)
     received = [loads(dumps(to_serialize(x))) for _ in range(2)]
-    assert len(plain._headers) == len(plain._readers) == 1
+    assert len(header_cache._headers) == len(header_cache._readers) == 1
     assert [list(array) for array in received] == [[0, 1, 2, 3, 4]] * 2
-    # The values are not kept.
+    # The values are not cached.
     np.testing.assert_array_equal(loads(dumps(to_serialize(x + 1))), x + 1)
-    assert len(plain._headers) == len(plain._readers) == 1
+    assert len(header_cache._headers) == len(header_cache._readers) == 1
 
 
-def test_arrays_share_no_memory():
+def test_arrays_with_a_cached_header_do_not_share_memory():
     sent = [bytes(frame) for frame in dumps([to_serialize(np.arange(5))] * 2)]
     for _ in range(2):
         first, second = loads([memoryview(bytearray(frame)) for frame in sent])
@@ -87,27 +93,27 @@ def test_arrays_share_no_memory():
         assert list(second) == [0, 1, 2, 3, 4]
 
 
-def test_so_much_is_kept_and_no_more():
-    for length in range(1, plain._KEPT + 100):
+def test_the_cache_is_bounded():
+    for length in range(1, header_cache._CAPACITY + 100):
         loads(dumps(to_serialize(np.ones(length, dtype="u1"))))
-    assert len(plain._headers) == len(plain._readers) == plain._KEPT
+    assert len(header_cache._headers) == len(header_cache._readers) == header_cache._CAPACITY
 
 
-def test_threads_may_keep_things_at_the_same_time():
-    kept = plain._Kept()
+def test_threads_can_add_to_the_cache_at_the_same_time():
+    cache = header_cache._Cache()
     errors = []
 
-    def keep(first):
+    def add(first):
         try:
             for i in range(20_000):
-                kept.keep((first, i), i)
+                cache.add((first, i), i)
         except RuntimeError as exc:
             errors.append(exc)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=keep, args=(i,)) for i in range(4)]
+        threads = [threading.Thread(target=add, args=(i,)) for i in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -115,20 +121,20 @@ def test_threads_may_keep_things_at_the_same_time():
     finally:
         sys.setswitchinterval(interval)
     assert errors == []
-    assert len(kept) == plain._KEPT
+    assert len(cache) == header_cache._CAPACITY
 
 
-def test_a_header_of_which_nothing_can_be_kept_is_read_all_the_same():
+def test_a_header_that_cannot_be_cached_is_read():
     sent = dumps(to_serialize(np.arange(5)))
     header = read_header(sent[1])
     header["sub-header"]["writeable"] = None
     for _ in range(2):
         received = loads([sent[0], pack_header(header), sent[2]])
         np.testing.assert_array_equal(received, np.arange(5))
-    assert len(plain._readers) == 0
+    assert len(header_cache._readers) == 0
 
 
-def test_a_frame_of_another_size_than_the_header_states_is_an_error():
+def test_a_frame_that_does_not_fit_a_cached_header_is_an_error():
     sent = dumps({"x": to_serialize(np.arange(5))})
     loads(sent)
     for wrong in (b"", bytes(39), bytes(41)):
@@ -139,7 +145,7 @@ def test_a_frame_of_another_size_than_the_header_states_is_an_error():
     np.testing.assert_array_equal(loads(sent)["x"], np.arange(5))
 
 
-def test_a_frame_is_still_one_values_alone():
+def test_two_values_with_a_cached_header_cannot_share_a_frame():
     sent = dumps([to_serialize(np.arange(5))] * 2)
     loads(sent)
     # Both values refer to the first frames.
@@ -149,7 +155,7 @@ def test_a_frame_is_still_one_values_alone():
         loads([head, *sent[1:]])
 
 
-def test_deserializers_that_are_not_allowed_stay_so():
+def test_deserializers_are_checked_for_a_cached_header():
     sent = dumps(to_serialize(np.arange(5)))
     loads(sent)
     with pytest.raises(FamilyNotAllowedError):
@@ -157,13 +163,13 @@ def test_deserializers_that_are_not_allowed_stay_so():
     np.testing.assert_array_equal(loads(sent, deserializers=["dask"]), np.arange(5))
 
 
-def test_what_is_to_be_passed_on_is_not_deserialized():
+def test_a_value_with_a_cached_header_can_stay_serialized():
     sent = dumps(to_serialize(np.arange(5)))
     loads(sent)
     assert type(loads(sent, deserialize=False)) is Serialized
 
 
-def test_large_arrays_are_split_and_compressed_ones_compressed_all_the_same():
+def test_a_cached_header_is_not_used_for_split_or_compressed_frames():
     x = np.zeros(1000)
     assert len(dumps(to_serialize(x))) == 3
     assert len(dumps(to_serialize(x), frame_split_size=4000)) == 4
@@ -172,14 +178,14 @@ def test_large_arrays_are_split_and_compressed_ones_compressed_all_the_same():
     np.testing.assert_array_equal(loads(compressed), np.zeros(100_000))
 
 
-def test_pickling_instead_is_still_possible():
+def test_a_cached_header_is_not_used_for_other_serializers():
     loads(dumps(to_serialize(np.arange(5))))
     sent = dumps(to_serialize(np.arange(5)), serializers=["pickle"])
     assert b"pickle" in bytes(sent[1])
     np.testing.assert_array_equal(loads(sent), np.arange(5))
 
 
-def test_serializers_that_are_registered_later_count(monkeypatch):
+def test_serializers_that_are_registered_later_replace_the_cache(monkeypatch):
     for table in (dask_serialize, dask_deserialize):
         monkeypatch.setattr(table, "_functions", dict(table._functions))
         monkeypatch.setattr(table, "resolved", dict(table.resolved))
@@ -191,7 +197,7 @@ def test_serializers_that_are_registered_later_count(monkeypatch):
     assert bytes(dumps(to_serialize(x))[2]) == b"mine"
 
 
-def test_a_family_that_is_registered_in_its_place_counts(monkeypatch):
+def test_a_dask_family_that_is_registered_later_replaces_the_cache(monkeypatch):
     x = np.arange(5)
     sent = dumps(to_serialize(x))
     loads(sent)

@@ -1,4 +1,4 @@
-"""What becomes of a message on its way through dumps and loads."""
+"""Messages through dumps and loads."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from distributed.protocol import (
     to_serialize,
 )
 from distributed.protocol.exceptions import (
+    CompressionError,
     DeserializationError,
     FamilyNotAllowedError,
+    FramingError,
     HeaderError,
     ImportNotAllowedError,
     MessageError,
@@ -69,7 +71,7 @@ def _fail():
 
 
 def sent(msg, **kwargs):
-    """*msg* after a way in which each frame is copied."""
+    """Return the message that a receiver of *msg* gets, from copies of the frames."""
     return loads([bytes(frame) for frame in dumps(msg, **kwargs)])
 
 
@@ -93,7 +95,7 @@ Point = namedtuple("Point", "x y")
     ],
     ids=repr,
 )
-def test_what_msgpack_knows_arrives_as_msgpack_gives_it(msg, arrives):
+def test_values_that_msgpack_encodes_arrive_as_msgpack_decodes_them(msg, arrives):
     assert sent(msg) == arrives
 
 
@@ -131,7 +133,7 @@ class TestWrappedValues:
     def test_serialize_arrives_as_the_value(self):
         assert sent({"x": to_serialize([1, b"a", {"b": 2}])}) == {"x": [1, b"a", {"b": 2}]}
 
-    def test_serialized_arrives_where_values_stay_serialized(self):
+    def test_values_arrive_as_serialized_without_deserialization(self):
         msg = loads(dumps({"x": Serialize([b"abc"])}), deserialize=False)
         assert isinstance(msg["x"], Serialized)
 
@@ -146,22 +148,22 @@ class TestWrappedValues:
         passed_on = dumps(loads(frames, deserialize=False))
         assert passed_on[2] is frames[2]
 
-    def test_compressed_frames_are_passed_on_as_they_came(self):
+    def test_compressed_frames_are_passed_on_byte_for_byte(self):
         frames = dumps({"x": Serialize(bytes(100_000))}, context={"compression": "zlib"})
         passed_on = dumps(loads(frames, deserialize=False), context={"compression": "zlib"})
         assert [bytes(f) for f in passed_on] == [bytes(f) for f in frames]
 
     @pytest.mark.parametrize("wrap", [Serialize, lambda x: Serialize([x])])
-    def test_serialized_may_be_wrapped_again(self, wrap):
+    def test_serialized_can_be_wrapped_again(self, wrap):
         value = bytes(100_000)
         frames = dumps(Serialize(value), context={"compression": "zlib"}, frame_split_size=30_000)
         inner = loads(frames, deserialize=False)
         assert sent(wrap(inner)) in (value, [value])
 
-    def test_serialize_around_serialize_is_one(self):
+    def test_serialize_within_serialize_arrives_as_the_value(self):
         assert sent(Serialize(Serialize(5))) == 5
 
-    def test_to_pickle_arrives_as_the_value_even_where_values_stay_serialized(self):
+    def test_to_pickle_arrives_as_the_value_without_deserialization(self):
         frames = dumps({"x": ToPickle({"k": (1, 2)})})
         assert loads(frames, deserialize=False) == {"x": {"k": (1, 2)}}
 
@@ -169,7 +171,7 @@ class TestWrappedValues:
         ready = Pickled({"pickled-obj": pickle.dumps([1, 2])}, [])
         assert sent({"x": ready}) == {"x": [1, 2]}
 
-    def test_wrapping_leaves_the_senders_header_alone(self):
+    def test_sending_a_serialized_value_does_not_change_its_header(self):
         value = loads(dumps(Serialize(b"abc")), deserialize=False)
         before = dict(value.header)
         dumps(value)
@@ -192,7 +194,7 @@ class TestWrappedValues:
         assert one == same
         assert one != other
 
-    def test_what_was_wrapped_in_a_set_arrives_in_the_set(self):
+    def test_wrapped_values_arrive_within_sets(self):
         assert sent({"x": {Serialize(5)}}) == {"x": {5}}
 
 
@@ -201,7 +203,7 @@ class TestEnums:
     def _forget_types(self, monkeypatch):
         monkeypatch.setattr("distributed.protocol.extension._enum_types", {})
 
-    def test_members_arrive_as_members(self):
+    def test_enum_members_arrive_as_enum_members(self):
         assert sent({"x": Color.red}) == {"x": Color.red}
 
     def test_a_module_that_is_not_allowed_is_not_imported(self):
@@ -211,13 +213,13 @@ class TestEnums:
         with pytest.raises(ImportNotAllowedError, match=r"allowed-imports.*\['dask', 'distr"):
             loads([frame])
 
-    def test_the_configuration_says_what_is_allowed(self):
+    def test_allowed_modules_are_configured(self):
         with config.set({"distributed.scheduler.allowed-imports": ["socket"]}):
             assert import_allowed_module("socket").__name__ == "socket"
             with pytest.raises(RuntimeError, match="Importing 'distributed' is not allowed"):
                 import_allowed_module("distributed")
 
-    def test_what_was_refused_may_be_allowed_later(self):
+    def test_a_refused_module_can_be_allowed_later(self):
         frames = dumps(Color.red)
         with (
             config.set({"distributed.scheduler.allowed-imports": ["dask"]}),
@@ -237,80 +239,80 @@ class TestEnums:
             (["distributed"], "Color", "red"),
         ],
     )
-    def test_a_member_that_does_not_exist_is_an_error(self, member):
+    def test_an_enum_member_that_does_not_exist_is_an_error(self, member):
         module, cls, name = member
         form = {"__Enum__": True, "name": name, "__module__": module, "__name__": cls}
         with pytest.raises(MessageError):
             loads([msgpack.packb(form)])
 
 
-class TestErrorsWhereSent:
-    def test_without_pickle_an_object_is_refused_by_its_type(self):
+class TestErrorsOfTheSender:
+    def test_without_pickle_an_object_is_an_error_that_names_its_type(self):
         with pytest.raises(TypeError, match=r"Opaque.*\['dask', 'msgpack'\]"):
             dumps({"x": Opaque(1)}, serializers=["dask", "msgpack"])
 
-    def test_without_pickle_what_is_to_be_pickled_still_is(self):
+    def test_without_pickle_a_value_to_pickle_is_still_sent(self):
         assert sent({"x": ToPickle(Opaque(1))}, serializers=["msgpack"]) == {"x": Opaque(1)}
 
     @pytest.mark.parametrize("wrap", [lambda x: x, ToPickle])
-    def test_an_object_that_cannot_be_pickled_is_named(self, wrap):
+    def test_an_object_that_cannot_be_pickled_is_an_error_that_names_its_type(self, wrap):
         with pytest.raises(TypeError, match=r"Unpicklable.*not for pickling"):
             dumps({"x": wrap(Unpicklable())})
 
-    def test_a_wrapped_object_is_refused_where_it_is_sent_if_asked_for(self):
+    def test_a_wrapped_object_that_cannot_be_sent_can_raise_at_the_sender(self):
         with pytest.raises(SerializationError, match=r"type int: .*\['dask'\]"):
             dumps({"x": Serialize(1)}, serializers=["dask"], on_error="raise")
 
-    def test_text_that_is_no_unicode_is_refused(self):
+    def test_text_that_is_not_unicode_is_an_error(self):
         with pytest.raises(UnicodeEncodeError):
             dumps({"x": "\ud800"})
 
-    def test_an_unknown_family_is_named(self):
+    def test_an_unknown_family_is_an_error_that_names_it(self):
         with pytest.raises(ValueError, match="'nope'"):
             dumps(Serialize(1), serializers=["nope"])
 
-    def test_a_failure_leaves_nothing_behind(self):
+    def test_a_failure_does_not_affect_the_next_message(self):
         with pytest.raises(TypeError):
             dumps([1, 2, 3, Unpicklable()])
         assert dumps([4]) == [b"\x91\x04"]
 
 
-class TestErrorsWhereReceived:
-    def test_what_could_not_be_serialized_is_raised_with_the_senders_reason(self):
+class TestErrorsOfTheReceiver:
+    def test_a_value_that_could_not_be_sent_raises_the_senders_reason(self):
         frames = dumps({"x": Serialize(Unpicklable())})
         with pytest.raises(SerializationError, match=r"type Unpicklable\n(.|\n)*not for pickling"):
             loads(frames)
 
-    def test_what_could_not_be_serialized_may_be_passed_on(self):
+    def test_a_value_that_could_not_be_sent_can_be_passed_on(self):
         frames = dumps({"x": Serialize(Unpicklable())})
         with pytest.raises(TypeError):
             loads(dumps(loads(frames, deserialize=False)))
 
     @pytest.mark.parametrize("deserializers", [["dask"], ("msgpack", "error"), []])
     @pytest.mark.parametrize("msg", [Serialize(1), Serialize([1]), 1j, ToPickle(1)])
-    def test_a_family_that_is_not_allowed_is_named(self, msg, deserializers):
+    def test_a_family_that_is_not_allowed_is_an_error_that_names_it(self, msg, deserializers):
         frames = dumps({"x": msg})
         with pytest.raises(FamilyNotAllowedError, match="with pickle but only") as info:
             loads(frames, deserializers=deserializers)
         assert isinstance(info.value, TypeError)
         assert str(list(deserializers)) in str(info.value)
 
-    def test_the_senders_reason_is_raised_whatever_is_allowed(self):
+    def test_the_senders_reason_is_raised_with_any_deserializers(self):
         frames = dumps(Serialize(1), serializers=["dask"])
         with pytest.raises(SerializationError, match="type int"):
             loads(frames, deserializers=["dask"])
 
-    def test_families_that_are_allowed_need_not_exist(self):
+    def test_allowed_families_do_not_have_to_exist(self):
         assert loads(dumps(Serialize(1)), deserializers=["pickle", "foo"]) == 1
 
     @pytest.mark.parametrize("wrap", [ToPickle, Serialize])
-    def test_what_fails_to_unpickle_is_the_cause(self, wrap):
+    def test_an_error_in_unpickling_is_the_cause(self, wrap):
         with pytest.raises(DeserializationError, match="KeyError: 'in the constructor'") as info:
             loads(dumps({"x": wrap(FailsToArrive())}))
         assert isinstance(info.value.__cause__, KeyError)
 
     @pytest.mark.parametrize("msg", [{"__Serialized__": 1}, {"__Pickled__": 2}, {"__Set__": 1}])
-    def test_a_senders_own_map_is_not_taken_for_a_reference(self, msg):
+    def test_a_map_like_a_reference_arrives_unchanged_in_a_single_frame(self, msg):
         assert sent(msg) == msg
 
     @pytest.mark.parametrize(
@@ -323,33 +325,33 @@ class TestErrorsWhereReceived:
             {"__Pickled__": True},
         ],
     )
-    def test_maps_that_only_resemble_references_arrive_as_they_are(self, msg):
+    def test_maps_that_resemble_references_keep_their_keys(self, msg):
         msg = {"like": msg, "other": ToPickle(1)}
         arrived = loads(dumps(msg))
         assert arrived["like"].keys() == msg["like"].keys()
 
     @pytest.mark.parametrize("key", ["__Serialized__", "__Pickled__"])
     @pytest.mark.parametrize("index", [-1, 0, 3, 2**63])
-    def test_a_reference_to_no_frame_is_refused(self, key, index):
+    def test_a_reference_to_a_missing_frame_is_refused(self, key, index):
         header = msgpack.packb({"num-sub-frames": 0})
         with pytest.raises(HeaderError, match=f"frame {index} of 3"):
             loads([msgpack.packb({key: index}), header, header])
 
     @pytest.mark.parametrize("key", ["__Serialized__", "__Pickled__"])
     @pytest.mark.parametrize("count", [-1, 2, 2**40, None, "1", 1.0, True])
-    def test_a_header_that_counts_frames_wrongly_is_refused(self, key, count):
+    def test_a_header_with_an_invalid_number_of_frames_is_refused(self, key, count):
         header = msgpack.packb({"num-sub-frames": count, "serializer": "msgpack"})
         with pytest.raises(HeaderError, match="frame 1 of 3"):
             loads([msgpack.packb({key: 1}), header, b"\x01"])
 
-    def test_one_value_cannot_be_asked_for_twice(self):
+    def test_two_references_to_one_value_are_refused(self):
         first, *others = dumps([Serialize(b"abc")])
         assert loads([first, *others]) == (b"abc",)
         with pytest.raises(HeaderError, match="taken"):
             loads([msgpack.packb([{"__Serialized__": 1}] * 2), *others])
 
     @pytest.mark.parametrize("header", [b"", b"\xc1", b"\x01", b"\x81\xa1a", b"\x80\x80"])
-    def test_a_header_that_is_no_map_is_refused(self, header):
+    def test_a_header_that_is_not_a_map_is_refused(self, header):
         with pytest.raises(HeaderError, match="header"):
             loads([msgpack.packb({"__Serialized__": 1}), header])
 
@@ -360,17 +362,24 @@ class TestErrorsWhereReceived:
         with pytest.raises(MessageError, match="msgpack"):
             loads([head])
 
-    def test_a_message_of_no_frames_is_refused(self):
+    def test_a_message_without_frames_is_refused(self):
         with pytest.raises(MessageError, match="no frames"):
             loads([])
 
     @pytest.mark.parametrize("elements", [3, {"a": 1}, [{}], [[{}]]])
-    def test_a_set_of_what_cannot_be_in_one_is_refused(self, elements):
+    def test_a_set_of_unhashable_elements_is_refused(self, elements):
         with pytest.raises(MessageError, match="set"):
             loads([msgpack.packb({"__Set__": True, "as-list": elements})])
 
-    def test_all_errors_are_value_errors_of_one_tree(self):
-        assert issubclass(HeaderError, ProtocolError)
+    @pytest.mark.parametrize(
+        "error",
+        [
+            *(CompressionError, DeserializationError, FramingError, HeaderError),
+            *(ImportNotAllowedError, MessageError),
+        ],
+    )
+    def test_errors_in_received_bytes_are_value_errors_of_one_tree(self, error):
+        assert issubclass(error, ProtocolError)
         assert issubclass(ProtocolError, ValueError)
 
 
@@ -385,13 +394,13 @@ class TestLargeFrames:
 
     @pytest.mark.parametrize("size", [1, 7, 1000])
     @pytest.mark.parametrize("codec", [None, "zlib"])
-    def test_what_was_split_is_whole_on_arrival(self, size, codec):
+    def test_split_values_arrive_unchanged(self, size, codec):
         value = [bytearray(b"ab" * 12), b"", (b"xyz" * 4,), {"k": bytes(20)}]
         msg = {"x": Serialize(value), "y": Serialize(1)}
         kwargs = {"frame_split_size": size, "context": {"compression": codec}}
         assert sent(msg, **kwargs) == {"x": value, "y": 1}
 
-    def test_neighbouring_pieces_are_joined_without_a_copy(self):
+    def test_adjacent_pieces_are_joined_without_a_copy(self):
         memory = bytearray(b"ab" * 1000)
         first, header, *pieces = dumps(Serialize(memoryview(memory)), frame_split_size=300)
         arrived = loads([first, header, *pieces])
@@ -409,7 +418,7 @@ class TestLargeFrames:
         arrived = sent({"x": value})["x"]
         assert arrived == (tuple(value) if type(value) is list else value)
 
-    def test_a_large_message_leaves_no_memory_behind(self):
+    def test_a_large_message_does_not_keep_memory(self):
         dumps({"x": 1})
         tracemalloc.start()
         try:
@@ -421,25 +430,25 @@ class TestLargeFrames:
 
 
 class TestContext:
-    def test_the_codec_that_was_agreed_on_is_used(self):
+    def test_the_negotiated_codec_is_used(self):
         msg = {"x": Serialize(bytes(100_000)), "y": Serialize(b"small")}
         frames = dumps(msg, context={"compression": "zlib"})
         assert len(frames[2]) < 1000
         assert msgpack.unpackb(frames[1])["compression"] == ["zlib"]
         assert loads(frames) == {"x": bytes(100_000), "y": b"small"}
 
-    def test_buffers_of_pickled_objects_are_compressed_too(self):
+    def test_buffers_of_pickled_objects_are_compressed(self):
         frames = dumps({"x": pickle_buffer(bytes(100_000))}, context={"compression": "zlib"})
         assert len(frames[2]) < 1000
         assert loads(frames) == {"x": bytes(100_000)}
 
     @pytest.mark.parametrize("msg", [Serialize(1j), ToPickle(1j), 1j])
-    def test_the_pickle_protocol_that_was_agreed_on_is_used(self, msg):
+    def test_the_negotiated_pickle_protocol_is_used(self, msg):
         packed = b"".join(dumps({"x": msg}, context={"pickle-protocol": 4}))
         assert b"\x80\x04\x95" in packed
         assert b"\x80\x05" not in packed
 
-    def test_families_that_ask_for_the_context_get_it(self):
+    def test_families_receive_the_context(self):
         def family_dumps(x, context=None):
             return {"context": context}, []
 
@@ -450,20 +459,20 @@ class TestContext:
             del families["contextual"]
         assert header["context"] == {"sender": "me"}
 
-    def test_types_that_ask_for_the_context_get_it(self):
+    def test_serializers_of_types_receive_the_context(self):
         register_serialization(
             Aware, lambda x, context: (dict(context), []), lambda header, frames: header["sender"]
         )
         assert sent(Serialize(Aware()), context={"sender": "me"}) == "me"
 
 
-def test_headers_may_hold_what_messages_may():
+def test_headers_can_contain_sets_and_enum_members():
     header = {"a": {1, (2, 3)}, "b": Color.red, 5: (1, 2), "like": {"__Set__": 1}}
     register_serialization(Aware, lambda x: (header, []), lambda header, frames: header)
     assert sent(Serialize([Aware()])) == [header]
 
 
-def test_a_header_that_cannot_be_encoded_is_refused_by_its_type():
+def test_a_header_that_cannot_be_encoded_is_an_error_that_names_the_type():
     register_serialization(Aware, lambda x: ({"a": 1j}, []), lambda header, frames: header)
     with pytest.raises(SerializationError, match=r"Aware made a header that .*complex"):
         dumps(Serialize(Aware()))
@@ -477,7 +486,7 @@ class Forwarded:
     pass
 
 
-def test_a_serializer_may_write_messages_of_its_own():
+def test_a_serializer_can_write_messages():
     register_serialization(
         Forwarded,
         lambda x: ({}, dumps({"inner": {1, 2}, "more": 1j})),
@@ -486,7 +495,7 @@ def test_a_serializer_may_write_messages_of_its_own():
     assert sent([{3}, Serialize(Forwarded()), {4}]) == ({3}, {"inner": {1, 2}, "more": 1j}, {4})
 
 
-def test_messages_may_be_written_by_several_threads():
+def test_several_threads_can_write_messages():
     barrier = threading.Barrier(8)
     wrong = []
 

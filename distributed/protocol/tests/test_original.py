@@ -1,4 +1,4 @@
-"""What is written here is read by the original, and the other way round."""
+"""Messages and compressed frames between this project and the original, in both directions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from distributed.core import Status
 from distributed.protocol import Serialize, ToPickle, dumps, loads
+from distributed.protocol.compression import compressions
 from distributed.protocol.tblib_pickles import loads_exception
 from distributed.tests.environments import run_in
 
-# Expressions that mean the same on both sides.  What they arrive as is only stated where that is
-# something else.
+# Expressions that both sides evaluate, and the received value where it differs.
 MESSAGES: dict[str, str | None] = {
     "{'op': 'add', 'x': 1, 'y': 2.5, 'reply': True, 'n': None, 'b': b'abc'}": None,
     "[1, [2, (3, {'a': [4]})]]": "(1, (2, (3, {'a': (4,)})))",
@@ -109,7 +109,7 @@ def hexed(frames):
 
 
 def converse(python, code, lines, directory):
-    """Let another Python answer each of *lines*."""
+    """Run *code* in another Python, which answers each of *lines*."""
     asked = directory / "asked.json"
     asked.write_text(json.dumps(lines))
     done = run_in(python, f"ASKED = {str(asked)!r}\n{code}")
@@ -118,7 +118,7 @@ def converse(python, code, lines, directory):
 
 @pytest.fixture(scope="module")
 def originals(original_python, tmp_path_factory):
-    """The original's frames by expression and arguments."""
+    """The original's frames, by expression and arguments."""
     asked = [(expression, kwargs) for expression in MESSAGES for kwargs in DUMPS]
     answers = converse(original_python, WRITE, asked, tmp_path_factory.mktemp("original"))
     return dict(zip(asked, answers, strict=True))
@@ -126,7 +126,7 @@ def originals(original_python, tmp_path_factory):
 
 @pytest.mark.parametrize("kwargs", DUMPS)
 @pytest.mark.parametrize("deserialize", [True, False], ids=["read", "passed-on"])
-def test_the_original_reads_what_is_written_here(original_python, tmp_path, kwargs, deserialize):
+def test_the_original_reads_messages_written_here(original_python, tmp_path, kwargs, deserialize):
     lines = [
         (
             arrives or expression,
@@ -141,7 +141,7 @@ def test_the_original_reads_what_is_written_here(original_python, tmp_path, kwar
 
 @pytest.mark.parametrize("kwargs", DUMPS)
 @pytest.mark.parametrize("expression", MESSAGES)
-def test_what_the_original_writes_is_read_here(originals, expression, kwargs):
+def test_messages_of_the_original_are_read_here(originals, expression, kwargs):
     frames = [bytes.fromhex(frame) for frame in originals[expression, kwargs]]
     expected = eval(MESSAGES[expression] or expression, dict(HERE))
     arrived = loads(frames)
@@ -150,13 +150,13 @@ def test_what_the_original_writes_is_read_here(originals, expression, kwargs):
 
 
 def writes_the_same(expression, kwargs):
-    """Whether the same bytes are to be expected from the original."""
+    """Return whether the original writes the same bytes."""
     return not (
-        # A class of __main__ is pickled by value, and it is not of __main__ here.
+        # The original runs with this class in __main__, and pickles it by value.
         "OutOfBand" in expression
-        # The original keeps to the agreed protocol only for what is serialized, not pickled.
+        # The original uses the negotiated protocol for serialized values, not for pickled ones.
         or "pickle-protocol" in kwargs
-        # The original splits views by rows, into pieces larger than was asked for.
+        # The original splits views by rows, so pieces may exceed the size.
         or ("cast" in expression and "frame_split_size" in kwargs)
     )
 
@@ -170,12 +170,12 @@ def writes_the_same(expression, kwargs):
         if writes_the_same(expression, kwargs)
     ],
 )
-def test_the_same_bytes_are_written(originals, expression, kwargs):
+def test_both_sides_write_the_same_bytes(originals, expression, kwargs):
     frames = eval(f"dumps({expression}, {kwargs})", dict(HERE))
     assert hexed(frames) == originals[expression, kwargs]
 
 
-# What is pickled in a message is unpickled even where it is only passed on.
+# A forwarder unpickles a pickled value, so the bytes that it sends differ.
 PASSED_ON = [
     expression
     for expression in MESSAGES
@@ -185,7 +185,7 @@ PASSED_ON = [
 
 @pytest.mark.parametrize("kwargs", DUMPS)
 @pytest.mark.parametrize("expression", PASSED_ON)
-def test_what_the_original_writes_is_passed_on_as_it_came(originals, expression, kwargs):
+def test_messages_of_the_original_are_passed_on_byte_for_byte(originals, expression, kwargs):
     frames = [bytes.fromhex(frame) for frame in originals[expression, kwargs]]
     assert hexed(dumps(loads(frames, deserialize=False))) == hexed(frames)
 
@@ -221,7 +221,7 @@ for e in (caught(raise_with_cause), caught(raise_custom), caught(lambda: b"\\xff
 """
 
 
-def test_exceptions_of_the_original_arrive_whether_or_not_tblib_is_here(original_python):
+def test_exceptions_of_the_original_arrive_with_or_without_tblib(original_python):
     done = run_in(original_python, RAISE)
     replies = [
         loads([bytes.fromhex(frame) for frame in json.loads(line)])
@@ -237,7 +237,44 @@ def test_exceptions_of_the_original_arrive_whether_or_not_tblib_is_here(original
     assert "invalid start byte" in str(decoding)
 
 
-def test_names_used_in_expressions_are_ours():
+CODECS = ["zlib", "lz4", "snappy", "zstd"]
+
+# The values of the message that both sides compress.
+VALUES = "{'a': b'abc' * 20_000, 'b': bytearray(50_000), 'c': ['d' * 30_000]}"
+COMPRESSIBLE = f"{{key: Serialize(value) for key, value in {VALUES}.items()}}"
+
+
+def installed(name):
+    if name not in compressions:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture(scope="module")
+def compressed_by_the_original(original_python_with_codecs, tmp_path_factory):
+    """The original's frames, by codec."""
+    asked = [(COMPRESSIBLE, f"context={{'compression': {name!r}}}") for name in CODECS]
+    directory = tmp_path_factory.mktemp("compressed")
+    answers = converse(original_python_with_codecs, WRITE, asked, directory)
+    return dict(zip(CODECS, answers, strict=True))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_frames_compressed_by_the_original_are_read_here(compressed_by_the_original, name):
+    frames = [bytes.fromhex(frame) for frame in compressed_by_the_original[installed(name)]]
+    assert max(map(len, frames)) < 10_000
+    assert loads(frames) == eval(VALUES)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_original_reads_frames_compressed_here(original_python_with_codecs, tmp_path, name):
+    frames = dumps(eval(COMPRESSIBLE), context={"compression": installed(name)})
+    assert max(map(len, frames)) < 10_000
+    lines = [(VALUES, hexed(frames), True)]
+    assert converse(original_python_with_codecs, READ, lines, tmp_path) == [None]
+
+
+def test_names_in_expressions_are_those_of_this_project():
     assert HERE["Serialize"] is Serialize
     assert HERE["ToPickle"] is ToPickle
     assert HERE["Status"] is Status

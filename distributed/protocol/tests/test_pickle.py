@@ -1,4 +1,4 @@
-"""What is pickled by reference and what by value, buffers out of band, and exceptions of peers."""
+"""Pickling by reference, by value and through serializers; pickles of exceptions from tblib."""
 
 from __future__ import annotations
 
@@ -15,12 +15,25 @@ from functools import partial
 import cloudpickle
 import pytest
 
-from distributed.protocol import deserialize, pickle, serialize
+from distributed.protocol import (
+    Serialize,
+    ToPickle,
+    dask_deserialize,
+    dask_serialize,
+    deserialize,
+    pickle,
+    register_serialization,
+    serialize,
+)
+from distributed.protocol import dumps as dumps_message
+from distributed.protocol import loads as loads_message
+from distributed.protocol.dispatch import typename
+from distributed.protocol.pickle import pickled_name
 from distributed.protocol.tblib_pickles import loads_without_tblib
 
 
 class Holder:
-    """Pickles its buffer out of band."""
+    """An object whose buffer is pickled out of band."""
 
     def __init__(self, buffer):
         self.buffer = buffer
@@ -34,7 +47,7 @@ def module_function(x):
 
 
 @pytest.mark.parametrize("x", [1, "a", None, [1, {"a": (2,)}], {1, 2}, 1j, module_function, Holder])
-def test_what_can_be_imported_is_pickled_by_reference(x):
+def test_importable_objects_are_pickled_by_reference(x):
     assert pickle.dumps(x) == plain.dumps(x, protocol=5)
     assert pickle.loads(pickle.dumps(x)) == x
 
@@ -69,14 +82,14 @@ sys.stdout.buffer.write(pickle.dumps([large, helper]))
 """
 
 
-def test_what_is_defined_in_main_is_pickled_by_value():
+def test_definitions_in_main_are_pickled_by_value():
     done = subprocess.run([sys.executable, "-c", MAIN], capture_output=True, check=True)
     large, helper = pickle.loads(done.stdout)
     assert large["model"].double() == 42
     assert helper(2) == 4
 
 
-def test_modules_that_are_registered_by_value_are_honoured(monkeypatch):
+def test_modules_registered_with_cloudpickle_are_pickled_by_value(monkeypatch):
     module = types.ModuleType("only_here")
     exec("class Model:\n    answer = 42", vars(module))
     module.Model.__module__ = "only_here"
@@ -96,7 +109,7 @@ def test_the_protocol_can_be_chosen(protocol, x):
     assert pickle.dumps(x, protocol=protocol)[:2] == bytes([0x80, protocol])
 
 
-def test_the_error_for_what_cannot_be_pickled_says_so():
+def test_the_error_for_an_object_that_cannot_be_pickled_is_that_of_cloudpickle():
     with pytest.raises(TypeError, match=r"cannot pickle '_thread.lock' object"):
         pickle.dumps(threading.Lock())
 
@@ -113,12 +126,12 @@ class TestBuffers:
     def test_travel_in_band_without_a_callback(self):
         assert pickle.loads(pickle.dumps(Holder(bytearray(b"abc")))).buffer == b"abc"
 
-    def test_travel_in_band_where_the_protocol_knows_no_other_way(self):
+    def test_travel_in_band_with_an_old_protocol(self):
         buffers = []
         pickled = pickle.dumps({"x": b"abc"}, buffer_callback=buffers.append, protocol=4)
         assert (pickle.loads(pickled), buffers) == ({"x": b"abc"}, [])
 
-    def test_may_be_an_iterator(self):
+    def test_can_be_passed_as_an_iterator(self):
         buffers = []
         pickled = pickle.dumps(Holder(bytearray(b"abc")), buffer_callback=buffers.append)
         assert memoryview(pickle.loads(pickled, buffers=iter(buffers)).buffer) == b"abc"
@@ -132,7 +145,7 @@ class TestBuffers:
         assert buffer == b"abc"
         assert buffer.readonly is (sent_as is bytes)
 
-    def test_that_arrive_as_they_should_be_are_not_copied(self):
+    def test_of_the_right_writability_are_not_copied(self):
         header, (pickled, _) = serialize(Holder(bytearray(b"abc")))
         memory = bytearray(b"xyz")
         assert memoryview(deserialize(header, [pickled, memory]).buffer).obj is memory
@@ -148,7 +161,7 @@ without_tblib = pytest.mark.skipif(
 
 
 class Fake:
-    """Pickles as tblib's function of that name with *args*."""
+    """An object that is pickled as a call of tblib's function *name* with *args*."""
 
     def __init__(self, name, *args, state=None):
         self.name, self.args, self.state = name, args, state
@@ -205,7 +218,7 @@ class TestWithoutTblib:
         assert e.__suppress_context__
         assert e.__traceback__ is None
 
-    def test_an_exception_whose_constructor_wants_more_arrives(self):
+    def test_an_exception_whose_constructor_takes_other_arguments_arrives(self):
         e = loads_without_tblib(pickled_with_tblib(with_attributes(Custom, ("a",), {"b": 7})))
         assert (type(e), e.args, e.b) == (Custom, ("a",), 7)
 
@@ -231,7 +244,7 @@ class TestWithoutTblib:
         e = loads_without_tblib(pickled_with_tblib(sent))
         assert (e.message, [type(x) for x in e.exceptions]) == ("g", [ValueError])
 
-    def test_an_exception_that_reduces_itself_arrives(self):
+    def test_an_exception_with_its_own_reduce_arrives(self):
         sent = Fake(
             *("unpickle_exception", ImportError, ("a",), None, TRACEBACK), state={"name": "module"}
         )
@@ -239,14 +252,127 @@ class TestWithoutTblib:
         assert (type(e), e.args, e.name) == (ImportError, ("a",), "module")
 
     @without_tblib
-    def test_loads_falls_back_to_it(self):
+    def test_loads_works_without_tblib(self):
         e = pickle.loads(pickled_with_tblib(with_attributes(ValueError, ("x",))))
         assert (type(e), e.args) == (ValueError, ("x",))
 
     @without_tblib
-    def test_a_traceback_arrives_as_none(self):
+    def test_a_traceback_becomes_none(self):
         assert pickle.loads(pickled_with_tblib([TRACEBACK])) == [None]
 
-    def test_other_modules_that_are_absent_are_still_an_error(self):
+    def test_another_missing_module_is_an_error(self):
         with pytest.raises(ModuleNotFoundError, match="no_such_module"):
             pickle.loads(b"cno_such_module\nname\n.")
+
+
+class Handle:
+    """A class with a serializer, whose instances cannot be pickled."""
+
+    def __init__(self, data):
+        self.data = data
+        self.lock = threading.Lock()
+
+
+def serialize_handle(handle):
+    return {"kind": "handle"}, [handle.data]
+
+
+def deserialize_handle(header, frames):
+    assert header == {"kind": "handle"}
+    return Handle(frames[0])
+
+
+class Box:
+    def __init__(self, content):
+        self.content = content
+
+
+class TestRegisteredTypes:
+    """Objects within a pickle whose types have serializers of their own."""
+
+    @pytest.fixture(autouse=True)
+    def registered(self):
+        register_serialization(Handle, serialize_handle, deserialize_handle)
+        yield
+        for table in (dask_serialize, dask_deserialize):
+            for cls in (Handle, Box):
+                table._functions.pop(cls, None)
+                table._named.pop(typename(cls), None)
+            table.resolved.clear()
+
+    @pytest.mark.parametrize("protocol", [4, 5])
+    @pytest.mark.parametrize("data", [b"abc", bytearray(b"abc"), memoryview(b"abc" * 5000)])
+    def test_use_their_serializers(self, protocol, data):
+        (arrived,) = pickle.loads(pickle.dumps([Box(Handle(data))], protocol=protocol))
+        assert type(arrived.content) is Handle
+        assert bytes(arrived.content.data) == bytes(data)
+
+    def test_use_them_within_objects_that_are_pickled_by_value(self):
+        handle = Handle(b"abc")
+        assert pickle.loads(pickle.dumps(lambda: handle))().data == b"abc"
+
+    def test_stay_the_same_object(self):
+        handle = Handle(b"abc")
+        one, other = pickle.loads(pickle.dumps([handle, Box(handle)]))
+        assert other.content is one
+
+    def test_have_their_memory_out_of_band(self):
+        memory = bytearray(100_000)
+        buffers = []
+        pickled = pickle.dumps(Box(Handle(memory)), buffer_callback=buffers.append)
+        assert len(pickled) < 1000
+        (buffer,) = buffers
+        memory[7] = 42
+        assert buffer.raw()[7] == 42
+        received = memoryview(bytearray(buffer))
+        assert pickle.loads(pickled, buffers=[received]).content.data.obj is received.obj
+
+    def test_use_them_in_messages(self):
+        handle = Handle(bytearray(b"ab" * 50_000))
+        for wrap in (Serialize, ToPickle, lambda x: x):
+            frames = [bytes(frame) for frame in dumps_message({"x": wrap(Box(handle))})]
+            assert max(map(len, frames)) == 100_000
+            assert bytes(loads_message(frames)["x"].content.data) == bytes(handle.data)
+
+    def test_are_pickled_if_their_serializer_refuses_them(self):
+        class Odd:
+            pass
+
+        def refuse(odd):
+            raise NotImplementedError
+
+        register_serialization(Odd, refuse, refuse)
+        assert type(pickle.loads(pickle.dumps(Box(Odd()))).content).__name__ == "Odd"
+
+    def test_are_pickled_directly_if_plain_pickle_can(self):
+        register_serialization(Box, lambda box: ({}, [b"box"]), lambda header, frames: None)
+        assert pickle.dumps(Box(1)) == plain.dumps(Box(1), protocol=5)
+
+    def test_numpy_arrays_are_pickled_by_numpy(self):
+        np = pytest.importorskip("numpy")
+        x = np.arange(100_000)
+        buffers = []
+        pickled = pickle.dumps([lambda: x], buffer_callback=buffers.append)
+        assert b"deserialize_numpy" not in pickled
+        (buffer,) = buffers
+        assert np.shares_memory(np.frombuffer(buffer.raw(), x.dtype), x)
+        assert np.array_equal(pickle.loads(pickled, buffers=buffers)[0](), x)
+
+
+class TestPickledName:
+    @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+    @pytest.mark.parametrize("cls", [Box, dict, threading.Thread])
+    def test_is_read_without_unpickling(self, cls, protocol):
+        name = pickled_name(plain.dumps(cls, protocol=protocol))
+        assert name is not None
+        assert name.replace("__builtin__", "builtins") == f"{cls.__module__}.{cls.__name__}"
+
+    @pytest.mark.parametrize("x", [Box(1), 5, ("a", "b"), lambda: 1, [int, str]], ids=str)
+    def test_is_none_for_other_objects(self, x):
+        assert pickled_name(pickle.dumps(x)) is None
+
+    @pytest.mark.parametrize(
+        "pickled", [b"", b"garbage", pickle.dumps(Box)[:-1], pickle.dumps(Box)[:9], None]
+    )
+    def test_is_none_for_invalid_pickles(self, pickled):
+        assert pickled_name(pickled) is None

@@ -1,4 +1,4 @@
-"""The bytes that were recorded from the original are read to what they state, and written again."""
+"""Bytes recorded from the original are read as the stated values, and written again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distributed.protocol.utils import Buffer
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "vectors.json").read_text())["vectors"]
 
-# What has to be written for the recorded bytes, and with what context.
+# The messages whose bytes were recorded.
 WRITTEN: dict[str, Any] = {
     "handshake": {"compression": None, "python": (3, 11, 7), "pickle-protocol": 5},
     "call-add": {"op": "add", "x": 1, "y": 2, "reply": True},
@@ -50,7 +50,7 @@ def message_bytes(vector: dict[str, Any]) -> bytes:
 
 
 def frames_of(vector: dict[str, Any]) -> list[bytes]:
-    """Take the recorded bytes apart by the letter of the wire's description."""
+    """Return the frames in the recorded bytes, read as the wire format prescribes."""
     packed = message_bytes(vector)
     _, count = struct.unpack_from("<QQ", packed)
     lengths = struct.unpack_from(f"<{count}Q", packed, 16)
@@ -84,9 +84,9 @@ def test_recorded_bytes_are_read_as_the_stated_value(name):
     assert value == eval(stated, {"Status": Status})
 
 
-# What is pickled in a message is unpickled even where it is only passed on.
+# A forwarder unpickles a pickled value, so the bytes that it sends differ.
 @pytest.mark.parametrize("name", sorted(WRITTEN.keys() - {"to-pickle", "implicit-pickle"}))
-def test_recorded_bytes_are_passed_on_as_they_came(name):
+def test_recorded_messages_are_passed_on_byte_for_byte(name):
     frames = frames_of(named(name))
     assert joined(dumps(loads(frames, deserialize=False))) == frames
 
@@ -99,7 +99,7 @@ def test_a_recorded_error_reply_arrives_with_its_exception():
     assert reply["exception_text"] == "ValueError('boom')"
 
 
-def test_a_recorded_traceback_arrives_as_none_where_tblib_is_absent():
+def test_a_recorded_traceback_is_none_without_tblib():
     if importlib.util.find_spec("tblib"):
         pytest.skip("tblib is installed")
     reply = loads(frames_of(named("error-reply")))
@@ -109,6 +109,6 @@ def test_a_recorded_traceback_arrives_as_none_where_tblib_is_absent():
 @pytest.mark.parametrize(
     "name", sorted({vector["name"] for vector in VECTORS} - {*WRITTEN, "error-reply"})
 )
-def test_recorded_bytes_of_data_libraries_are_passed_on_as_they_came(name):
+def test_recorded_messages_of_data_libraries_are_passed_on_byte_for_byte(name):
     frames = frames_of(named(name))
     assert joined(dumps(loads(frames, deserialize=False))) == frames

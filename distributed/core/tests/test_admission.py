@@ -110,7 +110,7 @@ async def test_a_closing_server_finishes_what_it_does_and_refuses_what_is_new():
     closing = asyncio.create_task(server.close(timeout=60))
     while server.status is not Status.closing:
         await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="is closing and takes no more requests"):
+    with pytest.raises(RuntimeError, match="is closing and refuses new requests"):
         await send_recv(other, op="echo", data=1)
     release.set()
     assert await call == "finished"

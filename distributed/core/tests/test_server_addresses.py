@@ -254,7 +254,7 @@ async def test_a_listen_is_awaited_once_or_more_and_binds_once():
 @gen_test()
 async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
     async with serving(TCP) as one, Server({}) as other:
-        with captured_logger("distributed.core.server") as log:
+        with captured_logger("distributed.core.listening") as log:
             other.listen(one.address)
             await async_poll_for(lambda: log.getvalue())
         assert other.id in log.getvalue()
@@ -267,7 +267,7 @@ async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
 async def test_a_listen_that_is_awaited_and_fails_is_not_logged():
     async with serving(TCP) as one, Server({}) as other:
         with (
-            captured_logger("distributed.core.server") as log,
+            captured_logger("distributed.core.listening") as log,
             pytest.raises(OSError, match="listen"),
         ):
             await other.listen(one.address)
@@ -302,7 +302,7 @@ async def test_a_close_while_an_address_is_being_bound(monkeypatch):
         await asyncio.Event().wait()
 
     # No transport here takes its time to bind; others may.
-    monkeypatch.setattr("distributed.core.server.listen", bind_slowly)
+    monkeypatch.setattr("distributed.core.listening.listen", bind_slowly)
     server = await Server({})
     listening = server.listen(TCP)
     waiting = asyncio.ensure_future(asyncio.wait_for(listening, 20))
@@ -351,7 +351,7 @@ def test_a_listen_before_the_loop_runs_that_fails_is_logged():
     try:
         with (
             socket.create_server(("127.0.0.1", 0)) as taken,
-            captured_logger("distributed.core.server") as log,
+            captured_logger("distributed.core.listening") as log,
         ):
             address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
             server = Server({})

@@ -38,7 +38,7 @@ async def streaming(server, **request):
 
 def quiet():
     """Divert what is logged of errors that a test provokes."""
-    return captured_logger("distributed.core.requests", level=logging.ERROR)
+    return captured_logger("distributed.core", level=logging.ERROR)
 
 
 @TRANSPORTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
@@ -16,6 +17,21 @@ from distributed.comm.core import Listener
 logger = logging.getLogger(__name__)
 
 
+class ListeningServer(Protocol):
+    """The attributes of a server that :class:`Listeners` uses."""
+
+    id: str
+    deserialize: bool
+
+    @property
+    def io_loop(self) -> IOLoop: ...
+
+    @property
+    def _is_open(self) -> bool: ...
+
+    def handle_comm(self, comm: Any) -> Any: ...
+
+
 class Listening:
     """An awaitable that ends when an address is bound, or raises the error of binding it.
 
@@ -23,7 +39,7 @@ class Listening:
     If it is not awaited, an error is logged.
     """
 
-    def __init__(self, bind: Callable[[], Any], loop: asyncio.AbstractEventLoop, what: str):
+    def __init__(self, bind: Callable[[], Any], server: ListeningServer, what: str):
         self._bind = bind
         # A description of the action, for the log.
         self._what = what
@@ -33,7 +49,7 @@ class Listening:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            loop.call_soon(self._begin)
+            asyncio_loop_of(server.io_loop).call_soon(self._begin)
         else:
             # At once, so that addresses are bound in the order of the calls.
             self._begin()
@@ -53,21 +69,6 @@ class Listening:
             logger.error("%s failed", self._what, exc_info=task.exception())
 
 
-class ListeningServer(Protocol):
-    """The attributes of a server that :class:`Listeners` uses."""
-
-    id: str
-    deserialize: bool
-
-    @property
-    def io_loop(self) -> IOLoop: ...
-
-    @property
-    def _is_open(self) -> bool: ...
-
-    def handle_comm(self, comm: Any) -> Any: ...
-
-
 class Listeners:
     """The listeners of one server."""
 
@@ -81,15 +82,8 @@ class Listeners:
 
     def listen(self, addr: str, **kwargs: Any) -> Listening:
         """Listen at *addr*; *kwargs* are passed to :func:`distributed.comm.listen`."""
-        server = self._server
-        loop: asyncio.AbstractEventLoop
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = asyncio_loop_of(server.io_loop)
-        return Listening(
-            lambda: self._bind(addr, kwargs), loop, f"{server.id}: to listen at {addr}"
-        )
+        what = f"{self._server.id}: to listen at {addr}"
+        return Listening(partial(self._bind, addr, kwargs), self._server, what)
 
     async def _bind(self, addr: str, kwargs: dict[str, Any]) -> None:
         server = self._server
@@ -120,18 +114,7 @@ class Listeners:
 
 
 def address_to_listen_at(port_or_addr: int | str | tuple[str, int], default_host: str) -> str:
-    """Return the address for a port, a ``(host, port)`` or an address.
-
-    Parameters
-    ----------
-    default_host
-        The host where only a port is given.
-
-    Raises
-    ------
-    TypeError
-        If *port_or_addr* has none of these forms.
-    """
+    """Return the address for a port (at *default_host*), a ``(host, port)`` or an address."""
     if isinstance(port_or_addr, int):
         return unparse_host_port(default_host, port_or_addr)
     if isinstance(port_or_addr, tuple):

@@ -226,13 +226,7 @@ class Server(LifeCycle):
         return data
 
     def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
-        """Return the state of this server for a dump.
-
-        Parameters
-        ----------
-        exclude
-            Keys to leave out.
-        """
+        """Return the state of this server for a dump, without the keys in *exclude*."""
         state = {
             "address": self.address_safe,
             **self.identity(),
@@ -346,13 +340,7 @@ class Server(LifeCycle):
 
     @property
     def address(self) -> str:
-        """The address at which peers can contact this server.
-
-        Raises
-        ------
-        ValueError
-            If the server does not listen.
-        """
+        """The address at which peers can contact this server; ValueError if it does not listen."""
         if self._address is None:
             if not self.listeners:
                 raise ValueError(f"cannot get address of non-running {type(self).__name__}")
@@ -371,10 +359,7 @@ class Server(LifeCycle):
     def listen_address(self) -> str:
         """The address that this server is bound to, which may contain a wildcard.
 
-        Raises
-        ------
-        ValueError
-            If the server does not listen.
+        As for :attr:`address`, ValueError if the server does not listen.
         """
         if self._listen_address is None:
             if not self.listeners:
@@ -447,21 +432,9 @@ class Server(LifeCycle):
     async def upload_file(
         self, filename: str, data: str | bytes, load: bool = True
     ) -> dict[str, Any]:
-        """Write a file into the scratch directory and import it.
+        """Write a file into the scratch directory, and import it if *load*; an operation.
 
-        Parameters
-        ----------
-        filename
-            Its name, without a directory.
-        data
-            Its content.
-        load
-            Whether to import it, if it is Python code.
-
-        Returns
-        -------
-        dict
-            ``{"status": "OK", "nbytes": …}``, or an error message.
+        As :meth:`ScratchDirectory.upload_file`, but an error is returned as an error message.
         """
         try:
             return await self._scratch_directory.upload_file_async(filename, data, load=load)

@@ -65,6 +65,8 @@ class Server(LifeCycle):
 
     Examples
     --------
+    >>> import asyncio
+    >>> from distributed.core import rpc
     >>> async def main():
     ...     async with Server({"add": lambda x, y: x + y}) as server:
     ...         await server.listen("tcp://127.0.0.1:0")

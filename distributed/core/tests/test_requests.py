@@ -10,14 +10,8 @@ import pytest
 
 from distributed.core import CommClosedError, Server, Status, _expects_comm, rpc
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
-from distributed.utils_test import async_poll_for, captured_logger, gen_test, throws
-
-
-def quiet():
-    """Capture the log lines of errors that a test causes."""
-    return captured_logger("distributed.core.requests")
-
+from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, quiet, serving
+from distributed.utils_test import async_poll_for, gen_test, throws
 
 # Handlers and their arguments
 

@@ -10,13 +10,17 @@ import pytest
 from distributed.base import config
 from distributed.core import CommClosedError, Server, rpc
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.tests.servers import (
+    TCP,
+    TRANSPORTS,
+    Explosive,
+    ask,
+    assert_usable,
+    connected,
+    quiet,
+    serving,
+)
 from distributed.utils_test import captured_logger, gen_test, throws
-
-
-def quiet():
-    """Capture the log lines of errors that a test causes."""
-    return captured_logger("distributed.core.requests")
 
 
 async def fail_later(x):
@@ -212,17 +216,6 @@ async def test_a_generator_that_is_a_coroutine_is_awaited(transport):
 
     async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
         assert await remote.f() == 2
-
-
-def explode(*args):
-    raise ZeroDivisionError("cannot be unpickled")
-
-
-class Explosive:
-    """Can be pickled, but not unpickled."""
-
-    def __reduce__(self):
-        return explode, ()
 
 
 @gen_test()

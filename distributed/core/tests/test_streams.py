@@ -11,7 +11,16 @@ import pytest
 from distributed.batched import BatchedSend
 from distributed.core import CommClosedError, Server, Status
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, Gate, assert_usable, connected, serving
+from distributed.tests.servers import (
+    TCP,
+    TRANSPORTS,
+    Explosive,
+    Gate,
+    assert_usable,
+    connected,
+    quiet,
+    serving,
+)
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 
@@ -34,11 +43,6 @@ async def streaming(server, **request):
     async with connected(server) as comm:
         await comm.write({"op": "connection_stream", "reply": False, **request})
         yield comm
-
-
-def quiet():
-    """Capture the log lines of errors that a test causes."""
-    return captured_logger("distributed.core", level=logging.ERROR)
 
 
 @TRANSPORTS
@@ -66,7 +70,7 @@ async def test_stream_handlers_are_given_to_the_server():
 @gen_test()
 async def test_a_stream_handler_is_not_an_operation():
     async with serving(TCP, cls=Recorder) as server, connected(server) as comm:
-        with quiet():
+        with quiet(logging.ERROR):
             await comm.write({"op": "note", "x": 1})
             answer = await comm.read()
         assert "No handler for op 'note'" in answer["exception_text"]
@@ -80,7 +84,7 @@ async def test_an_operation_is_not_a_stream_handler(transport):
         serving(transport, {"f": lambda: called.append(1)}, Recorder) as server,
         streaming(server) as comm,
     ):
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": "f"})
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -248,7 +252,7 @@ async def fail_by_cancellation(x=None):
 async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(transport, handler):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = handler
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([{"op": "fail", "x": 1}, {"op": "note", "x": 2}])
             await comm.write({"op": "fail"})
             await comm.write({"op": "done"})
@@ -267,7 +271,7 @@ async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(trans
 async def test_arguments_that_do_not_fit_are_logged_and_the_next_message_handled(message):
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = fail
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([message, {"op": "done"}])
             await server.done.wait()
         assert "TypeError" in log.getvalue()
@@ -281,7 +285,7 @@ async def test_an_argument_that_is_also_in_extra_is_logged_and_the_next_message_
     ):
         server.stream_handlers["note_y"] = server.note
         server.stream_handlers["done"] = lambda x: server.done.set()
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([{"op": "note", "x": "theirs"}, {"op": "note_y", "y": 1}])
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -294,7 +298,7 @@ async def test_an_argument_that_is_also_in_extra_is_logged_and_the_next_message_
 @gen_test()
 async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, op):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": op, "x": 1})
             await comm.write([{"op": op}, {"op": "done"}])
             await server.done.wait()
@@ -309,7 +313,7 @@ async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, o
 @gen_test()
 async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, message):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write(message)
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -321,29 +325,18 @@ async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, 
 @gen_test()
 async def test_the_ok_of_the_request_that_began_the_stream_is_ignored(transport):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write("OK")
             await comm.write({"op": "done"})
             await server.done.wait()
         assert log.getvalue() == ""
 
 
-def explode():
-    raise ZeroDivisionError("cannot be unpickled")
-
-
-class Explosive:
-    """Can be pickled, but not unpickled."""
-
-    def __reduce__(self):
-        return explode, ()
-
-
 @gen_test()
 async def test_a_message_that_cannot_be_unpickled_ends_the_stream_and_is_logged():
     # Later messages may depend on the lost one, so the peer has to notice.
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": "note", "x": to_serialize(Explosive())})
             with pytest.raises(CommClosedError):
                 await comm.read()

@@ -172,20 +172,18 @@ class Requests:
 
     async def _answer(self, comm: Comm, msg: Any) -> bool:
         """Answer one request, and return whether to keep *comm* open."""
-        kwargs: dict[str, Any] = {}
-        if isinstance(msg, dict):
-            # A copy: over inproc, *msg* is the object that the peer wrote.
-            kwargs = dict(msg)
+        # A copy: over inproc, *msg* is the object that the peer wrote.
+        kwargs = dict(msg) if isinstance(msg, dict) else {}
         op = kwargs.pop("op", None)
         close = kwargs.pop("close", False)
         reply = kwargs.pop("reply", True)
         serializers = kwargs.pop("serializers", None)
-        result: Any
+        result: Any = "OK"
         try:
             if op is None:
                 self._check(comm, msg)
             if op == "close":
-                result, close = "OK", True
+                close = True
             else:
                 result = self._call(comm, op, kwargs, serializers)
                 kind = type(result)
@@ -259,17 +257,10 @@ class Requests:
 
         Raises *exc* again if it cancels the current task.
         """
-        name = self._server._name_in_messages
-        level = logging.ERROR
+        name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
         if isinstance(exc, CommClosedError):
             if comm.closed():
-                logger.debug(
-                    "%s disconnected from %s during op %.500r: %s",
-                    comm.peer_address,
-                    name,
-                    op,
-                    exc,
-                )
+                logger.debug("%s disconnected from %s during op %.500r: %s", peer, name, op, exc)
                 return None
             # About another connection, most likely one of the handler.
             level = logging.INFO
@@ -280,14 +271,8 @@ class Requests:
             error = RuntimeError(f"the handler of {op!r} in {name} was cancelled")
             error.__cause__ = exc
             exc, level = error, logging.WARNING
-        logger.log(
-            level,
-            "Exception while handling op %.500s in %s for %s",
-            op,
-            name,
-            comm.peer_address,
-            exc_info=exc,
-        )
+        message = "Exception while handling op %.500s in %s for %s"
+        logger.log(level, message, op, name, peer, exc_info=exc)
         return error_message(exc, "uncaught-error")
 
     async def _write(
@@ -299,19 +284,15 @@ class Requests:
             await comm.write(result, serializers=families, on_error="raise")
         except CommClosedError as exc:
             logger.debug(
-                "%s disconnected before the answer to op %.500r: %s", comm.peer_address, op, exc
+                "%s disconnected before op %.500r was answered: %s", comm.peer_address, op, exc
             )
             return False
         except Exception as exc:
             if comm.closed() or serializers is _ANY:
                 raise
-            logger.error(
-                "Cannot serialize the result of op %.500s for %s",
-                op,
-                comm.peer_address,
-                exc_info=True,
-            )
-            # In the caller's families, or in any of them if an error cannot be written in these.
+            message = "Cannot serialize the result of op %.500s for %s"
+            logger.error(message, op, comm.peer_address, exc_info=True)
+            # Write the error in the caller's families; if *result* was an error, in any family.
             is_error = isinstance(result, dict) and result.get("status") == "uncaught-error"
             error = _protocol_error(exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers)

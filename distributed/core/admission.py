@@ -1,8 +1,4 @@
-"""How many connections a server keeps, in all and from one host, and for how long.
-
-:class:`Admission` counts and says no; what a refused peer is told, and by whom,
-is :mod:`distributed.core.requests`'s business.
-"""
+"""Limits on the connections of a server: in all, from one host, and without a request."""
 
 from __future__ import annotations
 
@@ -13,32 +9,32 @@ from distributed.comm import Comm, get_address_host
 
 
 class Admission:
-    """Counts the comms of a server.
+    """Counts the comms of a server, and says which to refuse.
 
     Parameters
     ----------
     limit
-        How many comms there may be; None for any number.
+        Maximum number of comms; None for no maximum.
     limit_per_host
-        How many there may be from one host.
+        Maximum number of comms from one host; None for no maximum.
     idle
-        After how many seconds without a request a comm is closed; None for never.
+        Seconds without a request before a comm is closed; None for no maximum.
     """
 
-    # State.  `_hosts`: each admitted comm → the host it came from, or None where
-    # that does not matter; `_counts`: host → how many of them came from there.
+    # `_counts[host]` is the number of comms in `_hosts` with that host, and is above 0.
     def __init__(
         self, limit: int | None = None, limit_per_host: int | None = None, idle: float | None = None
     ) -> None:
         self.limit = limit
         self.limit_per_host = limit_per_host
         self.idle = idle
+        # Admitted comm → host of the peer, or None if there is no limit per host.
         self._hosts: dict[Comm, str | None] = {}
         self._counts: Counter[str] = Counter()
 
     @classmethod
     def configured(cls) -> Admission:
-        """Return one with the limits of the configuration."""
+        """Return an `Admission` with the limits of the configuration."""
         return cls(
             config.get_int("distributed.comm.max-connections"),
             config.get_int("distributed.comm.max-connections-per-host"),
@@ -46,7 +42,7 @@ class Admission:
         )
 
     def enter(self, comm: Comm) -> str | None:
-        """Admit *comm* and return None, or return why not."""
+        """Admit *comm* and return None, or return the reason for refusing it."""
         if self.limit is not None and len(self._hosts) >= self.limit:
             return (
                 f"it has {len(self._hosts)} connections, as many as "
@@ -67,7 +63,7 @@ class Admission:
         return None
 
     def leave(self, comm: Comm) -> None:
-        """Forget *comm*."""
+        """Stop counting *comm*, if it was admitted."""
         host = self._hosts.pop(comm, None)
         if host is not None:
             self._counts[host] -= 1

@@ -1,7 +1,7 @@
-"""What this core shares with the roles above it and with the code that uses them.
+"""Objects that this core shares with the roles above it and with code that uses both.
 
-The original's Scheduler, Worker, Nanny and Client can stand on this core.  Their own modules are
-then behind the doors (``distributed.metrics`` and its neighbours), and what must be one object for
+The original's Scheduler, Worker, Nanny and Client can run on this core.  Their own modules then
+stand behind the doors (``distributed.metrics`` and others).  An object that must be the same for
 them and for this core is looked up here, by its faithful name, and nowhere else.
 """
 

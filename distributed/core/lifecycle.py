@@ -1,9 +1,7 @@
-"""How a server comes to life and how it ends.
+"""Start and close an object once, in order and within a bounded time.
 
-:class:`LifeCycle` knows the order of things, not what they are: it starts once
-whoever asks and however many ask, bounds that in time, turns a failure into a
-closed server and one clear error, and closes once.  What starting and closing
-mean is in the hooks :meth:`LifeCycle.start_unsafe` and :meth:`LifeCycle._close_unsafe`.
+:class:`LifeCycle` decides the order and handles failures.  Subclasses say what starting and
+closing mean, in :meth:`LifeCycle.start_unsafe` and :meth:`LifeCycle._close_unsafe`.
 """
 
 from __future__ import annotations
@@ -25,38 +23,33 @@ logger = logging.getLogger(__name__)
 
 
 class LifeCycle:
-    """An object that is started, runs on an event loop, and is closed.
+    """An object that is started, runs on an event loop, and is closed."""
 
-    Attributes
-    ----------
-    id
-        A name that no other object has, ``"ClassName-<uuid>"``.
-    thread_id
-        The thread in which it was started, 0 before.
-    death_timeout
-        Time that starting may take, in seconds or like ``"2 minutes"``; None
-        (the default) for any.
-    """
-
-    # State.  `_status` moves init -> running -> closing -> closed, or to failed
-    # if it did not start; subclasses may set it in between.  `_start_failure` is
-    # set once, with failed.  `_close_begun` is set by the first call of close(),
-    # `_event_finished` at its end, whatever happened.
+    #: Maximum time for starting, in seconds or as a string such as ``"2 minutes"``;
+    #: None for no maximum.
     death_timeout: float | str | None = None
 
+    # `_status` moves init → running → closing → closed, or init → failed.  Subclasses may set
+    # other states in between.
     def __init__(self) -> None:
+        #: A unique name: ``"ClassName-<uuid>"``.
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
+        #: The thread in which the object was started; 0 before that.
         self.thread_id = 0
         self._status = Status.init
         self._start_lock = asyncio.Lock()
+        # The error that each later call of start() raises.  Set once, with Status.failed.
         self._start_failure: Exception | None = None
+        # Set by the first call of close(), and never reset.
         self._close_begun = False
+        # Set at the end of the first call of close(), also if that call fails.
         self._event_finished = asyncio.Event()
+        # None until io_loop is first read or set.
         self._io_loop: IOLoop | None = None
 
     @property
     def io_loop(self) -> IOLoop:
-        """The loop on which this object lives: the one that first ran it."""
+        """The event loop of this object; by default the one that is current at first use."""
         if self._io_loop is None:
             self._io_loop = IOLoop.current()
         return self._io_loop
@@ -65,18 +58,11 @@ class LifeCycle:
     def io_loop(self, value: IOLoop | None) -> None:
         self._io_loop = value
 
-    @property
-    def loop(self) -> IOLoop:
-        """The same as :attr:`io_loop`."""
-        return self.io_loop
-
-    @loop.setter
-    def loop(self, value: IOLoop | None) -> None:
-        self.io_loop = value
+    loop = io_loop
 
     @property
     def status(self) -> Status:
-        """Where in its life this object is."""
+        """The current state."""
         return self._status
 
     @status.setter
@@ -84,6 +70,19 @@ class LifeCycle:
         if not isinstance(value, Status):
             raise TypeError(f"expected a member of Status, got {value!r}")
         self._status = value
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether the object is neither closing, nor closed, nor failed to start."""
+        return not self._close_begun and self._status not in (Status.closed, Status.failed)
+
+    def _cancels_current_task(self) -> bool:
+        """Return whether a CancelledError is meant for the current task.
+
+        If False, something that the task awaited was cancelled, and the task continues.
+        """
+        task = asyncio.current_task()
+        return self._close_begun or (task is not None and task.cancelling() > 0)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.start().__await__()
@@ -109,10 +108,10 @@ class LifeCycle:
         Raises
         ------
         RuntimeError
-            If :meth:`start_unsafe` raises; that is the cause.  The object is
-            closed then and its status failed.
+            If :meth:`start_unsafe` raises; its exception is the cause.  The object is then closed
+            and has ``Status.failed``.
         asyncio.TimeoutError
-            If it takes longer than :attr:`death_timeout`; likewise.
+            If starting takes longer than :attr:`death_timeout`.  The object is then closed too.
         """
         if self._status is Status.running:
             return self
@@ -149,31 +148,29 @@ class LifeCycle:
     async def _fail_to_start(self, failure: Exception) -> None:
         self._start_failure = failure
         if self._close_begun:
-            # Whoever closes may be waiting for this.
+            # close() may be waiting for this task: waiting for close() would be a deadlock.
             return
         await self.close(reason=f"failure-to-start-{type(failure)}")
         self.status = Status.failed
 
     async def start_unsafe(self) -> Self:
-        """Do what starting takes.  Subclasses override this and call it.
+        """Do the work of starting.  Subclasses override this method and call it.
 
-        Only :meth:`start` calls it, which sees to it that it runs once.
+        Only :meth:`start` calls it, at most once.
         """
         return self
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        """Close.  Returns when all is closed, whoever began with it.
+        """Close, or wait for the end of a close that is in progress.
 
         Parameters
         ----------
         timeout
-            Time in seconds that running work is given to finish before it is
-            cancelled; by default about one second.
+            Seconds before running work is cancelled; by default about one.
         reason
-            Why, for the log.
+            The reason, for the log.
         """
-        # Whoever configures may write "2s"; whoever writes what cannot be understood
-        # learns that before anything is closed.
+        # Parsed first, so that an invalid timeout raises before anything is closed.
         grace = None if timeout is None else parse_timedelta(timeout)
         if self._close_begun:
             await self._event_finished.wait()
@@ -189,7 +186,7 @@ class LifeCycle:
             self._event_finished.set()
 
     async def _close_unsafe(self, timeout: float | None) -> None:
-        """Do what closing takes; called once."""
+        """Do the work of closing; called once, by :meth:`close`."""
 
     async def finished(self) -> None:
         """Wait until this object is closed."""

@@ -1,4 +1,4 @@
-"""Measurements made while a coroutine method runs, digested by the server that it belongs to."""
+"""Give the measurements of a coroutine method to the server that the method belongs to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ T = TypeVar("T")
 
 
 class HasDigestMetric(Protocol):
-    """Something that takes measurements in, as a ``Server`` does."""
+    """An object that takes measurements, such as a ``Server``."""
 
-    def digest_metric(self, name: Hashable, value: float) -> None:
-        """Take in a measurement."""
+    def digest_metric(self, name: Hashable, value: float) -> None: ...
 
 
 S = TypeVar("S", bound=HasDigestMetric)
@@ -30,21 +29,21 @@ def context_meter_to_server_digest(
 ) -> Callable[
     [Callable[Concatenate[S, P], Awaitable[T]]], Callable[Concatenate[S, P], Awaitable[T]]
 ]:
-    """Decorate a coroutine method of a server so that what it measures is digested there.
+    """Decorate a coroutine method, so that ``self.digest_metric`` gets its measurements.
 
-    Whatever `distributed.metrics.context_meter` hears during a call, also from the offload thread,
-    is given to ``self.digest_metric`` under the name ``(digest_tag, label, unit)``; a label that
-    is a tuple becomes part of that tuple.
+    Each call of `context_meter.digest_metric` during the method, also in the offload thread, is
+    recorded under the name ``(digest_tag, label, unit)``; a label that is a tuple becomes part of
+    that tuple.
 
     Parameters
     ----------
     digest_tag
-        What all names begin with.
+        The first element of each name.
 
     Raises
     ------
     TypeError
-        The method is not a coroutine function.
+        If the method is not a coroutine function.
 
     Examples
     --------
@@ -65,8 +64,8 @@ def context_meter_to_server_digest(
     ) -> Callable[Concatenate[S, P], Awaitable[T]]:
         if not iscoroutinefunction(method):
             raise TypeError(
-                f"context_meter_to_server_digest({digest_tag!r}) is for coroutine methods, and "
-                f"{method!r} is none: declare it with 'async def'"
+                f"context_meter_to_server_digest({digest_tag!r}) needs a coroutine method, but got "
+                f"{method!r}: declare it with 'async def'"
             )
 
         @wraps(method)
@@ -75,7 +74,7 @@ def context_meter_to_server_digest(
                 labels = label if isinstance(label, tuple) else (label,)
                 self.digest_metric((digest_tag, *labels, unit), value)
 
-            # A digest is changed in the loop's thread only.
+            # allow_offload: calls in the offload thread reach `digest` in the thread of the loop.
             with context_meter.add_callback(digest, allow_offload=True):
                 return await method(self, *args, **kwargs)
 

@@ -1,160 +1,189 @@
-"""The answering side of the foundations: a server that listens.
+"""A server: it listens, answers requests, receives streams, and can call other servers.
 
-:class:`BaseServer` puts together what a server is made of, each part a module of
-its own: how it lives (:mod:`~distributed.core.lifecycle`), how it answers
-(:mod:`~distributed.core.requests`), what it counts (:mod:`~distributed.telemetry.statistics`)
-and where it puts files (:mod:`~distributed.scratch.directory`).  What it adds is where it
-listens.  It cannot call anybody: :class:`distributed.core.Server` can.
+:class:`Server` is composed of parts, each in its own module: its life cycle
+(:mod:`~distributed.core.lifecycle`), its listeners (:mod:`~distributed.core.listening`), requests
+(:mod:`~distributed.core.requests`), streams (:mod:`~distributed.core.streams`), the connections
+to other servers (:mod:`~distributed.core.pool`), statistics
+(:mod:`~distributed.telemetry.statistics`) and files (:mod:`~distributed.scratch.directory`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Self, TypeVar, overload
-
-from tornado.ioloop import PeriodicCallback
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 from distributed.base import config
-from distributed.base.event_loop import asyncio_loop_of
-from distributed.comm import (
-    get_address_host,
-    get_address_host_port,
-    listen,
-    unparse_host_port,
-)
+from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
 from distributed.core.errors.messages import error_message
 from distributed.core.host import replaceable
+from distributed.core.lifecycle import LifeCycle
+from distributed.core.listening import Listeners, Listening, address_to_listen_at
 from distributed.core.pool import ConnectionPool
-from distributed.core.requests import Dispatcher
+from distributed.core.requests import Requests
+from distributed.core.streams import Streams
+from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
-from distributed.telemetry.counter import Counter
 from distributed.telemetry.monitor import SystemMonitor
 from distributed.telemetry.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
-#: Time in seconds that running handlers are given when their server is closed.
+#: Seconds before running handlers are cancelled when their server is closed.
 CLOSE_GRACE = 1.0
 
 
-class Listening:
-    """What ``Server.listen`` returns: awaited, it tells when the address is bound.
+class Server(LifeCycle):
+    """A server: answers operations, and can call others.
 
-    It is bound as soon as the event loop runs, awaited or not; if nobody awaits
-    it, an error is logged.
+    Subclasses such as a scheduler or a worker pass their operations as *handlers*, and override
+    :meth:`start_unsafe` and :meth:`close`.
+
+    Parameters
+    ----------
+    handlers
+        Operations: name → function or coroutine function.  It is called with the keys of the
+        request as keyword arguments; if its first parameter is named ``comm``, with the comm as
+        that parameter.  Its result is the answer.
+    blocked_handlers
+        Names of operations that are refused; by default those that the configuration lists in
+        ``distributed.<class name>.blocked-handlers``.
+    stream_handlers
+        Operations of one-way streams; see :meth:`handle_stream`.
+    connection_limit
+        Maximum number of open connections to other servers.
+    deserialize, connection_args, serializers, deserializers, timeout
+        For connections to other servers; see :class:`rpc`.
+    local_directory
+        The directory in which the scratch directory is made.
+    needs_workdir
+        Whether the scratch directory belongs to this server alone and is locked.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from distributed.core import rpc
+    >>> async def main():
+    ...     async with Server({"add": lambda x, y: x + y}) as server:
+    ...         await server.listen("tcp://127.0.0.1:0")
+    ...         async with rpc(server.address) as remote:
+    ...             return await remote.add(x=1, y=2)
+    >>> asyncio.run(main())
+    3
     """
 
-    # State.  `_task` exists once the loop runs; `_awaited` once somebody asks.
-    def __init__(self, bind: Callable[[], Any], loop: asyncio.AbstractEventLoop, what: str):
-        self._bind = bind
-        self._what = what
-        self._task: asyncio.Task[None] | None = None
-        self._awaited = False
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            loop.call_soon(self._begin)
-        else:
-            # At once, so that addresses are bound in the order of the calls.
-            self._begin()
-
-    def _begin(self) -> asyncio.Task[None]:
-        if self._task is None:
-            self._task = asyncio.create_task(self._bind())
-            self._task.add_done_callback(self._done)
-        return self._task
-
-    def __await__(self) -> Generator[Any, None, None]:
-        self._awaited = True
-        return self._begin().__await__()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self._awaited:
-            logger.error("%s failed", self._what, exc_info=task.exception())
-
-
-class _Statistic(Generic[_T]):
-    """An attribute of a server that its statistics hold; to be read and to be replaced."""
-
-    def __init__(self, doc: str):
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._attribute = name
-
-    @overload
-    def __get__(self, server: None, owner: type) -> _Statistic[_T]: ...
-    @overload
-    def __get__(self, server: BaseServer, owner: type) -> _T: ...
-    def __get__(self, server: BaseServer | None, owner: type) -> _Statistic[_T] | _T:
-        if server is None:
-            return self
-        value: _T = getattr(server._server_statistics, self._attribute)
-        return value
-
-    def __set__(self, server: BaseServer, value: _T) -> None:
-        setattr(server._server_statistics, self._attribute, value)
-
-
-class BaseServer(Dispatcher):
-    """A server that listens and answers; see :class:`distributed.core.Server`."""
-
+    #: The host to listen at where only a port is given; "" for all interfaces.
     default_ip = ""
+    #: The port to listen at where none is given; 0 for any free port.
     default_port = 0
-    #: Whether what arrives pickled is unpickled, in requests and in answers to
-    #: calls; None for what ``distributed.comm.allow-pickle`` says.
+    #: Whether to unpickle the pickled parts of requests, and of answers to calls of other servers;
+    #: None for the value of ``distributed.comm.allow-pickle``.
     allow_pickle: bool | None = None
 
-    # State.  `listeners` in the order in which they were bound.  `_address` and
-    # `_listen_address` are None until they are asked for or set, `_local_directory`
-    # unless it is set.  `_binding_tasks` are the calls of listen() that did not come
-    # to an end.
+    #: Whether the interpreter is shutting down.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
+    # Subclasses may change or replace the public attributes: the parts look them up at each use.
+    # The exceptions are `listeners`, `counters` and `digests*`, which belong to a part; they may
+    # be changed in place, and `digests_total_since_heartbeat` may be replaced.
     def __init__(
         self,
         handlers: Mapping[str, Callable[..., Any]],
         blocked_handlers: Iterable[str] | None = None,
         stream_handlers: Mapping[str, Callable[..., Any]] | None = None,
+        connection_limit: int = 512,
         deserialize: bool = True,
+        serializers: Sequence[str] | None = None,
+        deserializers: Sequence[str] | None = None,
+        connection_args: Mapping[str, Any] | None = None,
+        timeout: float | str | None = None,
         local_directory: str | os.PathLike[str] | None = None,
         needs_workdir: bool = True,
-        tick_limit: Callable[[], float | None] | None = None,
     ) -> None:
-        super().__init__(handlers, blocked_handlers, stream_handlers)
+        super().__init__()
+        name = type(self).__name__
+        _check_callable("handler", handlers)
+        _check_callable("stream handler", stream_handlers or {})
+        #: Operations: name → handler.
+        self.handlers: dict[str, Callable[..., Any]] = {
+            "identity": self.identity,
+            "echo": self.echo,
+            "connection_stream": self.handle_stream,
+            "dump_state": self._to_dict,
+            **handlers,
+        }
+        #: Names of operations that are refused.
+        self.blocked_handlers = _blocked_handlers(name, blocked_handlers)
+        #: Operations of one-way streams: name → handler.
+        self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         self.deserialize = deserialize
-        self.listeners: list[Listener] = []
+        # The comms that other servers and clients opened → the operation in progress, or None.
+        self._comms: dict[Comm, str | None] = {}
+        self._server_requests = Requests(self)
+        self._server_streams = Streams(self)
+        self._ongoing_background_tasks = AsyncTaskGroup()
+
+        self._server_listeners = Listeners(self)
+        #: In the order in which they were bound.
+        self.listeners: list[Listener] = self._server_listeners.bound
+        # None until they are first read or set.
         self._address: str | None = None
         self._listen_address: str | None = None
-        self._local_directory: str | None = None
-        self._bind_lock = asyncio.Lock()
-        self._binding_tasks: set[asyncio.Task[Any]] = set()
-        self._server_statistics = Statistics(type(self).__name__, tick_limit=tick_limit)
-        self.periodic_callbacks: dict[str, PeriodicCallback] = (
-            self._server_statistics.make_periodic_callbacks()
+
+        tick_limit = config.get_timedelta("distributed.admin.tick.limit")
+        statistics = self._server_statistics = Statistics(
+            name, tick_limit=lambda: replaceable("tick_maximum_delay", tick_limit)
         )
+        #: Counters by name; ``counters["op"]`` counts operations.
+        self.counters = statistics.counters
+        #: The distributions of metrics; None without a digest library.
+        self.digests = statistics.digests
+        #: The sum of each metric.
+        self.digests_total = statistics.digests_total
+        #: The maximum of each metric.
+        self.digests_max = statistics.digests_max
+        #: Callbacks by name; all are started and stopped with the server.
+        self.periodic_callbacks = statistics.make_periodic_callbacks()
+
+        # Set by subclasses that have another directory.
+        self._local_directory: str | None = None
         self._scratch_directory = ScratchDirectory(
-            type(self).__name__,
+            name,
             local_directory=None if local_directory is None else os.fspath(local_directory),
             needs_workdir=needs_workdir,
         )
+        self._original_local_dir = self._scratch_directory.original
 
-    # Life
+        self.connection_args = dict(connection_args or {})
+        if self.allow_pickle is not None:
+            self.connection_args.setdefault("allow_pickle", self.allow_pickle)
+        #: For calls to other servers: ``await self.rpc(address).op(...)``.
+        self.rpc = ConnectionPool(
+            limit=connection_limit,
+            deserialize=deserialize,
+            serializers=serializers,
+            deserializers=deserializers,
+            connection_args=self.connection_args,
+            timeout=timeout,
+            server=self,
+        )
+
+    # Life cycle
 
     async def start_unsafe(self) -> Self:
-        """Start the periodic callbacks.  Subclasses extend this to start themselves."""
+        """Start the periodic callbacks and the pool.  Subclasses extend this method."""
         await super().start_unsafe()
         self.start_periodic_callbacks()
+        await self.rpc.start()
         return self
 
     def start_periodic_callbacks(self) -> None:
-        """Start the periodic callbacks that do not run yet."""
-        if not self._accepts_requests:
+        """Start those periodic callbacks that are not running."""
+        if not self._is_open:
             # Closed while it started.
             return
         self._server_statistics.reset_ticks()
@@ -163,34 +192,115 @@ class BaseServer(Dispatcher):
                 callback.start()
 
     def stop(self) -> None:
-        """Stop to listen and to do anything periodically, at once.
+        """Stop listening, and stop the periodic callbacks, at once.
 
-        What is in progress goes on; :meth:`close` ends it.
+        Open comms and running handlers continue; :meth:`close` ends them.
         """
         for callback in self.periodic_callbacks.values():
             callback.stop()
         self._stop_listeners()
 
     def _stop_listeners(self) -> None:
-        for task in self._binding_tasks:
-            task.cancel()
-        self._binding_tasks.clear()
-        for listener in self.listeners:
-            listener.stop()
+        self._server_listeners.stop()
 
     async def _close_unsafe(self, timeout: float | None) -> None:
         try:
-            self.stop()
-            await self._finish_handlers(CLOSE_GRACE if timeout is None else timeout)
+            try:
+                self.stop()
+                self._server_streams.abort_idle()
+                await self._server_requests.finish(CLOSE_GRACE if timeout is None else timeout)
+            finally:
+                await self._ongoing_background_tasks.stop()
+                self._server_requests.abort_comms()
+                self._server_statistics.close()
+                await self._scratch_directory.close_async()
         finally:
-            await self._ongoing_background_tasks.stop()
-            me = asyncio.current_task()
-            for comm, op in list(self._comms.items()):
-                # The comm over which close() was called still wants its answer.
-                if op is None or me not in self._serving_tasks:
-                    comm.abort()
-            self._server_statistics.close()
-            await self._scratch_directory.close_async()
+            await self.rpc.close()
+
+    # Built-in operations
+
+    def identity(self) -> dict[str, str]:
+        """Return the type and the id of this server."""
+        return {"type": type(self).__name__, "id": self.id}
+
+    def echo(self, data: Any = None) -> Any:
+        """Return *data*."""
+        return data
+
+    def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
+        """Return the state of this server for a dump, without the keys in *exclude*."""
+        state = {
+            "address": self.address_safe,
+            **self.identity(),
+            "status": self.status.name,
+            "thread_id": self.thread_id,
+        }
+        return {key: value for key, value in state.items() if key not in exclude}
+
+    # Requests and streams
+
+    def handle_comm(self, comm: Comm) -> NoOpAwaitable:
+        """Answer the requests on *comm*, in a task of its own, until *comm* is closed.
+
+        A server that was not started starts itself.  One that is closed aborts *comm*.
+        """
+        self._server_requests.serve(comm)
+        return NoOpAwaitable()
+
+    def handle_stream(
+        self, comm: Comm, extra: Mapping[str, Any] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Call the stream handlers with the messages from *comm*, until the stream ends.
+
+        Each message, or list of messages, is handled before the next one is read, both by
+        functions and by coroutine functions.  If a handler fails, the error is logged and the next
+        message is handled.  The stream ends with ``{"op": "close-stream"}``, or when the peer
+        closes *comm*; *comm* is closed then.
+
+        Parameters
+        ----------
+        comm
+            The comm to read from.
+        extra
+            Further keyword arguments for every handler.
+        """
+        # Not a coroutine function: another coroutine between the comm and the handlers would be
+        # resumed for each message.
+        return self._server_streams.handle(comm, extra)
+
+    @property
+    def _name_in_messages(self) -> str:
+        """The name of this server in errors and log lines that mention peers."""
+        return f"{type(self).__name__} {self.address_safe}"
+
+    @property
+    def incoming_comms_open(self) -> int:
+        """The number of open comms that peers opened."""
+        return len(self._comms)
+
+    @property
+    def incoming_comms_active(self) -> int:
+        """The number of comms on which a request is in progress."""
+        return sum(op is not None for op in self._comms.values())
+
+    @property
+    def outgoing_comms_open(self) -> int:
+        """The number of connections to other servers."""
+        return self.rpc.open
+
+    @property
+    def outgoing_comms_active(self) -> int:
+        """The number of connections to other servers on which a call is in progress."""
+        return self.rpc.active
+
+    def get_connection_counters(self) -> dict[str, int]:
+        """Return the numbers of comms, by kind."""
+        return {
+            "incoming_comms_open": self.incoming_comms_open,
+            "incoming_comms_active": self.incoming_comms_active,
+            "outgoing_comms_open": self.outgoing_comms_open,
+            "outgoing_comms_active": self.outgoing_comms_active,
+        }
 
     # Addresses
 
@@ -200,71 +310,30 @@ class BaseServer(Dispatcher):
         allow_offload: bool = True,
         **kwargs: Any,
     ) -> Listening:
-        """Listen at an address.  Call this several times to listen at several.
+        """Listen at an address.  Several calls listen at several addresses.
 
         Parameters
         ----------
         port_or_addr
-            A port, ``(host, port)``, an address such as ``"tcp://:8786"``, or
-            None for ``default_port``.
+            A port, ``(host, port)``, an address such as ``"tcp://:8786"``, or None for
+            :attr:`default_port`.
         allow_offload
             Whether expensive (de)serialization may run in a thread.
         kwargs
-            What the transport needs besides.
+            Further arguments of the transport, such as ``ssl_context``.
 
         Returns
         -------
         awaitable
-            Await it to know that the address is bound, or why it cannot be.
-            The address is bound once the event loop runs even if you don't;
-            an error is logged then.
+            It ends when the address is bound, or raises the error.  The address is bound once the
+            event loop runs, also without ``await``; an error is logged then.
         """
-        if port_or_addr is None:
-            port_or_addr = self.default_port
-        if isinstance(port_or_addr, int):
-            addr = unparse_host_port(self.default_ip, port_or_addr)
-        elif isinstance(port_or_addr, tuple):
-            addr = unparse_host_port(*port_or_addr)
-        elif isinstance(port_or_addr, str):
-            addr = port_or_addr
-        else:
-            raise TypeError(
-                f"expected a port, (host, port), or an address to listen at, got {port_or_addr!r}"
-            )
-
+        addr = address_to_listen_at(
+            self.default_port if port_or_addr is None else port_or_addr, self.default_ip
+        )
         if self.allow_pickle is not None:
             kwargs.setdefault("allow_pickle", self.allow_pickle)
-
-        async def bind() -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._binding_tasks.add(task)
-            try:
-                async with self._bind_lock:
-                    if not self._accepts_requests:
-                        raise RuntimeError(f"cannot listen at {addr}: {self.id} is closed")
-                    self.listeners.append(
-                        await listen(
-                            addr,
-                            self.handle_comm,
-                            deserialize=self.deserialize,
-                            allow_offload=allow_offload,
-                            **kwargs,
-                        )
-                    )
-            except asyncio.CancelledError:
-                if task in self._binding_tasks:
-                    raise
-                raise RuntimeError(f"cannot listen at {addr}: {self.id} was stopped") from None
-            finally:
-                self._binding_tasks.discard(task)
-
-        loop: asyncio.AbstractEventLoop
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = asyncio_loop_of(self.io_loop)
-        return Listening(bind, loop, f"{self.id}: to listen at {addr}")
+        return self._server_listeners.listen(addr, allow_offload=allow_offload, **kwargs)
 
     @property
     def listener(self) -> Listener | None:
@@ -273,13 +342,7 @@ class BaseServer(Dispatcher):
 
     @property
     def address(self) -> str:
-        """The address at which others can contact this server.
-
-        Raises
-        ------
-        ValueError
-            If it does not listen.
-        """
+        """The address at which peers can contact this server; ValueError if it does not listen."""
         if self._address is None:
             if not self.listeners:
                 raise ValueError(f"cannot get address of non-running {type(self).__name__}")
@@ -288,7 +351,7 @@ class BaseServer(Dispatcher):
 
     @property
     def address_safe(self) -> str:
-        """The address, or ``"not-running"`` where there is none."""
+        """The address, or ``"not-running"`` if the server does not listen."""
         try:
             return self.address
         except ValueError:
@@ -296,12 +359,9 @@ class BaseServer(Dispatcher):
 
     @property
     def listen_address(self) -> str:
-        """The address that this server is bound to, which may have a wildcard.
+        """The address that this server is bound to, which may contain a wildcard.
 
-        Raises
-        ------
-        ValueError
-            If it does not listen.
+        As for :attr:`address`, ValueError if the server does not listen.
         """
         if self._listen_address is None:
             if not self.listeners:
@@ -319,59 +379,50 @@ class BaseServer(Dispatcher):
         """The port of :attr:`address`."""
         return get_address_host_port(self.address)[1]
 
-    def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
-        state = {"address": self.address_safe, **super()._to_dict()}
-        return {key: value for key, value in state.items() if key not in exclude}
-
-    # Comms
+    # Statistics
 
     @property
-    def incoming_comms_open(self) -> int:
-        """The number of open comms that others made."""
-        return len(self._comms)
+    def digests_total_since_heartbeat(self) -> defaultdict[Hashable, float]:
+        """The sum of each metric since a subclass last cleared or replaced this dict."""
+        return self._server_statistics.digests_total_since_heartbeat
+
+    @digests_total_since_heartbeat.setter
+    def digests_total_since_heartbeat(self, value: defaultdict[Hashable, float]) -> None:
+        self._server_statistics.digests_total_since_heartbeat = value
 
     @property
-    def incoming_comms_active(self) -> int:
-        """The number of comms on which a request is in progress."""
-        return sum(op is not None for op in self._comms.values())
+    def monitor(self) -> SystemMonitor:
+        """The monitor of this process and its host; made on first use."""
+        return self._server_statistics.monitor
 
-    # What is counted
+    @monitor.setter
+    def monitor(self, value: SystemMonitor) -> None:
+        self._server_statistics.monitor = value
 
-    counters: _Statistic[defaultdict[str, Counter]] = _Statistic(
-        """What is counted, by name; ``counters["op"]`` counts operations."""
-    )
-    digests: _Statistic[defaultdict[Hashable, Any] | None] = _Statistic(
-        """The distributions of metrics; None without a digest library."""
-    )
-    digests_total: _Statistic[defaultdict[Hashable, float]] = _Statistic(
-        """The sum of each metric."""
-    )
-    digests_total_since_heartbeat: _Statistic[defaultdict[Hashable, float]] = _Statistic(
-        """The sum of each metric since it was last cleared."""
-    )
-    digests_max: _Statistic[defaultdict[Hashable, float]] = _Statistic(
-        """The largest value of each metric."""
-    )
-    monitor: _Statistic[SystemMonitor] = _Statistic(
-        """What this process takes of its host; made on first use."""
-    )
-    _last_tick: _Statistic[float] = _Statistic(
-        """When the event loop last came round, in seconds since the epoch."""
-    )
-    _tick_counter: _Statistic[int] = _Statistic("""How often it came round.""")
-    _tick_interval_observed: _Statistic[float] = _Statistic(
-        """The time between two ticks, in seconds, on average."""
-    )
+    @property
+    def _last_tick(self) -> float:
+        """The time of the last tick of the event loop, in seconds since the epoch."""
+        return self._server_statistics._last_tick
 
-    def digest_metric(self, name: Any, value: float) -> None:
-        """Take note of one value of a metric."""
+    @property
+    def _tick_counter(self) -> int:
+        """The number of ticks."""
+        return self._server_statistics._tick_counter
+
+    @property
+    def _tick_interval_observed(self) -> float:
+        """The average number of seconds between two ticks."""
+        return self._server_statistics._tick_interval_observed
+
+    def digest_metric(self, name: Hashable, value: float) -> None:
+        """Add *value* to the statistics of the metric *name*."""
         self._server_statistics.digest_metric(name, value)
 
     # Files
 
     @property
     def local_directory(self) -> str:
-        """A scratch directory; made on first use, removed when the server closes."""
+        """The scratch directory: made on first use, removed when the server closes."""
         if self._local_directory is None:
             return self._scratch_directory.path
         return self._local_directory
@@ -380,152 +431,33 @@ class BaseServer(Dispatcher):
     def local_directory(self, path: str) -> None:
         self._local_directory = path
 
-    @property
-    def _original_local_dir(self) -> str | None:
-        return self._scratch_directory.original
-
     async def upload_file(
         self, filename: str, data: str | bytes, load: bool = True
     ) -> dict[str, Any]:
-        """Write a file into the scratch directory and import it.
+        """Write a file into the scratch directory, and import it if *load*; an operation.
 
-        Parameters
-        ----------
-        filename
-            Its name, without a directory.
-        data
-            What is in it.
-        load
-            Whether to import it, if it is Python code.
-
-        Returns
-        -------
-        dict
-            ``{"status": "OK", "nbytes": …}``, or an error message.
+        As :meth:`ScratchDirectory.upload_file`, but an error is returned as an error message.
         """
         try:
             return await self._scratch_directory.upload_file_async(filename, data, load=load)
         except Exception as exc:
-            logger.exception("Cannot store %r", filename)
+            logger.exception("Cannot upload file %r to %s", filename, self._name_in_messages)
             return dict(error_message(exc))
 
 
-class Server(BaseServer):
-    """A server: answers operations, and can call others.
+def _check_callable(kind: str, handlers: Mapping[str, Callable[..., Any]]) -> None:
+    for op, handler in handlers.items():
+        if not callable(handler):
+            raise TypeError(f"the {kind} of {op!r} is not callable: {handler!r}")
 
-    Subclasses such as a scheduler or a worker pass their operations as
-    *handlers*, and override :meth:`start_unsafe` and :meth:`close`.
 
-    Parameters
-    ----------
-    handlers
-        Operations: name → function or coroutine function.  It is called with
-        the keys of the request as keyword arguments; if its first parameter is
-        named ``comm``, with the comm as that.  What it returns is the answer.
-    blocked_handlers
-        Names of operations that are refused; by default
-        ``distributed.<class name>.blocked-handlers`` of the configuration.
-    stream_handlers
-        Operations of one-way streams; see :meth:`handle_stream`.
-    connection_limit
-        How many connections to other servers may be open at a time.
-    deserialize, connection_args, serializers, deserializers, timeout
-        For connections to other servers; see :class:`rpc`.
-    local_directory
-        Where to make the scratch directory.
-    needs_workdir
-        Whether the scratch directory is this server's own and locked.
-
-    Attributes
-    ----------
-    handlers, stream_handlers : dict
-        Operations by name; may be changed.
-    rpc : ConnectionPool
-        For calls to other servers: ``await self.rpc(address).op(...)``.
-    allow_pickle : bool or None
-        Of the class: whether what arrives pickled is unpickled; by default (None)
-        as ``distributed.comm.allow-pickle`` says.
-    status : Status
-        Where in its life the server is.
-
-    Examples
-    --------
-    >>> async def main():
-    ...     async with Server({"add": lambda x, y: x + y}) as server:
-    ...         await server.listen("tcp://127.0.0.1:0")
-    ...         async with rpc(server.address) as remote:
-    ...             return await remote.add(x=1, y=2)
-    >>> asyncio.run(main())
-    3
-    """
-
-    def __init__(
-        self,
-        handlers: Mapping[str, Callable[..., Any]],
-        blocked_handlers: Iterable[str] | None = None,
-        stream_handlers: Mapping[str, Callable[..., Any]] | None = None,
-        connection_limit: int = 512,
-        deserialize: bool = True,
-        serializers: Sequence[str] | None = None,
-        deserializers: Sequence[str] | None = None,
-        connection_args: Mapping[str, Any] | None = None,
-        timeout: float | str | None = None,
-        local_directory: str | os.PathLike[str] | None = None,
-        needs_workdir: bool = True,
-    ) -> None:
-        configured = config.get_timedelta("distributed.admin.tick.limit")
-        super().__init__(
-            handlers,
-            blocked_handlers=blocked_handlers,
-            stream_handlers=stream_handlers,
-            deserialize=deserialize,
-            local_directory=local_directory,
-            needs_workdir=needs_workdir,
-            tick_limit=lambda: replaceable("tick_maximum_delay", configured),
-        )
-        self.connection_args = dict(connection_args or {})
-        if self.allow_pickle is not None:
-            self.connection_args.setdefault("allow_pickle", self.allow_pickle)
-        self.rpc = ConnectionPool(
-            limit=connection_limit,
-            deserialize=deserialize,
-            serializers=serializers,
-            deserializers=deserializers,
-            connection_args=self.connection_args,
-            timeout=timeout,
-            server=self,
-        )
-
-    async def start_unsafe(self) -> Self:
-        """Make the server ready.  Subclasses extend this to start themselves."""
-        await super().start_unsafe()
-        await self.rpc.start()
-        return self
-
-    async def _close_unsafe(self, timeout: float | None) -> None:
-        try:
-            await super()._close_unsafe(timeout)
-        finally:
-            await self.rpc.close()
-
-    @property
-    def outgoing_comms_open(self) -> int:
-        """The number of connections to other servers."""
-        return self.rpc.open
-
-    @property
-    def outgoing_comms_active(self) -> int:
-        """The number of connections to other servers on which a call is in progress."""
-        return self.rpc.active
-
-    def get_connection_counters(self) -> dict[str, int]:
-        """Return the numbers of connections, by kind."""
-        return {
-            name: getattr(self, name)
-            for name in (
-                "incoming_comms_open",
-                "incoming_comms_active",
-                "outgoing_comms_open",
-                "outgoing_comms_active",
-            )
-        }
+def _blocked_handlers(server_name: str, given: Iterable[str] | None) -> list[str]:
+    """Return the names of blocked operations: those *given*, or those of the configuration."""
+    key = "blocked_handlers"
+    if given is None:
+        key = f"distributed.{server_name.lower()}.blocked-handlers"
+        given = config.get(key, default=None) or ()
+    if isinstance(given, str):
+        # A list of its letters would silently block nothing.
+        raise TypeError(f"{key} has to be a list of names such as ['run'], got {given!r}")
+    return list(given)

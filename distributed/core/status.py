@@ -1,10 +1,4 @@
-"""The states of a server, a pool or an rpc, and the one answer that is no answer.
-
-Leaf vocabulary of floor 4: it knows nothing of what the states do.  A member crosses the wire in
-the map form of enum members, which spells out the module of its class; both that form and its
-pickle must name ``distributed.core``, where the original defines the class and where it is
-re-exported from here.
-"""
+"""The states of a server, a pool or an rpc."""
 
 from __future__ import annotations
 
@@ -13,11 +7,9 @@ from typing import ClassVar
 
 
 class Status(Enum):
-    """Where an object stands in its life.
+    """The state of an object; ``Status.lookup`` maps names to members.
 
-    ``Status.lookup`` maps each name to its member.
-
-    ``dont_reply`` is no state: a handler returns it to say that it has answered by itself.
+    ``dont_reply`` is not a state: a handler returns it if it has already written its answer.
 
     Examples
     --------
@@ -27,7 +19,8 @@ class Status(Enum):
     True
     """
 
-    # The wire form and the pickle name the class by this; see the module's docstring.
+    # The wire form of a member and its pickle contain the module of the class.  Both must name
+    # the module where the original defines it.
     __module__ = "distributed.core"
 
     lookup: ClassVar[dict[str, Status]]

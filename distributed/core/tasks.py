@@ -1,8 +1,4 @@
-"""Tasks that a server starts and nobody awaits.
-
-`AsyncTaskGroup` keeps them alive, reports their failures once, and ends them all when their owner
-closes.  It knows nothing of messages: floor 4 runs handlers, delayed work and streams in it.
-"""
+"""Background tasks of a server: tasks that no caller awaits."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ P = ParamSpec("P")
 
 
 class NoOpAwaitable:
-    """May be awaited, and need not be."""
+    """An awaitable that is done at once and may be dropped without ``await``."""
 
     def __await__(self) -> Generator[Any, None, None]:
         return
@@ -27,11 +23,13 @@ class NoOpAwaitable:
 
 
 class AsyncTaskGroupClosedError(RuntimeError):
-    """A task was given to a group that is closed."""
+    """A task was added to a group that is closed."""
 
 
 class AsyncTaskGroup:
     """The background tasks of one owner, on one event loop.
+
+    The group keeps its tasks alive, logs their exceptions, and ends them when the owner closes.
 
     Examples
     --------
@@ -48,10 +46,9 @@ class AsyncTaskGroup:
     """
 
     def __init__(self) -> None:
-        # closed   Once True it stays so, and no task is added any more.
-        # _tasks   Exactly the tasks that are not done yet (a task leaves when it is done); the
-        #          event loop itself holds tasks only weakly.
+        # Whether the group refuses new tasks; never reset.
         self.closed = False
+        # The tasks that are not done.  The event loop has only weak references to tasks.
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
@@ -66,14 +63,14 @@ class AsyncTaskGroup:
     ) -> None:
         """Run ``afunc(*args, **kwargs)`` as a task of the group.
 
-        Its result is dropped; its exception, if any, is logged.
+        The result of the task is dropped; an exception is logged.
 
         Raises
         ------
         AsyncTaskGroupClosedError
             If the group is closed; *afunc* is not called then.
         TypeError
-            If *afunc* is no coroutine function.
+            If *afunc* is not a coroutine function.
         """
         self._check_open(afunc)
         self._start(_make_coroutine(afunc, *args, **kwargs), _name(afunc))
@@ -86,7 +83,7 @@ class AsyncTaskGroup:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        """As `call_soon`, after *delay* seconds; it counts as a task of the group from now on.
+        """Run ``afunc(*args, **kwargs)`` after *delay* seconds, in a task that starts now.
 
         Raises
         ------
@@ -102,15 +99,15 @@ class AsyncTaskGroup:
         self._start(delayed(), _name(afunc))
 
     def close(self) -> None:
-        """Take no more tasks; those there are run on."""
+        """Refuse new tasks; those of the group continue."""
         self.closed = True
 
     async def stop(self) -> None:
-        """Close the group, cancel its tasks and return when all have ended.
+        """Close the group, cancel its tasks, and wait until all have ended.
 
-        Called by one of the tasks, that one is neither cancelled nor awaited.  A cancelled task may
-        clean up for as long as it takes.  Being cancelled itself, it stops waiting and the tasks
-        end by themselves.
+        If one of the tasks calls this method, that task is neither cancelled nor awaited.  A
+        cancelled task has unlimited time to clean up.  If this call is cancelled, the tasks still
+        end.
         """
         self.close()
         others = self._tasks - {asyncio.current_task()}
@@ -132,9 +129,9 @@ class AsyncTaskGroup:
             coroutine.close()
             raise
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._done)
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("Unhandled exception in %s", task.get_name(), exc_info=exc)

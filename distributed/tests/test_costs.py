@@ -1,8 +1,9 @@
-"""What a call costs, counted: so many functions, system calls, futures and copied bytes, no more.
+"""The cost of a call, counted: system calls, tasks, futures, copied bytes and function calls.
 
-Counts do not depend on the machine or on what else it does, as times would.  Client and server are
-in one process and on one event loop here, so that each count is for both sides together.  Where a
-number has to change, it is because a call has come to cost more, or less.
+Counts do not depend on the machine or its load, as times would.  Client and server share one
+process and one event loop here, so each count is for both sides together.  System calls, tasks and
+futures are exact.  The limits of function calls are about a quarter above what is measured, so that
+they fail for an expensive change and not for one more helper function.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm import Comm, connect, get_address_host
 from distributed.comm.message_stream import MessageStream
-from distributed.core import ConnectionPool, Server, rpc
+from distributed.core import ConnectionPool, rpc
 from distributed.protocol import to_serialize
 from distributed.protocol.framing import READ_SIZE, MessageDecoder
+from distributed.tests import servers
+from distributed.tests.servers import TCP, Gate
 from distributed.utils_test import async_poll_for, gen_test
 
 PACKAGE = os.path.dirname(distributed.__file__) + os.sep
@@ -34,13 +37,14 @@ TESTS = f"{os.sep}tests{os.sep}"
 
 CALLS = 200
 
+over_sockets = pytest.mark.parametrize("address", [TCP, "unix://"])
+
 
 @contextmanager
 def counting():
-    """Count calls of functions: those written in C and those of asyncio's by name.
+    """Count function calls: those of C and of asyncio by name, those of this package as "ours".
 
-    Those that are written in this package count as "ours".  A coroutine counts each time that it
-    goes on.
+    Each resumption of a coroutine counts as a call.
     """
     counts: Counter[str] = Counter()
 
@@ -67,20 +71,19 @@ def add(x, y):
 
 
 @asynccontextmanager
-async def serving(address="tcp://127.0.0.1:0", handlers=None, **kwargs):
-    """A server that does nothing by itself meanwhile."""
-    async with Server({"add": add, **(handlers or {})}, **kwargs) as server:
-        await server.listen(address)
+async def serving(address=TCP, handlers=None, **kwargs):
+    """Run a server with the operation "add" and without periodic callbacks."""
+    async with servers.serving(address, {"add": add, **(handlers or {})}, **kwargs) as server:
         for callback in server.periodic_callbacks.values():
             callback.stop()
         yield server
 
 
 async def cost(call, times=CALLS):
-    """What each of so many calls costs, on average; the first ones are not counted."""
+    """Return the average counts of *times* calls, after a few calls that are not counted."""
     for _ in range(3):
         await call()
-    # What was scheduled before shall not be part of it.
+    # Let the callbacks run that were scheduled before.
     for _ in range(3):
         await asyncio.sleep(0)
     with counting() as counts:
@@ -89,62 +92,46 @@ async def cost(call, times=CALLS):
     return Counter({name: count / times for name, count in counts.items()})
 
 
-def syscalls(each):
-    return {
-        name: each[name]
-        for name in (
-            "epoll.poll",
-            "epoll.register",
-            "epoll.modify",
-            "epoll.unregister",
-            "socket.send",
-            "socket.sendmsg",
-            "socket.recv_into",
-            "socket.recvmsg_into",
-        )
-        if each[name]
-    }
+SYSTEM_CALLS = (
+    *("epoll.poll", "epoll.register", "epoll.modify", "epoll.unregister"),
+    *("socket.send", "socket.sendmsg", "socket.recv_into", "socket.recvmsg_into"),
+)
+LOOP_WORK = (
+    *("BaseEventLoop.create_future", "BaseEventLoop.create_task"),
+    *("BaseEventLoop.call_soon", "BaseEventLoop.call_at"),
+)
 
 
-def loop_work(each):
-    return {
-        name: each[name]
-        for name in (
-            "BaseEventLoop.create_future",
-            "BaseEventLoop.create_task",
-            "BaseEventLoop.call_soon",
-            "BaseEventLoop.call_at",
-        )
-        if each[name]
-    }
+def only(names, each):
+    return {name: each[name] for name in names if each[name]}
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
+@over_sockets
 @pytest.mark.parametrize("pooled", [False, True])
 @gen_test()
 async def test_a_small_call_is_two_messages_and_nothing_else(address, pooled):
     async with serving(address) as server, ConnectionPool() as pool, rpc(server.address) as own:
         remote = pool(server.address) if pooled else own
         each = await cost(lambda: remote.add(x=1, y=2))
-    # For each message one turn of the loop, one send and one receive.
-    assert syscalls(each) == {"epoll.poll": 2, "socket.send": 2, "socket.recv_into": 2}
-    # Nobody is woken by way of the loop's queue.
-    assert loop_work(each) == {}
+    # One iteration of the loop, one send and one receive for each message.
+    assert only(SYSTEM_CALLS, each) == {"epoll.poll": 2, "socket.send": 2, "socket.recv_into": 2}
+    # The reader resumes without a task, a future or the queue of the loop.
+    assert only(LOOP_WORK, each) == {}
     assert each["of config"] == 0
-    assert each["ours"] <= 70
+    assert each["ours"] <= 90
 
 
 @gen_test()
-async def test_over_inproc_a_call_makes_no_system_call_but_the_loops():
+async def test_a_call_over_inproc_makes_only_the_system_calls_of_the_loop():
     async with serving("inproc://") as server, rpc(server.address) as remote:
         each = await cost(lambda: remote.add(x=1, y=2))
-    assert set(syscalls(each)) == {"epoll.poll"}
+    assert set(only(SYSTEM_CALLS, each)) == {"epoll.poll"}
     assert each["epoll.poll"] <= 2
     assert each["of config"] == 0
 
 
 @gen_test()
-async def test_calls_at_the_same_time_share_the_turns_of_the_loop():
+async def test_concurrent_calls_share_the_iterations_of_the_loop():
     async with serving() as server, rpc(server.address) as remote:
 
         async def many():
@@ -156,7 +143,7 @@ async def test_calls_at_the_same_time_share_the_turns_of_the_loop():
 
 
 @gen_test()
-async def test_a_call_costs_the_same_whatever_else_there_is():
+async def test_the_cost_of_a_call_does_not_depend_on_other_connections_handlers_or_calls():
     costs = []
     for connections, handlers in ((1, 10), (300, 1000)):
         more = {f"handler_{i}": add for i in range(handlers)}
@@ -174,7 +161,7 @@ async def test_a_call_costs_the_same_whatever_else_there_is():
 
 
 class Moved:
-    """What streams sent and received, and where."""
+    """Records the buffers that streams send from and receive into."""
 
     def __init__(self, monkeypatch):
         self.sent: list[memoryview] = []
@@ -201,9 +188,9 @@ class Moved:
         monkeypatch.setattr(MessageDecoder, "next_message", filled)
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
+@over_sockets
 @gen_test()
-async def test_an_array_is_copied_by_the_kernel_alone(address, monkeypatch):
+async def test_only_the_kernel_copies_an_array(address, monkeypatch):
     np = pytest.importorskip("numpy")
     x = np.arange(125_000)
     kept = []
@@ -215,39 +202,30 @@ async def test_an_array_is_copied_by_the_kernel_alone(address, monkeypatch):
         await remote.keep(data=to_serialize(x))
         moved = Moved(monkeypatch)
         await remote.keep(data=to_serialize(x))
-    # It is sent from where it is,
+    # It is sent from its own memory,
     large = [view for view in moved.sent if view.nbytes >= x.nbytes]
     assert [np.shares_memory(np.asarray(view), x) for view in large] == [True]
     assert sum(view.nbytes for view in moved.sent) - x.nbytes < 1000
-    # and received to where it stays, but for its beginning.
+    # and received into its final memory, except for its beginning.
     memory = memoryview(kept[1].base)
     in_place = sum(nbytes for obj, nbytes in moved.received if obj is memory.obj)
     assert x.nbytes - READ_SIZE <= in_place < x.nbytes
     np.testing.assert_array_equal(kept[1], x)
 
 
+@pytest.mark.parametrize("sizes", [[10_000], [10_000, 20_000, 30_000]], ids=["alike", "different"])
 @gen_test()
-async def test_an_array_takes_few_system_calls_and_no_future_that_small_calls_do_not():
+async def test_a_call_with_an_array_needs_few_system_calls_and_no_future(sizes):
     np = pytest.importorskip("numpy")
-    x = np.arange(10_000)
+    arrays = itertools.cycle([np.zeros(size) for size in sizes])
     async with serving() as server, rpc(server.address) as remote:
-        each = await cost(lambda: remote.echo(data=to_serialize(x)))
-    # After the first ones it is known beforehand where its memory will begin.
-    assert syscalls(each) == {"epoll.poll": 2, "socket.sendmsg": 2, "socket.recvmsg_into": 2}
-    assert loop_work(each) == {}
-    assert each["ours"] <= 133
-
-
-@gen_test()
-async def test_arrays_that_differ_take_few_system_calls_too():
-    np = pytest.importorskip("numpy")
-    sizes = itertools.cycle([10_000, 20_000, 30_000])
-    async with serving() as server, rpc(server.address) as remote:
-        each = await cost(lambda: remote.echo(data=to_serialize(np.zeros(next(sizes)))))
+        each = await cost(lambda: remote.echo(data=to_serialize(next(arrays))))
     assert each["socket.sendmsg"] == 2
-    assert each["socket.recv_into"] <= 4
-    assert loop_work(each) == {}
-    assert each["ours"] <= 159
+    assert each["epoll.poll"] <= 3
+    assert each["socket.recv_into"] + each["socket.recvmsg_into"] <= 4
+    assert each["socket.send"] == 0
+    assert only(LOOP_WORK, each) == {}
+    assert each["ours"] <= 200
 
 
 @gen_test()
@@ -269,12 +247,12 @@ async def test_a_batch_is_one_message():
         each = await cost(batch, times=10)
         await batched.close()
     assert each["socket.send"] == each["socket.recv_into"] == 1
-    # For each message little is done: it is put into the buffer, and its handler called.
-    assert each["ours"] <= 100 * 4.6
+    # A message is put into the buffer, and its handler is called.
+    assert each["ours"] <= 100 * 6
 
 
 @gen_test()
-async def test_a_connection_makes_few_system_calls_and_asks_nothing_twice():
+async def test_a_connection_needs_few_system_calls():
     async with serving() as server:
         comms: list[Comm] = []
 
@@ -290,14 +268,14 @@ async def test_a_connection_makes_few_system_calls_and_asks_nothing_twice():
     assert each["epoll.modify"] == each["epoll.unregister"] == 0
     if sys.platform == "linux":
         assert each["socket.setsockopt"] == 6
-    # The settings are looked at, but not interpreted again.
-    assert each["of config"] <= 16
-    assert each["ours"] <= 161
+    # The settings are looked up, but not parsed again.
+    assert each["of config"] <= 20
+    assert each["ours"] <= 200
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
+@over_sockets
 @gen_test()
-async def test_what_ends_leaves_nothing_to_the_garbage_collector(address):
+async def test_closed_comms_are_freed_without_the_garbage_collector(address):
     async with serving(address) as server:
 
         async def connecting():
@@ -309,12 +287,13 @@ async def test_what_ends_leaves_nothing_to_the_garbage_collector(address):
                 await remote.add(x=1, y=2)
 
         async def cancelling():
-            done = asyncio.Event()
-            server.handlers["wait"] = done.wait
+            gate = Gate()
+            server.handlers["wait"] = gate.handle
             async with rpc(server.address) as remote:
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(remote.wait(), 0.01)
-            done.set()
+                call = await gate.enter(remote.wait())
+                call.cancel()
+                await asyncio.wait([call])
+            gate.open()
 
         async def resetting():
             comm = await connect(server.address)
@@ -331,7 +310,7 @@ async def test_what_ends_leaves_nothing_to_the_garbage_collector(address):
             try:
                 await use()
                 await async_poll_for(lambda: not server._comms)
-                # Callbacks that tell of the end.
+                # Let the close callbacks run.
                 for _ in range(3):
                     await asyncio.sleep(0)
                 gc.set_debug(gc.DEBUG_SAVEALL)

@@ -1,15 +1,14 @@
-"""How many connections a server keeps, for how long, and what it answers while it closes."""
+"""Limits on the connections of a server: in all, from one host, and without a request."""
 
 from __future__ import annotations
-
-import asyncio
 
 import pytest
 
 from distributed.base import config
 from distributed.comm import CommClosedError, connect
-from distributed.core import Server, Status, rpc, send_recv
+from distributed.core import Server, send_recv
 from distributed.core.admission import Admission
+from distributed.tests.servers import TCP, Gate
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 
@@ -18,7 +17,7 @@ async def test_a_connection_above_the_limit_is_answered_by_an_error_and_closed()
     with config.set({"distributed.comm.max-connections": 2}):
         server = Server({})
     async with server:
-        await server.listen("tcp://127.0.0.1:0")
+        await server.listen(TCP)
         first, second = [await connect(server.address) for _ in range(2)]
         for comm in (first, second):
             assert await send_recv(comm, op="echo", data=1) == 1
@@ -43,7 +42,7 @@ async def test_connections_are_counted_by_host():
     with config.set({"distributed.comm.max-connections-per-host": 1}):
         server = Server({})
     async with server:
-        await server.listen("tcp://127.0.0.1:0")
+        await server.listen(TCP)
         await server.listen("inproc://")
         over_tcp = await connect(server.listeners[0].contact_address)
         assert await send_recv(over_tcp, op="echo", data=1) == 1
@@ -56,7 +55,7 @@ async def test_connections_are_counted_by_host():
             await comm.close()
 
 
-def test_who_leaves_makes_room():
+def test_a_comm_that_leaves_makes_room_for_another():
     class Comm:
         peer_address = "tcp://10.0.0.1:5000"
 
@@ -71,91 +70,17 @@ def test_who_leaves_makes_room():
 
 
 @gen_test()
-async def test_an_idle_connection_is_closed_after_a_while_and_a_busy_one_is_not():
-    release = asyncio.Event()
-
-    async def wait():
-        await release.wait()
-        return "done"
-
+async def test_an_idle_connection_times_out_and_a_busy_one_does_not():
+    gate = Gate()
     with config.set({"distributed.comm.timeouts.idle": "50ms"}):
-        server = Server({"wait": wait})
+        server = Server({"wait": gate.handle})
     async with server:
-        await server.listen("tcp://127.0.0.1:0")
+        await server.listen(TCP)
         idle, busy = [await connect(server.address) for _ in range(2)]
         assert await send_recv(idle, op="echo", data=1) == 1
-        call = asyncio.create_task(send_recv(busy, op="wait"))
+        call = await gate.enter(send_recv(busy, op="wait", key="done"), "done")
         with pytest.raises(CommClosedError):
             await idle.read()
-        release.set()
+        gate.open("done")
         assert await call == "done"
         await busy.close()
-
-
-@gen_test()
-async def test_a_closing_server_finishes_what_it_does_and_refuses_what_is_new():
-    entered, release = asyncio.Event(), asyncio.Event()
-
-    async def work():
-        entered.set()
-        await release.wait()
-        return "finished"
-
-    server = await Server({"work": work})
-    await server.listen("tcp://127.0.0.1:0")
-    busy, other = [await connect(server.address) for _ in range(2)]
-    assert await send_recv(other, op="echo", data=1) == 1
-    call = asyncio.create_task(send_recv(busy, op="work"))
-    await entered.wait()
-    closing = asyncio.create_task(server.close(timeout=60))
-    while server.status is not Status.closing:
-        await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="is closing and takes no more requests"):
-        await send_recv(other, op="echo", data=1)
-    release.set()
-    assert await call == "finished"
-    await closing
-    assert other.closed() or await is_closed(other)
-    await busy.close()
-    await other.close()
-
-
-async def is_closed(comm):
-    with pytest.raises(CommClosedError):
-        await comm.read()
-    return True
-
-
-@gen_test()
-async def test_what_does_not_finish_in_time_is_cancelled():
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def work():
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    server = await Server({"work": work})
-    await server.listen("tcp://127.0.0.1:0")
-    async with rpc(server.address) as remote:
-        call = asyncio.create_task(remote.work())
-        await entered.wait()
-        await server.close(timeout=0.01)
-        assert cancelled.is_set()
-        with pytest.raises(CommClosedError, match="'work'"):
-            await call
-
-
-@gen_test()
-async def test_a_server_on_which_nothing_runs_closes_at_once():
-    server = await Server({})
-    await server.listen("tcp://127.0.0.1:0")
-    comms = [await connect(server.address) for _ in range(5)]
-    for comm in comms:
-        await send_recv(comm, op="echo", data=1)
-    await asyncio.wait_for(server.close(timeout=1000), 30)
-    for comm in comms:
-        assert await is_closed(comm)
-        await comm.close()

@@ -1,4 +1,4 @@
-"""How a server starts, fails to start, and closes: each rule on a real server."""
+"""Starting, failing to start, and closing a server."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ from tornado.ioloop import IOLoop
 
 from distributed import core
 from distributed.core import CommClosedError, Server, Status, rpc
-from distributed.tests.servers import TRANSPORTS, listen_args, trusting
+from distributed.tests.servers import TRANSPORTS, Gate, listen_args, serving, trusting
 from distributed.utils_test import assert_cannot_connect, async_poll_for, captured_logger, gen_test
 
 
 @pytest.fixture(autouse=True)
 def trusted(request):
-    """Whatever a test connects to has what it takes to be trusted."""
+    """Trust the certificates of the servers of a test over TLS."""
     callspec = getattr(request.node, "callspec", None)
     with trusting(callspec.params.get("transport", "") if callspec else ""):
         yield
 
 
 class Gated(Server):
-    """Starts when its gate is opened, and counts how often."""
+    """Starts when its gate is opened, and counts its starts."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.starting = asyncio.Event()
-        self.gate = asyncio.Event()
+        self.gate = Gate()
         self.starts = 0
 
     async def start_unsafe(self):
         self.starts += 1
-        self.starting.set()
-        await self.gate.wait()
+        await self.gate.handle()
         return await super().start_unsafe()
 
 
 class Failing(Server):
-    """Fails to start, after it has begun to listen."""
+    """Fails to start after it has begun to listen."""
 
     async def start_unsafe(self):
         await self.listen("tcp://127.0.0.1:0")
@@ -60,16 +58,10 @@ async def test_a_new_server_is_not_running():
 
 
 @gen_test()
-async def test_awaiting_a_server_starts_it_and_gives_it():
+async def test_await_and_start_return_the_running_server():
     server = Server({})
     assert await server is server
     assert server.status is Status.running
-    await server.close()
-
-
-@gen_test()
-async def test_start_gives_the_server():
-    server = Server({})
     assert await server.start() is server
     await server.close()
 
@@ -77,7 +69,7 @@ async def test_start_gives_the_server():
 @gen_test()
 async def test_starting_twice_starts_once():
     server = Gated({})
-    server.gate.set()
+    server.gate.open()
     await server.start()
     await server.start()
     await server
@@ -89,9 +81,9 @@ async def test_starting_twice_starts_once():
 async def test_concurrent_starts_start_once_and_all_return_when_it_runs():
     server = Gated({})
     starts = [asyncio.create_task(server.start()) for _ in range(5)]
-    await server.starting.wait()
+    await server.gate.entered[None].wait()
     assert not any(start.done() for start in starts)
-    server.gate.set()
+    server.gate.open()
     assert await asyncio.gather(*starts) == [server] * 5
     assert server.starts == 1
     assert server.status is Status.running
@@ -146,10 +138,10 @@ async def test_requests_wait_until_the_server_has_started(transport):
     await server.listen(transport, **listen_args(transport))
     async with rpc(server.address) as remote:
         calls = [asyncio.create_task(remote.identity()) for _ in range(3)]
-        await server.starting.wait()
+        await server.gate.entered[None].wait()
         await async_poll_for(lambda: server.incoming_comms_open == 3)
         assert not any(call.done() for call in calls)
-        server.gate.set()
+        server.gate.open()
         await asyncio.gather(*calls)
     assert server.starts == 1
     await server.close()
@@ -166,34 +158,20 @@ async def test_a_failure_to_start_is_a_runtime_error_from_its_cause():
 
 
 @gen_test()
-async def test_a_server_that_failed_to_start_has_failed():
-    server = Failing({})
-    with pytest.raises(RuntimeError, match="failed to start"):
-        await server
-    assert server.status is Status.failed
-
-
-@gen_test()
 async def test_a_server_that_failed_to_start_is_closed():
     server = Failing({})
     with pytest.raises(RuntimeError, match="failed to start"):
         await server
+    assert server.status is Status.failed
     await server.finished()
     await assert_cannot_connect(server.address, timeout=0.1)
     assert not any(callback.is_running() for callback in server.periodic_callbacks.values())
-
-
-@gen_test()
-async def test_a_failed_server_closes_again_without_harm():
-    server = Failing({})
-    with pytest.raises(RuntimeError, match="failed to start"):
-        await server
     await server.close()
     assert server.status is Status.failed
 
 
 @gen_test()
-async def test_starting_a_failed_server_again_raises_the_same():
+async def test_starting_a_failed_server_again_raises_the_same_error():
     server = Failing({})
     for _ in range(2):
         with pytest.raises(RuntimeError, match="Failing failed to start") as info:
@@ -202,7 +180,7 @@ async def test_starting_a_failed_server_again_raises_the_same():
 
 
 @gen_test()
-async def test_all_concurrent_starts_hear_of_the_failure():
+async def test_a_failure_to_start_is_raised_by_all_concurrent_starts():
     class GatedFailing(Gated):
         async def start_unsafe(self):
             await super().start_unsafe()
@@ -210,8 +188,8 @@ async def test_all_concurrent_starts_hear_of_the_failure():
 
     server = GatedFailing({})
     starts = [asyncio.create_task(server.start()) for _ in range(3)]
-    await server.starting.wait()
-    server.gate.set()
+    await server.gate.entered[None].wait()
+    server.gate.open()
     results = await asyncio.gather(*starts, return_exceptions=True)
     assert [str(result) for result in results] == ["GatedFailing failed to start."] * 3
     assert server.starts == 1
@@ -270,7 +248,7 @@ async def test_a_start_that_is_cancelled_closes_the_server():
     server = Gated({})
     await server.listen("tcp://127.0.0.1:0")
     start = asyncio.create_task(server.start())
-    await server.starting.wait()
+    await server.gate.entered[None].wait()
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -283,7 +261,7 @@ async def test_a_start_that_is_cancelled_closes_the_server():
 async def test_starting_again_after_a_cancelled_start_is_an_error():
     server = Gated({})
     start = asyncio.create_task(server.start())
-    await server.starting.wait()
+    await server.gate.entered[None].wait()
     start.cancel()
     await asyncio.wait([start])
     with pytest.raises(RuntimeError, match=r"Gated failed to start.*cancelled"):
@@ -332,29 +310,6 @@ async def test_a_closed_server_does_not_start():
 
 
 @gen_test()
-async def test_status_is_closing_while_handlers_get_their_grace():
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def wait():
-        entered.set()
-        await leave.wait()
-        return "done"
-
-    server = await Server({"wait": wait})
-    await server.listen("tcp://127.0.0.1:0")
-    async with rpc(server.address) as remote:
-        call = asyncio.create_task(remote.wait())
-        await entered.wait()
-        close = asyncio.create_task(server.close(timeout=20))
-        await async_poll_for(lambda: server.status is not Status.running)
-        assert server.status is Status.closing
-        leave.set()
-        assert await call == "done"
-        await close
-    assert server.status is Status.closed
-
-
-@gen_test()
 async def test_a_graceful_close_keeps_its_status_until_the_end():
     seen = []
 
@@ -390,24 +345,13 @@ async def test_finished_after_close_returns_at_once():
 
 @TRANSPORTS
 @gen_test()
-async def test_concurrent_closes_all_return_when_it_is_closed(transport):
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def wait():
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    server = await Server({"wait": wait})
-    await server.listen(transport, **listen_args(transport))
-    async with rpc(server.address) as remote:
-        call = asyncio.create_task(remote.wait())
-        await entered.wait()
+async def test_concurrent_closes_all_return_when_the_server_is_closed(transport):
+    gate = Gate()
+    async with serving(transport, {"wait": gate.handle}) as server, rpc(server.address) as remote:
+        call = await gate.enter(remote.wait())
         closes = [asyncio.create_task(server.close(timeout=0.05)) for _ in range(4)]
         await asyncio.wait(closes, return_when=asyncio.FIRST_COMPLETED)
-        assert cancelled.is_set()
+        assert gate.cancelled[None].is_set()
         await asyncio.gather(*closes)
         with pytest.raises(CommClosedError):
             await call
@@ -431,49 +375,20 @@ async def test_close_runs_once():
 
 @TRANSPORTS
 @gen_test()
-async def test_a_close_that_is_cancelled_ends_the_handlers_all_the_same(transport):
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def wait():
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    server = await Server({"wait": wait})
-    await server.listen(transport, **listen_args(transport))
-    async with rpc(server.address) as remote:
-        call = asyncio.create_task(remote.wait())
-        await entered.wait()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(server.close(timeout=60), 0.05)
-        await cancelled.wait()
-        with pytest.raises(CommClosedError):
-            await call
-    assert server.status is Status.closed
-    await server.finished()
-
-
-@gen_test()
-async def test_a_close_that_is_cancelled_ends_the_background_tasks_all_the_same():
-    entered = asyncio.Event()
-
-    async def wait():
-        entered.set()
-        await asyncio.Event().wait()
-
-    server = await Server({"wait": wait})
-    await server.listen("tcp://127.0.0.1:0")
-    server._ongoing_background_tasks.call_later(60, wait)
-    async with rpc(server.address) as remote:
-        call = asyncio.create_task(remote.wait())
-        await entered.wait()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(server.close(timeout=60), 0.05)
+async def test_a_cancelled_close_still_ends_handlers_and_background_tasks(transport):
+    gate = Gate()
+    async with serving(transport, {"wait": gate.handle}) as server, rpc(server.address) as remote:
+        server._ongoing_background_tasks.call_later(60, gate.handle)
+        call = await gate.enter(remote.wait())
+        close = asyncio.create_task(server.close(timeout=60))
+        await async_poll_for(lambda: server.status is Status.closing)
+        close.cancel()
+        await gate.cancelled[None].wait()
         await async_poll_for(lambda: not len(server._ongoing_background_tasks))
         with pytest.raises(CommClosedError):
             await call
+        await server.finished()
+        assert server.status is Status.closed
 
 
 @TRANSPORTS
@@ -482,7 +397,7 @@ async def test_a_close_while_the_first_connection_starts_the_server(transport):
     server = Gated({})
     await server.listen(transport, **listen_args(transport))
     comm = await core.connect(server.address)
-    await server.starting.wait()
+    await server.gate.entered[None].wait()
     with captured_logger("distributed.core.requests") as log:
         await server.close(timeout=0.05)
     assert log.getvalue() == ""
@@ -495,9 +410,9 @@ async def test_a_close_while_the_first_connection_starts_the_server(transport):
 async def test_a_close_during_start_leaves_nothing_running():
     server = Gated({})
     start = asyncio.create_task(server.start())
-    await server.starting.wait()
+    await server.gate.entered[None].wait()
     await server.close()
-    server.gate.set()
+    server.gate.open()
     await start
     assert server.status is Status.closed
     assert not any(callback.is_running() for callback in server.periodic_callbacks.values())
@@ -524,7 +439,7 @@ async def test_the_reason_of_close_is_logged():
     assert "the power is out" in log.getvalue()
 
 
-# What a server says of itself
+# Attributes
 
 
 @gen_test()
@@ -546,20 +461,11 @@ async def test_status_can_be_set_to_any_member():
 
 
 @gen_test()
-async def test_an_id_is_the_class_name_and_a_uuid():
-    class Scheduler(Server):
-        pass
-
-    server = Scheduler({})
-    name, _, number = server.id.partition("-")
-    assert name == "Scheduler"
+async def test_an_id_is_the_class_name_and_a_unique_uuid():
+    one, other = Gated({}), Gated({})
+    name, _, number = one.id.partition("-")
+    assert name == "Gated"
     assert str(uuid.UUID(number)) == number
-    await server.close()
-
-
-@gen_test()
-async def test_no_two_servers_have_the_same_id():
-    one, other = Server({}), Server({})
     assert one.id != other.id
     await one.close()
     await other.close()

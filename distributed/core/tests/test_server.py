@@ -1,4 +1,4 @@
-"""What a server adds to answering: its end, background tasks, statistics, and what it costs."""
+"""Stopping and closing a server, its background tasks, its statistics, and its cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distributed.core import CommClosedError, Server, Status
 from distributed.core.tasks import AsyncTaskGroupClosedError
 from distributed.telemetry.counter import Digest
 from distributed.telemetry.monitor import SystemMonitor
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.tests.servers import TCP, TRANSPORTS, Gate, ask, assert_usable, connected, serving
 from distributed.utils_test import (
     assert_cannot_connect,
     async_poll_for,
@@ -32,25 +32,18 @@ from distributed.utils_test import (
 # Stopping and closing
 
 
+@pytest.mark.parametrize(("method", "callbacks"), [("stop", False), ("_stop_listeners", True)])
 @gen_test()
-async def test_stop_stops_listening_and_callbacks_and_leaves_comms_open():
+async def test_stop_stops_listening_and_leaves_comms_open(method, callbacks):
     async with serving(TCP) as server, connected(server) as comm:
         await assert_usable(comm)
-        server.stop()
+        getattr(server, method)()
         await assert_usable(comm)
         await assert_cannot_connect(server.address, timeout=0.1)
-        assert not any(callback.is_running() for callback in server.periodic_callbacks.values())
+        assert {callback.is_running() for callback in server.periodic_callbacks.values()} == {
+            callbacks
+        }
         assert server.status is Status.running
-
-
-@gen_test()
-async def test_stop_listeners_leaves_all_else_running():
-    async with serving(TCP) as server, connected(server) as comm:
-        await assert_usable(comm)
-        server._stop_listeners()
-        await assert_usable(comm)
-        await assert_cannot_connect(server.address, timeout=0.1)
-        assert all(callback.is_running() for callback in server.periodic_callbacks.values())
 
 
 @TRANSPORTS
@@ -80,21 +73,20 @@ async def test_close_closes_connections_whose_handshake_is_not_done():
 
 @TRANSPORTS
 @gen_test()
-async def test_a_close_amid_many_connections_being_made_leaves_none_open(transport):
+async def test_a_close_leaves_no_connection_that_is_being_made_open(transport):
     async with serving(transport) as server:
-        address = server.address
-        connecting = [asyncio.create_task(core.connect(address, timeout=0.5)) for _ in range(20)]
+        connecting = [asyncio.create_task(core.connect(server.address)) for _ in range(20)]
         await async_poll_for(lambda: server._comms, period=0)
         await server.close()
-        comms = [
-            comm
-            for comm in await asyncio.gather(*connecting, return_exceptions=True)
-            if not isinstance(comm, BaseException)
-        ]
-        for comm in comms:
-            with pytest.raises(CommClosedError):
-                await ask(comm, {"op": "identity"})
-            await comm.close()
+        made, pending = await asyncio.wait(connecting, timeout=0.5)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(connecting)
+        for task in made:
+            if task.exception() is None:
+                with pytest.raises(CommClosedError):
+                    await ask(task.result(), {"op": "identity"})
+                await task.result().close()
         assert not server._comms
 
 
@@ -112,41 +104,20 @@ async def test_close_closes_the_pool():
 
 
 @gen_test()
-async def test_background_tasks_run():
-    done = asyncio.Event()
-
-    async def work(n):
-        assert n == 5
-        done.set()
-
+async def test_background_tasks_run_until_their_server_closes():
+    gate = Gate()
     async with Server({}) as server:
-        server._ongoing_background_tasks.call_soon(work, 5)
-        assert len(server._ongoing_background_tasks) == 1
-        await done.wait()
-
-
-@gen_test()
-async def test_background_tasks_end_with_their_server():
-    entered, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def work():
-        entered.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-
-    async with Server({}) as server:
-        server._ongoing_background_tasks.call_soon(work)
-        server._ongoing_background_tasks.call_later(600, work)
-        await entered.wait()
-    assert cancelled.is_set()
+        server._ongoing_background_tasks.call_soon(gate.handle, "soon")
+        server._ongoing_background_tasks.call_later(600, gate.handle, "later")
+        assert len(server._ongoing_background_tasks) == 2
+        await gate.entered["soon"].wait()
+    assert gate.cancelled["soon"].is_set()
     assert len(server._ongoing_background_tasks) == 0
     assert server._ongoing_background_tasks.closed
 
 
 @gen_test()
-async def test_a_closed_server_takes_no_background_tasks():
+async def test_a_closed_server_refuses_background_tasks():
     server = await Server({})
     await server.close()
     with pytest.raises(AsyncTaskGroupClosedError):
@@ -169,7 +140,7 @@ async def test_ops_are_counted(transport):
 
 @gen_test()
 async def test_ops_that_do_not_exist_are_not_counted():
-    # Or else a peer could make the server remember whatever it invents.
+    # Otherwise a peer could fill the memory of the server with invented names.
     async with serving(TCP, blocked_handlers=["echo"]) as server, connected(server) as comm:
         with captured_logger("distributed.core.requests"):
             for op in ("nope", "echo", ("echo",), None):
@@ -178,7 +149,7 @@ async def test_ops_that_do_not_exist_are_not_counted():
 
 
 @gen_test()
-async def test_digest_metric_sums_and_keeps_the_largest():
+async def test_digest_metric_keeps_the_sum_and_the_maximum():
     async with Server({}) as server:
         for value in (1.5, 4, 0.5):
             server.digest_metric("transfer", value)
@@ -187,34 +158,22 @@ async def test_digest_metric_sums_and_keeps_the_largest():
         assert server.digests_max["transfer"] == 4
 
 
+@pytest.mark.parametrize("replace", [True, False])
 @gen_test()
-async def test_what_is_counted_since_the_heartbeat_can_be_cleared():
+async def test_the_sums_since_the_heartbeat_can_be_cleared_or_replaced(replace):
     async with Server({}) as server:
         server.digest_metric("transfer", 1)
-        server.digests_total_since_heartbeat.clear()
+        if replace:
+            server.digests_total_since_heartbeat = defaultdict(float)
+        else:
+            server.digests_total_since_heartbeat.clear()
         server.digest_metric("transfer", 2)
         assert server.digests_total_since_heartbeat["transfer"] == 2
         assert server.digests_total["transfer"] == 3
 
 
 @gen_test()
-async def test_subclasses_may_replace_what_is_counted():
-    class Worker(Server):
-        def take_digests(self):
-            taken = self.digests_total_since_heartbeat
-            self.digests_total_since_heartbeat = defaultdict(float)
-            return dict(taken)
-
-    async with Worker({}) as worker:
-        worker.digest_metric("transfer", 1)
-        assert worker.take_digests()["transfer"] == 1
-        worker.digest_metric("transfer", 2)
-        assert worker.take_digests()["transfer"] == 2
-        assert worker.digests_total["transfer"] == 3
-
-
-@gen_test()
-async def test_subclasses_may_bring_a_monitor_of_their_own():
+async def test_the_monitor_can_be_replaced():
     async with Server({}) as server:
         server.monitor = mine = SystemMonitor(maxlen=5)
         sampled = mine.count
@@ -230,7 +189,7 @@ async def test_digests_are_none_without_a_digest_library():
 
 
 @gen_test()
-async def test_every_server_has_statistics_of_its_own():
+async def test_every_server_has_its_own_statistics():
     async with Server({}) as one, Server({}) as other:
         one.digest_metric("transfer", 1)
         one.counters["op"].add("f")
@@ -247,7 +206,7 @@ async def test_monitor_watches_the_process():
 
 
 @gen_test()
-async def test_the_periodic_callbacks_that_are_built_in():
+async def test_the_built_in_periodic_callbacks():
     server = Server({})
     assert set(server.periodic_callbacks) == {"monitor", "tick", "ticks", "shift_counters"}
     for callback in server.periodic_callbacks.values():
@@ -290,28 +249,19 @@ async def test_ticks_are_measured():
         await async_poll_for(lambda: 0 < server._tick_interval_observed < 1, period=0.001)
 
 
+@pytest.mark.parametrize("limit", ["replaced", "configured"])
 @gen_test(config={"distributed.admin.tick.interval": "5 ms"})
-async def test_a_loop_that_is_blocked_is_logged_as_unresponsive(monkeypatch):
-    class Scheduler(Server):
-        pass
-
-    monkeypatch.setitem(vars(distributed.core), "tick_maximum_delay", 0.1)
-    async with Scheduler({}) as server:
+async def test_a_blocked_loop_is_logged_as_unresponsive(monkeypatch, limit):
+    if limit == "replaced":
+        monkeypatch.setitem(vars(distributed.core), "tick_maximum_delay", 0.1)
+        server = Server({})
+    else:
+        with config.set({"distributed.admin.tick.limit": "100 ms"}):
+            server = Server({})
+    async with server:
         await async_poll_for(lambda: server._tick_counter, period=0.001)
         with captured_logger("distributed.core") as log:
-            time.sleep(0.2)  # noqa: ASYNC251 - this is what must not happen
-            await async_poll_for(lambda: log.getvalue(), period=0.001)
-        assert "unresponsive in Scheduler" in log.getvalue()
-
-
-@gen_test(
-    config={"distributed.admin.tick.interval": "5 ms", "distributed.admin.tick.limit": "100 ms"}
-)
-async def test_how_long_a_loop_may_be_blocked_is_configured():
-    async with Server({}) as server:
-        await async_poll_for(lambda: server._tick_counter, period=0.001)
-        with captured_logger("distributed.core") as log:
-            time.sleep(0.2)  # noqa: ASYNC251 - this is what must not happen
+            time.sleep(0.2)  # noqa: ASYNC251 - blocks the loop for longer than the limit
             await async_poll_for(lambda: log.getvalue(), period=0.001)
         assert "unresponsive in Server" in log.getvalue()
 
@@ -321,28 +271,28 @@ async def test_a_loop_that_is_blocked_for_less_than_the_limit_is_not_logged():
     async with Server({}) as server:
         await async_poll_for(lambda: server._tick_counter, period=0.001)
         with captured_logger("distributed.core") as log:
-            time.sleep(0.1)  # noqa: ASYNC251 - this is what may happen
+            time.sleep(0.1)  # noqa: ASYNC251 - blocks the loop for less than the limit
             ticks = server._tick_counter
             await async_poll_for(lambda: server._tick_counter > ticks, period=0.001)
         assert log.getvalue() == ""
 
 
-def test_tick_maximum_delay_tells_what_is_configured():
+def test_tick_maximum_delay_is_configured():
     with config.set({"distributed.admin.tick.limit": "7 s"}):
         assert distributed.core.tick_maximum_delay == 7
 
 
-# What it costs
+# Cost and construction
 
 
 @gen_test()
-async def test_a_server_that_listens_takes_no_thread():
+async def test_a_server_that_listens_starts_no_thread():
     before = threading.active_count()
     async with serving(TCP):
         assert threading.active_count() == before
 
 
-def test_to_make_a_server_touches_neither_files_nor_sockets_nor_threads():
+def test_making_a_server_opens_no_file_and_no_socket_and_starts_no_thread():
     code = """
 import asyncio, sys
 from distributed.core import Server
@@ -373,14 +323,14 @@ def test_an_unknown_keyword_is_a_type_error():
         Server({}, no_such_keyword=1)
 
 
-def test_a_handler_that_cannot_be_called_is_an_error_that_names_its_op():
+def test_a_handler_that_is_not_callable_is_an_error_that_names_its_op():
     with pytest.raises(TypeError, match="the handler of 'add' is not callable: 3"):
         Server({"add": 3})
     with pytest.raises(TypeError, match="the stream handler of 'note' is not callable"):
         Server({}, stream_handlers={"note": "x"})
 
 
-def test_the_names_of_hooks_and_parts_are_free_for_subclasses():
+def test_subclasses_may_use_short_private_names():
     taken = {name for name in dir(Server({})) if name.startswith("_") and name[1] != "_"}
     assert not taken & {
         *("_close", "_fail", "_answer", "_calls", "_serving", "_serve", "_name", "_scratch"),
@@ -396,9 +346,3 @@ async def test_the_grace_of_close_may_be_given_with_a_unit():
     assert server.status is Status.running
     await server.close(timeout="200ms")
     assert server.status is Status.closed
-
-
-def test_the_local_directory_may_be_set(tmp_path):
-    server = Server({})
-    server.local_directory = str(tmp_path)
-    assert server.local_directory == str(tmp_path)

@@ -1,4 +1,4 @@
-"""Where a server listens, and what it says of that; also before its event loop runs."""
+"""The addresses of a server; listening, also before the event loop runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from distributed.utils_test import (
 
 
 class Local(Server):
-    """Listens on the loopback interface where it is given no host."""
+    """Listens on the loopback interface unless a host is given."""
 
     default_ip = "127.0.0.1"
 
@@ -47,7 +47,7 @@ async def test_a_server_that_does_not_listen_has_no_address(name):
 
 
 @gen_test()
-async def test_what_a_server_that_does_not_listen_says_of_itself():
+async def test_the_safe_attributes_of_a_server_that_does_not_listen():
     server = Server({})
     assert server.address_safe == "not-running"
     assert server.listeners == []
@@ -109,20 +109,25 @@ async def test_an_address_can_be_set_before_the_server_listens():
     await server.close()
 
 
-# Where to listen
+# Forms of addresses
 
 
 def free_port():
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [lambda port: port, lambda port: ("127.0.0.1", port), lambda port: f"tcp://127.0.0.1:{port}"],
+    ids=["port", "host and port", "address"],
+)
 @gen_test()
-async def test_listen_at_a_port():
+async def test_listen_takes_an_address_in_several_forms(form):
     async with Local({}) as server:
         port = free_port()
-        await server.listen(port)
+        await server.listen(form(port))
         assert server.listen_address == f"tcp://127.0.0.1:{port}"
 
 
@@ -132,22 +137,6 @@ async def test_listen_at_a_port_of_all_interfaces():
         await server.listen(0)
         await assert_can_connect(f"tcp://127.0.0.1:{server.port}")
         assert server.address != server.listen_address
-
-
-@gen_test()
-async def test_listen_at_host_and_port():
-    async with Server({}) as server:
-        port = free_port()
-        await server.listen(("127.0.0.1", port))
-        assert server.listen_address == f"tcp://127.0.0.1:{port}"
-
-
-@gen_test()
-async def test_listen_at_an_address():
-    async with Server({}) as server:
-        port = free_port()
-        await server.listen(f"tcp://127.0.0.1:{port}")
-        assert server.listen_address == f"tcp://127.0.0.1:{port}"
 
 
 @gen_test()
@@ -170,7 +159,7 @@ async def test_listen_at_the_default_port(args):
 
 @pytest.mark.parametrize("where", [1.5, b"tcp://:0", object(), {}])
 @gen_test()
-async def test_listen_at_what_is_no_address_is_a_type_error(where):
+async def test_listen_at_another_type_is_a_type_error(where):
     async with Server({}) as server:
         with pytest.raises(TypeError, match=r"a port, .*address"):
             await server.listen(where)
@@ -185,7 +174,7 @@ async def test_listen_at_an_unknown_scheme_is_an_error():
 
 
 @gen_test()
-async def test_listen_where_somebody_else_does_is_an_error():
+async def test_listen_at_an_address_in_use_is_an_error():
     async with serving(TCP) as one, Server({}) as other:
         with pytest.raises(OSError, match=f"{one.port}"):
             await other.listen(one.address)
@@ -194,14 +183,14 @@ async def test_listen_where_somebody_else_does_is_an_error():
 
 
 @gen_test()
-async def test_listen_passes_the_transport_what_it_needs():
+async def test_listen_passes_further_arguments_to_the_transport():
     async with Server({}) as server:
         await server.listen("tcp://0.0.0.0", default_host="192.0.2.7", default_port=0)
         assert server.host == "192.0.2.7"
 
 
 @gen_test()
-async def test_allow_offload_of_listen_is_that_of_the_comms():
+async def test_comms_get_the_allow_offload_of_listen():
     async with Server({}) as server:
         await server.listen(TCP, allow_offload=False)
         async with connected(server) as comm:
@@ -233,7 +222,7 @@ async def test_a_server_listens_at_several_addresses(transport):
 
 
 @gen_test()
-async def test_listens_that_are_not_awaited_are_bound_in_their_order():
+async def test_addresses_are_bound_in_the_order_of_the_calls():
     async with Server({}) as server:
         server.listen("inproc://")
         server.listen(TCP)
@@ -243,7 +232,7 @@ async def test_listens_that_are_not_awaited_are_bound_in_their_order():
 
 
 @gen_test()
-async def test_a_listen_is_awaited_once_or_more_and_binds_once():
+async def test_a_listen_that_is_awaited_twice_binds_once():
     async with Server({}) as server:
         listening = server.listen(TCP)
         await listening
@@ -254,7 +243,7 @@ async def test_a_listen_is_awaited_once_or_more_and_binds_once():
 @gen_test()
 async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
     async with serving(TCP) as one, Server({}) as other:
-        with captured_logger("distributed.core.server") as log:
+        with captured_logger("distributed.core.listening") as log:
             other.listen(one.address)
             await async_poll_for(lambda: log.getvalue())
         assert other.id in log.getvalue()
@@ -267,7 +256,7 @@ async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
 async def test_a_listen_that_is_awaited_and_fails_is_not_logged():
     async with serving(TCP) as one, Server({}) as other:
         with (
-            captured_logger("distributed.core.server") as log,
+            captured_logger("distributed.core.listening") as log,
             pytest.raises(OSError, match="listen"),
         ):
             await other.listen(one.address)
@@ -284,7 +273,7 @@ async def test_a_closed_server_does_not_listen():
 
 
 @gen_test()
-async def test_a_listen_that_a_close_overtakes_binds_nothing():
+async def test_a_close_before_an_address_is_bound_prevents_it():
     server = await Server({})
     listening = server.listen(TCP)
     await server.close()
@@ -301,8 +290,8 @@ async def test_a_close_while_an_address_is_being_bound(monkeypatch):
         binding.set()
         await asyncio.Event().wait()
 
-    # No transport here takes its time to bind; others may.
-    monkeypatch.setattr("distributed.core.server.listen", bind_slowly)
+    # All transports here bind at once; those of other packages may not.
+    monkeypatch.setattr("distributed.core.listening.listen", bind_slowly)
     server = await Server({})
     listening = server.listen(TCP)
     waiting = asyncio.ensure_future(asyncio.wait_for(listening, 20))
@@ -316,52 +305,44 @@ async def test_a_close_while_an_address_is_being_bound(monkeypatch):
 # Before the loop runs
 
 
-def test_a_server_that_is_made_before_the_loop_runs_listens_once_it_does():
+@pytest.fixture
+def loop():
+    """The current event loop, which does not run yet."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def test_a_server_made_before_the_loop_runs_listens_once_the_loop_runs(loop):
     async def call(server):
         await async_poll_for(lambda: server.listeners)
         async with rpc(server.address) as remote:
             assert await remote.add(x=1, y=2) == 3
         await server.close()
 
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        server = Server({"add": lambda x, y: x + y})
-        server.listen(TCP)
-        assert server.address_safe == "not-running"
-        loop.run_until_complete(call(server))
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+    server = Server({"add": lambda x, y: x + y})
+    server.listen(TCP)
+    assert server.address_safe == "not-running"
+    loop.run_until_complete(call(server))
 
 
-def test_a_listen_whose_loop_never_runs_leaves_nothing():
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        Server({}).listen(TCP)
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+def test_a_listen_whose_loop_never_runs_leaves_nothing(loop):
+    Server({}).listen(TCP)
 
 
-def test_a_listen_before_the_loop_runs_that_fails_is_logged():
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as taken,
-            captured_logger("distributed.core.server") as log,
-        ):
-            address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-            server = Server({})
-            server.listen(address)
-            loop.run_until_complete(async_poll_for(lambda: log.getvalue()))
-            loop.run_until_complete(server.close())
-        assert address in log.getvalue()
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+def test_a_listen_before_the_loop_runs_that_fails_is_logged(loop):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        captured_logger("distributed.core.listening") as log,
+    ):
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        server = Server({})
+        server.listen(address)
+        loop.run_until_complete(async_poll_for(lambda: log.getvalue()))
+        loop.run_until_complete(server.close())
+    assert address in log.getvalue()
 
 
 SCRIPT = """
@@ -387,7 +368,7 @@ loop.run_forever()
 
 
 @gen_test()
-async def test_a_script_makes_a_server_and_runs_the_loop_for_ever():
+async def test_a_script_may_make_a_server_and_run_the_loop_forever():
     with popen(["python", "-W", "ignore", "-c", SCRIPT, TCP], capture_output=True) as process:
         assert process.stdout is not None
         address = (await asyncio.to_thread(process.stdout.readline)).decode().strip()
@@ -396,7 +377,7 @@ async def test_a_script_makes_a_server_and_runs_the_loop_for_ever():
 
 
 @gen_test()
-async def test_a_script_whose_server_cannot_listen_says_so():
+async def test_a_script_whose_server_cannot_listen_prints_the_error():
     async with serving(TCP) as server:
         with popen(
             ["python", "-W", "ignore", "-c", SCRIPT, server.address], capture_output=True

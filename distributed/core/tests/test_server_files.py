@@ -1,4 +1,4 @@
-"""The files of a server: its local directory and what is uploaded to it."""
+"""The files of a server: its local directory and uploaded files."""
 
 from __future__ import annotations
 
@@ -33,26 +33,21 @@ async def test_a_server_makes_no_directory_before_it_is_used(tmp_path):
 
 @gen_test()
 async def test_the_local_directory_is_made_on_first_use(tmp_path):
-    async with Server({}, local_directory=str(tmp_path)) as server:
+    async with Server({}, local_directory=tmp_path) as server:
         path = server.local_directory
         assert is_directory(path)
-        assert os.path.dirname(path) == str(tmp_path / "dask-scratch-space")
+        assert path in sys.path
+        assert server._original_local_dir == str(tmp_path / "dask-scratch-space")
+        assert os.path.dirname(path) == server._original_local_dir
         assert os.path.basename(path).startswith("server-")
         assert server.local_directory == path
 
 
 @gen_test()
-async def test_the_local_directory_may_be_given_as_a_path(tmp_path):
-    async with Server({}, local_directory=tmp_path) as server:
-        assert server.local_directory.startswith(str(tmp_path))
-
-
-@gen_test()
-async def test_the_local_directory_is_on_the_import_path_while_the_server_is_open(tmp_path):
-    async with Server({}, local_directory=str(tmp_path)) as server:
-        path = server.local_directory
-        assert path in sys.path
-    assert path not in sys.path
+async def test_the_local_directory_can_be_set(tmp_path):
+    async with Server({}) as server:
+        server.local_directory = str(tmp_path)
+        assert server.local_directory == str(tmp_path)
 
 
 @gen_test()
@@ -61,10 +56,11 @@ async def test_the_local_directory_is_removed_at_close(tmp_path):
         path = server.local_directory
         write("x", path, "spilled")
     assert not is_directory(path)
+    assert path not in sys.path
 
 
 @gen_test()
-async def test_servers_have_directories_of_their_own(tmp_path):
+async def test_each_server_has_its_own_directory(tmp_path):
     async with (
         Server({}, local_directory=str(tmp_path)) as one,
         Server({}, local_directory=str(tmp_path)) as other,
@@ -75,17 +71,11 @@ async def test_servers_have_directories_of_their_own(tmp_path):
 
 
 @gen_test()
-async def test_a_server_that_needs_no_directory_of_its_own_uses_the_common_one(tmp_path):
+async def test_a_server_without_its_own_directory_uses_the_common_one(tmp_path):
     async with Server({}, local_directory=str(tmp_path), needs_workdir=False) as server:
         path = server.local_directory
         assert path == str(tmp_path / "dask-scratch-space")
     assert is_directory(path)
-
-
-@gen_test()
-async def test_original_local_dir_is_where_the_directory_is_made(tmp_path):
-    async with Server({}, local_directory=str(tmp_path)) as server:
-        assert server._original_local_dir == str(tmp_path / "dask-scratch-space")
 
 
 @TRANSPORTS
@@ -102,7 +92,7 @@ async def test_upload_file_writes_and_imports(transport, tmp_path):
 
 
 @gen_test()
-async def test_upload_file_imports_nothing_if_told_so(tmp_path):
+async def test_upload_file_without_load_imports_nothing(tmp_path):
     async with Server({}, local_directory=str(tmp_path)) as server:
         await server.upload_file("not_imported.py", "1 / 0", load=False)
         assert os.listdir(server.local_directory) == ["not_imported.py"]
@@ -119,7 +109,7 @@ async def test_upload_file_of_code_that_fails_is_an_error_message(tmp_path):
 
 
 @gen_test()
-async def test_upload_file_stays_within_the_directory(tmp_path):
+async def test_upload_file_refuses_a_path_outside_the_directory(tmp_path):
     async with Server({}, local_directory=str(tmp_path)) as server:
         with captured_logger("distributed.core.server"):
             answer = await server.upload_file("../escaped.txt", "x")

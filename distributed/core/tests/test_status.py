@@ -1,3 +1,5 @@
+"""The states, their pickles and their wire form."""
+
 from __future__ import annotations
 
 import pickle
@@ -36,7 +38,7 @@ def test_each_value_is_its_name(name):
     assert Status(name) is Status[name]
 
 
-def test_lookup_maps_names_to_members_and_is_no_member():
+def test_lookup_maps_names_to_members_and_is_not_a_member():
     assert Status.lookup == dict(Status.__members__)
     assert "lookup" not in Status.__members__
 
@@ -51,29 +53,29 @@ def test_a_member_is_not_equal_to_its_name():
     assert Status.running != name
 
 
-def test_the_class_names_the_originals_module():
+def test_the_module_of_the_class_is_that_of_the_original():
     assert Status.__module__ == "distributed.core"
     assert Status.__qualname__ == "Status"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_member_comes_through_pickle_as_itself(name):
+def test_a_pickled_member_is_loaded_as_itself(name):
     assert distributed.core.Status is Status
     assert pickle.loads(pickle.dumps(Status[name])) is Status[name]
 
 
-def test_pickle_names_the_originals_module():
+def test_a_pickle_contains_the_module_of_the_original():
     data = pickle.dumps(Status.running, protocol=4)
     assert b"distributed.core" in data
     assert b"distributed.core.status" not in data
 
 
-def test_a_member_comes_through_a_message_as_itself():
+def test_a_member_in_a_message_is_loaded_as_itself():
     frames = dumps({"status": Status.paused})
     assert b"distributed.core" in bytes(frames[0])
     assert loads(frames) == {"status": Status.paused}
 
 
-def test_the_original_knows_the_member_by_its_pickle(original_python):
+def test_the_original_loads_the_pickle_of_a_member(original_python):
     code = f"import pickle; print(repr(pickle.loads({pickle.dumps(Status.paused)!r})))"
     assert run_in(original_python, code).stdout == "<Status.paused: 'paused'>\n"

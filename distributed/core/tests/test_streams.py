@@ -1,4 +1,4 @@
-"""One-way streams of messages: what the stream handlers get, in which order, and how one ends."""
+"""One-way streams of messages: the handlers and their order, failures, and the end of a stream."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import pytest
 from distributed.batched import BatchedSend
 from distributed.core import CommClosedError, Server, Status
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, assert_usable, connected, serving
+from distributed.tests.servers import (
+    TCP,
+    TRANSPORTS,
+    Explosive,
+    Gate,
+    assert_usable,
+    connected,
+    quiet,
+    serving,
+)
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 
 class Recorder(Server):
-    """Notes what its stream handlers get."""
+    """Records the arguments of its stream handlers."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -30,15 +39,10 @@ class Recorder(Server):
 
 @contextlib.asynccontextmanager
 async def streaming(server, **request):
-    """A comm that the server takes for a stream."""
+    """Open a comm that the server reads as a stream."""
     async with connected(server) as comm:
         await comm.write({"op": "connection_stream", "reply": False, **request})
         yield comm
-
-
-def quiet():
-    """Divert what is logged of errors that a test provokes."""
-    return captured_logger("distributed.core.requests", level=logging.ERROR)
 
 
 @TRANSPORTS
@@ -64,9 +68,9 @@ async def test_stream_handlers_are_given_to_the_server():
 
 
 @gen_test()
-async def test_stream_handlers_are_no_operations():
+async def test_a_stream_handler_is_not_an_operation():
     async with serving(TCP, cls=Recorder) as server, connected(server) as comm:
-        with quiet():
+        with quiet(logging.ERROR):
             await comm.write({"op": "note", "x": 1})
             answer = await comm.read()
         assert "No handler for op 'note'" in answer["exception_text"]
@@ -74,13 +78,13 @@ async def test_stream_handlers_are_no_operations():
 
 @TRANSPORTS
 @gen_test()
-async def test_operations_are_no_stream_handlers(transport):
+async def test_an_operation_is_not_a_stream_handler(transport):
     called = []
     async with (
         serving(transport, {"f": lambda: called.append(1)}, Recorder) as server,
         streaming(server) as comm,
     ):
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": "f"})
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -89,7 +93,7 @@ async def test_operations_are_no_stream_handlers(transport):
 
 
 @gen_test()
-async def test_a_stream_handler_that_is_replaced_at_run_time_is_not_called_any_more():
+async def test_a_stream_handler_that_is_replaced_at_run_time_is_no_longer_called():
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
         await comm.write({"op": "note", "x": "old"})
         await async_poll_for(lambda: server.got)
@@ -100,7 +104,7 @@ async def test_a_stream_handler_that_is_replaced_at_run_time_is_not_called_any_m
 
 @TRANSPORTS
 @gen_test()
-async def test_a_list_of_messages_is_handled_like_so_many_messages(transport):
+async def test_each_message_of_a_list_is_handled(transport):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
         await comm.write([{"op": "note", "x": i} for i in range(5)])
         await comm.write([])
@@ -123,8 +127,8 @@ async def test_extra_is_passed_to_every_handler(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_a_handler_of_a_server_turns_its_comm_into_a_stream(transport):
-    # As a scheduler does when a worker registers: it answers, then listens to what follows.
+async def test_a_handler_can_turn_its_comm_into_a_stream(transport):
+    # As a scheduler does when a worker registers: it answers, then reads a stream.
     class Scheduler(Recorder):
         async def register(self, comm, name):
             await comm.write({"status": "OK"})
@@ -141,7 +145,7 @@ async def test_a_handler_of_a_server_turns_its_comm_into_a_stream(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_the_peer_handles_the_other_direction_of_a_stream(transport):
+async def test_a_stream_may_run_in_both_directions(transport):
     class Scheduler(Recorder):
         async def register(self, comm):
             await comm.write({"op": "note", "x": "welcome"})
@@ -177,7 +181,7 @@ async def test_messages_of_a_batched_send_arrive_in_order(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_messages_are_handled_strictly_in_order_also_by_coroutines(transport):
+async def test_coroutine_handlers_run_one_after_the_other_in_the_order_of_the_messages(transport):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
 
         async def slowly(x):
@@ -206,26 +210,21 @@ async def test_messages_are_handled_strictly_in_order_also_by_coroutines(transpo
 @TRANSPORTS
 @gen_test()
 async def test_a_handler_that_waits_in_one_stream_does_not_delay_another(transport):
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def wait():
-        entered.set()
-        await leave.wait()
-
+    gate = Gate()
     async with (
         serving(transport, cls=Recorder) as server,
         streaming(server) as one,
         streaming(server) as other,
     ):
-        server.stream_handlers["wait"] = wait
+        server.stream_handlers["wait"] = gate.handle
         await one.write({"op": "wait"})
-        await entered.wait()
+        await gate.entered[None].wait()
         await other.write({"op": "done"})
         await server.done.wait()
-        leave.set()
+        gate.open()
 
 
-# What goes wrong
+# Failures
 
 
 def fail(x=None):
@@ -253,7 +252,7 @@ async def fail_by_cancellation(x=None):
 async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(transport, handler):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = handler
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([{"op": "fail", "x": 1}, {"op": "note", "x": 2}])
             await comm.write({"op": "fail"})
             await comm.write({"op": "done"})
@@ -272,21 +271,21 @@ async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(trans
 async def test_arguments_that_do_not_fit_are_logged_and_the_next_message_handled(message):
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = fail
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([message, {"op": "done"}])
             await server.done.wait()
         assert "TypeError" in log.getvalue()
 
 
 @gen_test()
-async def test_an_argument_that_extra_has_too_is_logged_and_the_next_message_handled():
+async def test_an_argument_that_is_also_in_extra_is_logged_and_the_next_message_handled():
     async with (
         serving(TCP, cls=Recorder) as server,
         streaming(server, extra={"x": "ours"}) as comm,
     ):
         server.stream_handlers["note_y"] = server.note
         server.stream_handlers["done"] = lambda x: server.done.set()
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write([{"op": "note", "x": "theirs"}, {"op": "note_y", "y": 1}])
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -299,7 +298,7 @@ async def test_an_argument_that_extra_has_too_is_logged_and_the_next_message_han
 @gen_test()
 async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, op):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": op, "x": 1})
             await comm.write([{"op": op}, {"op": "done"}])
             await server.done.wait()
@@ -314,7 +313,7 @@ async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, o
 @gen_test()
 async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, message):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write(message)
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -324,31 +323,20 @@ async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, 
 
 @TRANSPORTS
 @gen_test()
-async def test_the_ok_of_a_request_that_began_the_stream_is_passed_over(transport):
+async def test_the_ok_of_the_request_that_began_the_stream_is_ignored(transport):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write("OK")
             await comm.write({"op": "done"})
             await server.done.wait()
         assert log.getvalue() == ""
 
 
-def explode():
-    raise ZeroDivisionError("cannot be unpickled")
-
-
-class Explosive:
-    """Can be pickled, and not unpickled."""
-
-    def __reduce__(self):
-        return explode, ()
-
-
 @gen_test()
 async def test_a_message_that_cannot_be_unpickled_ends_the_stream_and_is_logged():
-    # What is lost may be what the messages after it rely on; the peer has to know.
+    # Later messages may depend on the lost one, so the peer has to notice.
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
-        with quiet() as log:
+        with quiet(logging.ERROR) as log:
             await comm.write({"op": "note", "x": to_serialize(Explosive())})
             with pytest.raises(CommClosedError):
                 await comm.read()
@@ -383,7 +371,7 @@ async def test_a_stream_is_not_answered(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_a_peer_that_goes_ends_the_stream_without_an_error(transport):
+async def test_a_peer_that_disconnects_ends_the_stream_without_an_error(transport):
     async with serving(transport, cls=Recorder) as server:
         with captured_logger("distributed", level=logging.INFO) as log:
             async with streaming(server) as comm:
@@ -395,7 +383,7 @@ async def test_a_peer_that_goes_ends_the_stream_without_an_error(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_what_the_peer_sent_before_it_went_is_handled(transport):
+async def test_messages_sent_before_the_peer_disconnects_are_handled(transport):
     async with serving(transport, cls=Recorder) as server:
         async with streaming(server) as comm:
             for i in range(50):

@@ -1,4 +1,4 @@
-"""How a server answers requests: which handler it calls, with what, and what the caller gets."""
+"""Requests and answers: the handler that is called, its arguments, and the answer."""
 
 from __future__ import annotations
 
@@ -10,32 +10,23 @@ import pytest
 
 from distributed.core import CommClosedError, Server, Status, _expects_comm, rpc
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
-from distributed.utils_test import async_poll_for, captured_logger, gen_test, throws
+from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, quiet, serving
+from distributed.utils_test import async_poll_for, gen_test, throws
+
+# Handlers and their arguments
 
 
-def quiet():
-    """Divert what is logged of errors that a test provokes."""
-    return captured_logger("distributed.core.requests")
-
-
-# Which handler, and with what
-
-
-@TRANSPORTS
-@gen_test()
-async def test_a_plain_function_answers(transport):
-    async with serving(transport, {"add": lambda x, y: x + y}) as server, connected(server) as comm:
-        assert await ask(comm, {"op": "add", "x": 1, "y": 2}) == 3
+async def add_later(x, y):
+    await asyncio.sleep(0)
+    return x + y
 
 
 @TRANSPORTS
+@pytest.mark.parametrize(
+    "add", [lambda x, y: x + y, add_later], ids=["function", "coroutine function"]
+)
 @gen_test()
-async def test_a_coroutine_function_answers(transport):
-    async def add(x, y):
-        await asyncio.sleep(0)
-        return x + y
-
+async def test_functions_and_coroutine_functions_answer(transport, add):
     async with serving(transport, {"add": add}) as server, connected(server) as comm:
         assert await ask(comm, {"op": "add", "x": 1, "y": 2}) == 3
 
@@ -62,7 +53,7 @@ async def test_a_handler_whose_first_parameter_is_comm_gets_the_comm(transport):
 
 
 class Adder:
-    """Handlers in all forms that something callable has."""
+    """Handlers in all forms of a callable."""
 
     def method(self, comm, x):
         return comm is not None, x
@@ -120,7 +111,7 @@ def test_expects_comm_looks_at_the_name_of_the_first_parameter(function, expecte
 
 
 @gen_test()
-async def test_a_parameter_named_comm_that_is_not_the_first_is_the_callers():
+async def test_a_later_parameter_named_comm_is_an_argument_of_the_caller():
     async with (
         serving("inproc://", {"f": lambda x, comm: (x, comm)}) as server,
         connected(server) as comm,
@@ -156,7 +147,7 @@ async def test_arguments_that_do_not_fit_are_a_type_error_at_the_caller(
 
 @TRANSPORTS
 @gen_test()
-async def test_a_handler_that_is_replaced_at_run_time_is_not_called_any_more(transport):
+async def test_a_handler_that_is_replaced_at_run_time_is_no_longer_called(transport):
     async with serving(transport, {"f": lambda x: "old"}) as server, connected(server) as comm:
         assert await ask(comm, {"op": "f", "x": 1}) == "old"
         server.handlers["f"] = lambda comm, x: ("new", comm is not None)
@@ -180,12 +171,12 @@ async def test_a_handler_that_is_removed_at_run_time_cannot_be_called():
 
 
 @gen_test()
-async def test_handlers_replace_those_that_are_built_in():
+async def test_handlers_replace_built_in_handlers():
     async with (
-        serving("inproc://", {"identity": lambda: "nobody"}) as server,
+        serving("inproc://", {"identity": lambda: "mine"}) as server,
         rpc(server.address) as remote,
     ):
-        assert await remote.identity() == "nobody"
+        assert await remote.identity() == "mine"
 
 
 @gen_test()
@@ -196,42 +187,63 @@ async def test_the_handlers_that_were_given_are_not_changed():
         assert list(given) == ["f"]
 
 
-# Built in
+# Built-in operations
+
+
+class Scheduler(Server):
+    """Overrides each method that the server calls itself, and counts these calls."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def identity(self):
+        return {**super().identity(), "workers": 3}
+
+    def _to_dict(self, *, exclude=()):
+        return {**super()._to_dict(exclude=exclude), "tasks": 7}
+
+    def handle_comm(self, comm):
+        self.calls.append("handle_comm")
+        return super().handle_comm(comm)
+
+    async def handle_stream(self, comm, extra=None):
+        self.calls.append("handle_stream")
+        await super().handle_stream(comm, extra)
 
 
 @TRANSPORTS
 @gen_test()
-async def test_identity_tells_type_and_id(transport):
-    class Scheduler(Server):
-        pass
-
-    async with serving(transport, cls=Scheduler) as server, rpc(server.address) as remote:
-        assert await remote.identity() == {"type": "Scheduler", "id": server.id}
-        assert server.identity() == {"type": "Scheduler", "id": server.id}
-
-
-@gen_test()
-async def test_an_identity_that_a_subclass_extends_is_what_the_caller_gets():
-    class Scheduler(Server):
-        def identity(self):
-            return {**super().identity(), "workers": 3}
-
-    async with serving(TCP, cls=Scheduler) as server, rpc(server.address) as remote:
-        assert (await remote.identity())["workers"] == 3
-
-
-@TRANSPORTS
-@gen_test()
-async def test_echo_answers_its_data(transport):
+async def test_identity_returns_type_and_id(transport):
     async with serving(transport) as server, rpc(server.address) as remote:
-        assert await remote.echo(data={"x": [1, b"2", None]})
+        assert await remote.identity() == server.identity() == {"type": "Server", "id": server.id}
+
+
+@gen_test()
+async def test_the_server_calls_the_methods_that_a_subclass_overrides():
+    async with serving(TCP, cls=Scheduler) as server:
+        async with rpc(server.address) as remote:
+            identity = {"type": "Scheduler", "id": server.id, "workers": 3}
+            assert await remote.identity() == identity
+            assert (await remote.dump_state()).items() >= {**identity, "tasks": 7}.items()
+        async with connected(server) as comm:
+            await comm.write({"op": "connection_stream"})
+            await async_poll_for(lambda: "handle_stream" in server.calls)
+        assert server.calls == ["handle_comm", "handle_comm", "handle_stream"]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_echo_returns_its_data(transport):
+    async with serving(transport) as server, rpc(server.address) as remote:
+        assert await remote.echo(data={"x": b"2", "y": None}) == {"x": b"2", "y": None}
         assert await remote.echo() is None
         assert server.echo(5) == 5
 
 
 @TRANSPORTS
 @gen_test()
-async def test_dump_state_tells_what_to_dict_does(transport):
+async def test_dump_state_returns_the_state_of_the_server(transport):
     async with serving(transport) as server, rpc(server.address) as remote:
         assert await remote.dump_state() == server._to_dict()
         assert server._to_dict() == {
@@ -245,23 +257,13 @@ async def test_dump_state_tells_what_to_dict_does(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_dump_state_leaves_out_what_is_excluded(transport):
+async def test_dump_state_leaves_out_excluded_keys(transport):
     async with serving(transport) as server, rpc(server.address) as remote:
         state = await remote.dump_state(exclude=["id", "address", "no such key"])
         assert set(state) == {"type", "status", "thread_id"}
 
 
-@gen_test()
-async def test_a_to_dict_that_a_subclass_extends_is_what_the_caller_gets():
-    class Scheduler(Server):
-        def _to_dict(self, *, exclude=()):
-            return {**super()._to_dict(exclude=exclude), "tasks": 7}
-
-    async with serving(TCP, cls=Scheduler) as server, rpc(server.address) as remote:
-        assert (await remote.dump_state())["tasks"] == 7
-
-
-# The keys that are the server's own
+# Keys of a request that are for the server
 
 
 @TRANSPORTS
@@ -273,7 +275,7 @@ async def test_reply_false_sends_no_answer(transport):
         connected(server) as comm,
     ):
         await comm.write({"op": "f", "x": 1, "reply": False})
-        # The next answer is the next request's.
+        # The next answer belongs to the next request.
         await assert_usable(comm)
         assert called == [1]
 
@@ -290,56 +292,38 @@ async def test_reply_false_sends_no_error_either(transport):
 
 
 @TRANSPORTS
+@pytest.mark.parametrize(
+    ("msg", "expected"),
+    [
+        ({"op": "echo", "data": 1, "close": True}, "1"),
+        ({"op": "no such op", "close": True}, "uncaught-error"),
+        ({"op": "close"}, "OK"),
+    ],
+    ids=["after the answer", "after an error", "op close"],
+)
 @gen_test()
-async def test_close_closes_the_comm_after_the_answer(transport):
+async def test_close_closes_the_comm_after_the_answer(transport, msg, expected):
     async with serving(transport) as server, connected(server) as comm:
-        assert await ask(comm, {"op": "echo", "data": 1, "close": True}) == 1
+        with quiet():
+            assert expected in str(await ask(comm, msg))
         with pytest.raises(CommClosedError):
             await comm.read()
         await async_poll_for(lambda: not server._comms)
 
 
 @TRANSPORTS
+@pytest.mark.parametrize("msg", [{"op": "echo", "close": True}, {"op": "close"}], ids=str)
 @gen_test()
-async def test_close_closes_the_comm_after_an_error_too(transport):
+async def test_close_without_reply_closes_the_comm_unanswered(transport, msg):
     async with serving(transport) as server, connected(server) as comm:
-        with quiet():
-            answer = await ask(comm, {"op": "no such op", "close": True})
-        assert answer["status"] == "uncaught-error"
+        await comm.write({**msg, "reply": False})
         with pytest.raises(CommClosedError):
             await comm.read()
 
 
 @TRANSPORTS
 @gen_test()
-async def test_close_without_reply_closes_the_comm_unanswered(transport):
-    async with serving(transport) as server, connected(server) as comm:
-        await comm.write({"op": "echo", "close": True, "reply": False})
-        with pytest.raises(CommClosedError):
-            await comm.read()
-
-
-@TRANSPORTS
-@gen_test()
-async def test_the_op_close_ends_the_comm_and_is_answered_ok(transport):
-    async with serving(transport) as server, connected(server) as comm:
-        assert await ask(comm, {"op": "close"}) == "OK"
-        with pytest.raises(CommClosedError):
-            await comm.read()
-
-
-@TRANSPORTS
-@gen_test()
-async def test_the_op_close_without_reply_ends_the_comm(transport):
-    async with serving(transport) as server, connected(server) as comm:
-        await comm.write({"op": "close", "reply": False})
-        with pytest.raises(CommClosedError):
-            await comm.read()
-
-
-@TRANSPORTS
-@gen_test()
-async def test_a_handler_that_returns_dont_reply_has_answered_itself(transport):
+async def test_a_handler_that_returns_dont_reply_writes_its_own_answer(transport):
     async def answer_twice(comm):
         await comm.write("one")
         await comm.write("two")
@@ -383,6 +367,6 @@ async def test_the_answer_is_written_with_the_serializers_of_the_request():
         await assert_usable(comm)
 
 
-def test_is_finalizing_tells_of_the_interpreter():
+def test_is_finalizing_is_that_of_the_interpreter():
     assert Server._is_finalizing() is False
     assert Server._is_finalizing is sys.is_finalizing

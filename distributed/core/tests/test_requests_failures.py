@@ -1,4 +1,4 @@
-"""Requests that cannot be answered: what the caller gets, and that the comm stays usable."""
+"""Requests that fail: the caller gets the error, and the comm stays usable."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ import pytest
 from distributed.base import config
 from distributed.core import CommClosedError, Server, rpc
 from distributed.protocol import to_serialize
-from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, serving
+from distributed.tests.servers import (
+    TCP,
+    TRANSPORTS,
+    Explosive,
+    ask,
+    assert_usable,
+    connected,
+    quiet,
+    serving,
+)
 from distributed.utils_test import captured_logger, gen_test, throws
 
 
-def quiet():
-    """Divert what is logged of errors that a test provokes."""
-    return captured_logger("distributed.core.requests")
+async def fail_later(x):
+    await asyncio.sleep(0)
+    throws(x)
 
 
 @TRANSPORTS
+@pytest.mark.parametrize("fail", [throws, fail_later])
 @gen_test()
-async def test_an_exception_travels_to_the_caller(transport):
-    async with serving(transport, {"f": throws}) as server, rpc(server.address) as remote:
+async def test_an_exception_of_a_handler_is_raised_at_the_caller(transport, fail):
+    async with serving(transport, {"f": fail}) as server, rpc(server.address) as remote:
         with quiet() as log, pytest.raises(RuntimeError, match="hello!"):
             await remote.f(x=1)
-        assert "Exception while handling op f" in log.getvalue()
+        line = log.getvalue()
+        assert f"Exception while handling op f in Server {server.address} for " in line
         assert await remote.echo(data=1) == 1
         assert len(remote.comms) == 1
-
-
-@TRANSPORTS
-@gen_test()
-async def test_an_exception_of_a_coroutine_travels_to_the_caller(transport):
-    async def f():
-        await asyncio.sleep(0)
-        return {}["key"]
-
-    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
-        with quiet(), pytest.raises(KeyError, match="key"):
-            await remote.f()
 
 
 @TRANSPORTS
@@ -72,7 +71,7 @@ async def test_an_unknown_op_raises_at_the_caller():
 @TRANSPORTS
 @pytest.mark.parametrize("op", [5, None, ("echo",), {"echo": 1}, b"echo", {"nested": [{}]}, 1.5])
 @gen_test()
-async def test_an_op_that_is_no_string_is_an_error(transport, op):
+async def test_an_op_that_is_not_a_string_is_an_error(transport, op):
     async with serving(transport, blocked_handlers=["f"]) as server, connected(server) as comm:
         with quiet():
             answer = await ask(comm, {"op": op})
@@ -83,7 +82,7 @@ async def test_an_op_that_is_no_string_is_an_error(transport, op):
 @TRANSPORTS
 @pytest.mark.parametrize("msg", ["hello", ["echo"], (), 5, None, b"echo", [{"op": "echo"}]])
 @gen_test()
-async def test_a_message_that_is_no_dict_is_an_error(transport, msg):
+async def test_a_message_that_is_not_a_dict_is_an_error(transport, msg):
     async with serving(transport) as server, connected(server) as comm:
         with quiet():
             answer = await ask(comm, msg)
@@ -106,7 +105,7 @@ async def test_a_message_without_an_op_is_an_error(transport, msg):
 
 
 @gen_test()
-async def test_what_an_error_says_of_a_bad_message_is_short():
+async def test_an_error_quotes_only_the_beginning_of_a_bad_message():
     async with serving(TCP) as server, connected(server) as comm:
         with quiet() as log:
             answer = await ask(comm, ["x" * 100_000])
@@ -138,7 +137,7 @@ async def test_a_blocked_op_is_refused(transport):
 
 
 @gen_test()
-async def test_ops_that_are_built_in_can_be_blocked():
+async def test_built_in_ops_can_be_blocked():
     async with serving(TCP, blocked_handlers=["echo"]) as server, rpc(server.address) as remote:
         with quiet(), pytest.raises(ValueError, match="explicitly disallowed"):
             await remote.echo(data=1)
@@ -158,7 +157,7 @@ async def test_blocked_handlers_are_configured_by_class():
 
 
 @gen_test()
-async def test_blocked_handlers_that_are_given_go_before_those_configured():
+async def test_given_blocked_handlers_replace_the_configured_ones():
     with config.set({"distributed.server.blocked-handlers": ["echo"]}):
         server = Server({}, blocked_handlers=["f"])
     assert list(server.blocked_handlers) == ["f"]
@@ -186,7 +185,7 @@ async def test_blocked_handlers_can_be_changed_at_run_time():
 
 
 class Awaitable:
-    """Can be awaited and is no coroutine."""
+    """An awaitable that is not a coroutine."""
 
     def __await__(self):
         raise AssertionError("it was awaited")
@@ -194,10 +193,15 @@ class Awaitable:
 
 
 @TRANSPORTS
+@pytest.mark.parametrize(
+    "handler",
+    [Awaitable, lambda: asyncio.get_running_loop().create_future()],
+    ids=["Awaitable", "Future"],
+)
 @gen_test()
-async def test_an_awaitable_that_is_no_coroutine_is_a_runtime_error(transport):
-    async with serving(transport, {"f": Awaitable}) as server, rpc(server.address) as remote:
-        with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*Awaitable"):
+async def test_an_awaitable_that_is_not_a_coroutine_is_a_runtime_error(transport, handler):
+    async with serving(transport, {"f": handler}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*(Awaitable|Future)"):
             await remote.f()
         assert await remote.echo(data=1) == 1
 
@@ -212,28 +216,6 @@ async def test_a_generator_that_is_a_coroutine_is_awaited(transport):
 
     async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
         assert await remote.f() == 2
-
-
-@TRANSPORTS
-@gen_test()
-async def test_a_future_is_a_runtime_error(transport):
-    async with (
-        serving(transport, {"f": lambda: asyncio.get_running_loop().create_future()}) as server,
-        rpc(server.address) as remote,
-    ):
-        with quiet(), pytest.raises(RuntimeError, match=r"unknown awaitable.*Future"):
-            await remote.f()
-
-
-def explode(*args):
-    raise ZeroDivisionError("cannot be unpickled")
-
-
-class Explosive:
-    """Can be pickled, and not unpickled."""
-
-    def __reduce__(self):
-        return explode, ()
 
 
 @gen_test()
@@ -268,7 +250,7 @@ async def test_a_result_that_cannot_be_pickled_is_an_error_at_the_caller(wrap):
 
 @TRANSPORTS
 @gen_test()
-async def test_an_error_about_another_comm_is_the_callers(transport):
+async def test_an_error_about_another_comm_is_raised_at_the_caller(transport):
     async def f():
         raise CommClosedError("to the database")
 
@@ -278,49 +260,45 @@ async def test_an_error_about_another_comm_is_the_callers(transport):
         assert await remote.echo(data=1) == 1
 
 
-@TRANSPORTS
-@gen_test()
-async def test_a_handler_that_raises_cancelled_error_is_an_error_at_the_caller(transport):
-    async def f():
-        raise asyncio.CancelledError("by somebody")
-
-    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
-        with quiet(), pytest.raises(RuntimeError, match=r"handler of 'f' in Server .* cancelled"):
-            await remote.f()
-        assert await remote.echo(data=1) == 1
+async def raise_cancelled_error():
+    raise asyncio.CancelledError("by the handler")
 
 
-@TRANSPORTS
-@gen_test()
-async def test_a_handler_whose_task_is_cancelled_is_an_error_at_the_caller(transport):
-    async def f():
-        task = asyncio.create_task(asyncio.sleep(60))
-        task.cancel()
-        await task
-
-    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
-        with quiet(), pytest.raises(RuntimeError, match="was cancelled"):
-            await remote.f()
+async def await_a_cancelled_task():
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
 
 
 class Outcome(BaseException):
-    """As test frameworks raise it: no Exception, and not to end the process either."""
+    """An exception of a test framework: not an Exception, and not meant to end the process."""
+
+
+def raise_outcome():
+    raise Outcome("failed")
 
 
 @TRANSPORTS
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        (raise_cancelled_error, "handler of 'f' in Server .* was cancelled"),
+        (await_a_cancelled_task, "handler of 'f' in Server .* was cancelled"),
+        (raise_outcome, "Outcome"),
+    ],
+)
 @gen_test()
-async def test_what_is_raised_and_is_no_exception_is_an_error_at_the_caller(transport):
-    def f():
-        raise Outcome("failed")
-
-    async with serving(transport, {"f": f}) as server, rpc(server.address) as remote:
-        with quiet(), pytest.raises(RuntimeError, match="Outcome"):
+async def test_a_base_exception_of_a_handler_is_a_runtime_error_at_the_caller(
+    transport, handler, message
+):
+    async with serving(transport, {"f": handler}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(RuntimeError, match=message):
             await remote.f()
         assert await remote.echo(data=1) == 1
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_what_is_to_end_the_process_reaches_the_event_loop(kind):
+def test_an_exception_that_ends_the_process_reaches_the_event_loop(kind):
     server = None
 
     def f():
@@ -342,7 +320,7 @@ def test_what_is_to_end_the_process_reaches_the_event_loop(kind):
 
 
 @gen_test()
-async def test_a_result_that_the_caller_s_families_cannot_carry_is_an_error_in_these():
+async def test_a_result_outside_the_families_of_the_caller_is_an_error_at_the_caller():
     async with (
         serving(TCP, {"f": lambda: 1 + 2j}) as server,
         rpc(server.address, serializers=["msgpack"]) as remote,
@@ -354,7 +332,7 @@ async def test_a_result_that_the_caller_s_families_cannot_carry_is_an_error_in_t
 
 @pytest.mark.parametrize("serializers", [5, ["no-such-family"], [7], "msgpack", {"a": 1}])
 @gen_test()
-async def test_serializers_that_make_no_sense_cost_nobody_the_connection(serializers):
+async def test_invalid_serializers_leave_the_comm_usable(serializers):
     async with serving(TCP) as server, connected(server) as comm:
         with quiet():
             answer = await ask(

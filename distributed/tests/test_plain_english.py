@@ -35,7 +35,7 @@ INNOCENT = {
 
 def check(directory: Path, name: str, text: str) -> subprocess.CompletedProcess[str]:
     (directory / name).write_text(text)
-    command = [sys.executable, SCRIPT, name]
+    command = [sys.executable, str(SCRIPT), name]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload, shutdown_offload, wait_for
-from distributed.tests.environments import ROOT, run_in
+from distributed.tests.environments import run_here
 
 
 @pytest.mark.parametrize("timeout", [10, None])
@@ -111,5 +109,4 @@ def test_a_forked_child_starts_its_own_offload_thread():
             os._exit(asyncio.run(offload(lambda: 7)))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    done = run_in(Path(sys.executable), code, env={"PYTHONPATH": str(ROOT)}, timeout=20)
-    assert done.stdout == "7\n"
+    assert run_here(code).stdout == "7\n"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from distributed.protocol.dispatch import MODULES as MODULES_OF_LIBRARIES
+from distributed.tests.environments import run_here
 
 PACKAGE = Path(__file__).parents[1]
 REQUIRED = {"tornado", "msgpack", "cloudpickle"}
@@ -41,13 +40,7 @@ INDEPENDENT_MODULES = [name for name in PUBLIC_MODULES if name not in MODULES_OF
 
 @pytest.mark.parametrize("module", INDEPENDENT_MODULES)
 def test_importing_a_module_loads_only_required_packages(module):
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LIST_THIRD_PARTY.format(module=module)],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    run = run_here(LIST_THIRD_PARTY.format(module=module))
     assert run.stderr == ""
     assert set(json.loads(run.stdout)) <= REQUIRED
 
@@ -79,4 +72,4 @@ def test_a_submodule_is_an_attribute_of_the_package_without_being_imported(name)
     code = (
         f"import distributed, sys; assert distributed.{name} is sys.modules['distributed.{name}']"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    run_here(code)

@@ -200,26 +200,22 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         ValueError
             If the role is unknown, or a certificate, key or cipher is malformed.
         """
-        return {
-            "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_CLIENT),
-            "require_encryption": self.require_encryption,
-            "extra_conn_args": self.extra_conn_args,
-            **self._get_token(),
-        }
+        args = self._get_args(role, ssl.PROTOCOL_TLS_CLIENT)
+        return {**args, "extra_conn_args": self.extra_conn_args}
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
         """Return the keyword arguments for `distributed.comm.listen` of a role.
 
         They are those of `get_connection_args` without ``extra_conn_args``.
         """
-        return {
-            "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_SERVER),
-            "require_encryption": self.require_encryption,
-            **self._get_token(),
-        }
+        return self._get_args(role, ssl.PROTOCOL_TLS_SERVER)
 
-    def _get_token(self) -> dict[str, Any]:
-        return {} if self.token is None else {"token": self.token}
+    def _get_args(self, role: str, protocol: ssl._SSLMethod) -> dict[str, Any]:
+        return {
+            "ssl_context": self._get_tls_context(role, protocol),
+            "require_encryption": self.require_encryption,
+            **({} if self.token is None else {"token": self.token}),
+        }
 
     def _get_tls_context(self, role: str, protocol: ssl._SSLMethod) -> ssl.SSLContext | None:
         tls = self.get_tls_config_for_role(role)

@@ -275,7 +275,7 @@ SETTING = {
         assert distributed.config.pop("new.key", 2) == 2
         assert get("new.key", "unset") == "unset"
     """,
-    "and pop what is not there": """
+    "and pop a missing key": """
         try:
             distributed.config.pop("no.key")
         except KeyError:
@@ -307,12 +307,12 @@ SETTING = {
         distributed.config.refresh()
         assert set(get("role")) == {"name", "age"}
     """,
-    "other defaults of ours": """
+    "other defaults for our keys": """
         distributed.config.update_defaults({"distributed": {"comm": {"shard": "3kiB"}}})
         assert get("distributed.comm.shard") == "3kiB"
         assert get("distributed.comm.offload") == "10MiB"
     """,
-    "nothing by collecting": """
+    "and collect, which changes nothing": """
         found = distributed.config.collect(paths=[], env={"DASK_NEW__KEY": "[1]"})
         assert found == {"new": {"key": [1]}}
         assert get("new.key", "unset") == "unset"

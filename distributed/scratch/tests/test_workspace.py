@@ -30,6 +30,11 @@ def base(tmp_path):
     return tmp_path / "scratch"
 
 
+@pytest.fixture
+def workspace(base):
+    return WorkSpace(str(base))
+
+
 def names(base: Path) -> set[str]:
     """Return the names in a workspace except its own lock files."""
     return set(os.listdir(base)) - {"global.lock", "purge.lock"}
@@ -85,15 +90,14 @@ def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
     assert WorkSpace("here").base_dir == str(tmp_path / "here")
 
 
-def test_a_work_dir_has_the_given_name(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_a_work_dir_has_the_given_name(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     assert workdir.dir_path == str(base / "foo")
     assert names(base) == {"foo", "foo.dirlock"}
     workdir.release()
 
 
-def test_work_dirs_with_a_prefix_have_different_names(base):
-    workspace = WorkSpace(str(base))
+def test_work_dirs_with_a_prefix_have_different_names(workspace):
     workdirs = [workspace.new_work_dir(prefix="worker-") for _ in range(3)]
     found = {os.path.basename(workdir.dir_path) for workdir in workdirs}
     assert len(found) == 3
@@ -102,40 +106,39 @@ def test_work_dirs_with_a_prefix_have_different_names(base):
         workdir.release()
 
 
-def test_name_and_prefix_are_optional(base):
-    workdir = WorkSpace(str(base)).new_work_dir()
+def test_name_and_prefix_are_optional(base, workspace):
+    workdir = workspace.new_work_dir()
     assert os.path.dirname(workdir.dir_path) == str(base)
     workdir.release()
 
 
-def test_only_its_user_can_access_a_work_dir(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_only_its_user_can_access_a_work_dir(workspace):
+    workdir = workspace.new_work_dir(name="foo")
     assert stat.S_IMODE(os.stat(workdir.dir_path).st_mode) == 0o700
     workdir.release()
 
 
-def test_name_and_prefix_exclude_each_other(base):
+def test_name_and_prefix_exclude_each_other(workspace):
     with pytest.raises(ValueError, match="not both"):
-        WorkSpace(str(base)).new_work_dir(name="a", prefix="b")
+        workspace.new_work_dir(name="a", prefix="b")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\0", ".a", "a.dirlock"])
-def test_a_name_outside_the_workspace_is_refused(base, name):
+def test_a_name_outside_the_workspace_is_refused(base, workspace, name):
     with pytest.raises(ValueError, match="not a valid name for a directory"):
-        WorkSpace(str(base)).new_work_dir(name=name)
+        workspace.new_work_dir(name=name)
     assert names(base) == set()
 
 
-def test_release_removes_the_directory_and_its_lock(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_release_removes_the_directory_and_its_lock(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     (base / "foo/deep/down").mkdir(parents=True)
     (base / "foo/deep/down/file").write_text("x")
     workdir.release()
     assert names(base) == set()
 
 
-def test_release_twice_is_harmless(base):
-    workspace = WorkSpace(str(base))
+def test_release_twice_is_harmless(workspace):
     first = workspace.new_work_dir(name="foo")
     first.release()
     second = workspace.new_work_dir(name="foo")
@@ -144,8 +147,8 @@ def test_release_twice_is_harmless(base):
     second.release()
 
 
-def test_a_work_dir_is_released_on_garbage_collection(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_a_work_dir_is_released_on_garbage_collection(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     del workdir
     gc.collect()
     assert names(base) == set()
@@ -160,8 +163,7 @@ def test_a_process_that_ends_removes_its_directory(base):
     assert names(base) == set()
 
 
-def test_a_name_in_use_is_an_error(base):
-    workspace = WorkSpace(str(base))
+def test_a_name_in_use_is_an_error(workspace):
     workdir = workspace.new_work_dir(name="foo")
     with pytest.raises(FileExistsError, match=r"foo.*in use by another process or made by hand"):
         workspace.new_work_dir(name="foo")
@@ -169,8 +171,7 @@ def test_a_name_in_use_is_an_error(base):
     workdir.release()
 
 
-def test_a_directory_made_by_hand_is_neither_used_nor_purged(base):
-    workspace = WorkSpace(str(base))
+def test_a_directory_made_by_hand_is_neither_used_nor_purged(base, workspace):
     (base / "mine").mkdir()
     with pytest.raises(FileExistsError):
         workspace.new_work_dir(name="mine")
@@ -195,8 +196,7 @@ def test_the_directory_name_of_a_crashed_process_can_be_reused(base):
     workdir.release()
 
 
-def test_a_lock_without_a_directory_is_purged(base):
-    workspace = WorkSpace(str(base))
+def test_a_lock_without_a_directory_is_purged(base, workspace):
     (base / "loose.dirlock").touch()
     assert workspace._purge_leftovers() == [str(base / "loose")]
     assert names(base) == set()
@@ -248,8 +248,7 @@ def test_a_directory_of_this_process_is_not_purged(base):
     workdir.release()
 
 
-def test_the_directory_of_another_process_is_purged_only_after_its_death(base):
-    workspace = WorkSpace(str(base))
+def test_the_directory_of_another_process_is_purged_only_after_its_death(base, workspace):
     with process(HOLD, base, "theirs") as child:
         assert child.stdout.readline() == "made\n"
         assert workspace._purge_leftovers() == []
@@ -260,7 +259,7 @@ def test_the_directory_of_another_process_is_purged_only_after_its_death(base):
     assert names(base) == set()
 
 
-def test_a_directory_in_use_by_a_forked_child_of_a_dead_process_is_not_purged(base):
+def test_a_directory_in_use_by_a_forked_child_of_a_dead_process_is_not_purged(base, workspace):
     script = """
 import os, sys
 from distributed.diskutils import WorkSpace
@@ -271,7 +270,6 @@ print("child", flush=True)
 sys.stdin.read()
 os._exit(0)
 """
-    workspace = WorkSpace(str(base))
     with process(script, base) as parent:
         assert parent.stdout.readline() == "child\n"
         parent.wait(60)
@@ -317,8 +315,7 @@ os.waitpid(pid, 0)
     assert names(base) == set()
 
 
-def test_only_one_process_purges_at_a_time(base):
-    workspace = WorkSpace(str(base))
+def test_only_one_process_purges_at_a_time(base, workspace):
     run_here(CRASH, base, "stale")
     with open(base / "purge.lock", "a") as purging:
         fcntl.flock(purging, fcntl.LOCK_EX)
@@ -328,8 +325,7 @@ def test_only_one_process_purges_at_a_time(base):
     workdir.release()
 
 
-def test_a_removed_workspace_is_recreated(base):
-    workspace = WorkSpace(str(base))
+def test_a_removed_workspace_is_recreated(base, workspace):
     base.rmdir()
     workdir = workspace.new_work_dir(name="foo")
     assert os.path.isdir(workdir.dir_path)
@@ -365,8 +361,7 @@ print("done", end="")
     assert names(base) == set()
 
 
-def test_a_file_that_cannot_be_removed_is_logged_and_removed_later(base, caplog, monkeypatch):
-    workspace = WorkSpace(str(base))
+def test_a_file_that_cannot_be_removed_is_logged_and_removed_later(base, workspace, caplog):
     workdir = workspace.new_work_dir(name="foo")
     stubborn = base / "foo/stubborn"
     stubborn.touch()
@@ -404,8 +399,7 @@ def test_without_locking_nothing_is_locked_or_purged(base):
     assert names(base) == {"stale", "stale.dirlock"}
 
 
-def test_a_workspace_where_locking_fails_is_used_without_locks(base, caplog):
-    workspace = WorkSpace(str(base))
+def test_a_workspace_where_locking_fails_is_used_without_locks(base, workspace, caplog):
     (base / "purge.lock").mkdir()
     workdir = workspace.new_work_dir(name="foo")
     assert names(base) == {"foo"}

@@ -81,17 +81,18 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
         return
     previous, comment, first = "", "", 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:  # a sentence may continue in the next comment
-            first = first if comment else token.start[0]
-            comment += token.string.lstrip("#:") + "\n"
-        elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT):
+        line = token.start[0]
+        if token.type == tokenize.COMMENT and line == first + comment.count("\n"):
+            comment += token.string.lstrip("#:") + "\n"  # a sentence may continue on the next line
+        elif token.type == tokenize.COMMENT:
             yield first, comment
-            comment = ""
+            first, comment = line, token.string.lstrip("#:") + "\n"
         if token.type in TEXTS - {tokenize.COMMENT}:
-            yield token.start[0], token.string
+            yield line, token.string
         elif previous == "def" and token.string.startswith("test_"):
-            yield token.start[0], token.string.replace("_", " ")
+            yield line, token.string.replace("_", " ")
         previous = token.string
+    yield first, comment
 
 
 def findings(path: Path) -> Iterator[tuple[int, str, str]]:

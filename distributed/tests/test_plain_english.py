@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "plain_english.py"
 PLANTED = {
     "comment": ("x.py", "x = 1\n# closed by whoever opened it\n", 2, "whoever"),
     "two lines of a comment": ("x.py", "\n# a socket is\n# no stream\n", 2, "is no"),
+    "comment after a blank line": ("x.py", "# One.\n\n# Closed by whoever.\n", 3, "whoever"),
     "string": ("x.py", 'x = "nobody listens"\n', 1, "nobody"),
     "f-string": ("x.py", "y = 1\nx = f'{y} begins anew'\n", 2, "anew"),
     "docstring": (

@@ -55,7 +55,7 @@ def test_offload_passes_arguments_and_returns_the_result():
     assert asyncio.run(offload(sorted, [2, 1], reverse=True)) == [2, 1]
 
 
-def test_offload_raises_what_the_function_raises():
+def test_offload_raises_the_error_of_the_function():
     async def main():
         with pytest.raises(ZeroDivisionError):
             await offload(lambda: 1 / 0)

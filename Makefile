@@ -1,5 +1,5 @@
-# One verb per habit. Each target makes what it needs, on a machine with only make and Python 3.11 or newer:
-# environments live in .venv (everything that the tests use) and .venv-demo (the package and its three requirements).
+# Each target creates the environment that it needs; make and Python 3.11 or newer are the only requirements.
+# .venv holds everything that the tests use, .venv-demo only the package and its three requirements.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,32 +14,33 @@ BENCH_ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
 
-help:  ## what can be made
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
 	  | while IFS='|' read -r verb what; do printf '  make %-10s %s\n' "$$verb" "$$what"; done
 	@echo
-	@echo '  PYTHON=...      the interpreter that environments are made with (python3; 3.11 or newer)'
-	@echo '  PYTEST_ARGS=... for pytest, such as PYTEST_ARGS="-k handshake -x"'
+	@echo '  PYTHON=...      the interpreter for new environments (default: python3; 3.11 or newer)'
+	@echo '  PYTEST_ARGS=... arguments for pytest, such as PYTEST_ARGS="-k handshake -x"'
 	@echo '  QUICK=1         measure for a few minutes only'
-	@echo '  BENCH_ARGS=...  for the benchmarks, such as BENCH_ARGS="--only sequential --contestants ours,original"'
+	@echo '  BENCH_ARGS=...  arguments for the benchmarks, such as BENCH_ARGS="--only sequential --contestants ours,original"'
 
-demo: $(VENV_DEMO)/.made  ## a server in one process answers three clients in others
+demo: $(VENV_DEMO)/.made  ## run a server and three clients, each in its own process
 	@$(VENV_DEMO)/bin/python examples/demo.py
 
-test: check docs pytest  ## everything that must hold: check, docs and the test suite
+test: check docs pytest  ## run check, docs and the test suite
 
-check: lint types contracts  ## style, types and import contracts
+check: lint types contracts  ## check style, types and import contracts
 
-format: $(VENV)/.made  ## write the code in the project's style
+format: $(VENV)/.made  ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet .
 
-docs: $(VENV)/.made  ## the documentation, in docs/_build/html; a warning is an error
+docs: $(VENV)/.made  ## build the documentation in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 lint: $(VENV)/.made
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/python scripts/plain_english.py
 
 types: $(VENV)/.made
 	$(BIN)/mypy
@@ -54,16 +55,16 @@ fuzz: $(VENV)/.made  ## search for messages that break the protocol, until inter
 	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m distributed.protocol.tests.fuzzing $(FUZZ_ARGS)
 
-bench: $(VENV)/.made  ## measure this project beside the original, its peers and what the machine could do
+bench: $(VENV)/.made  ## measure this project, the original, similar libraries and the limits of the machine
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
-clean:  ## remove the environments and all that was built
+clean:  ## remove the environments and all generated files
 	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment is made anew, not amended, when the declared requirements change: what was dropped from
-# setup.cfg must not linger. The file .made is written last, so that an interrupted attempt does not count.
+# An environment is recreated when the declared requirements change, so that requirements removed from setup.cfg
+# are gone. The file .made is written last, so that an interrupted attempt is repeated.
 $(VENV)/.made: setup.cfg setup.py | python-is-new-enough
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(PIP_INSTALL) --editable '.[test]'
@@ -78,8 +79,8 @@ python-is-new-enough:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "No '$(PYTHON)' found. Name a Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), and 3.11 or newer is needed:" \
+	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), but 3.11 or newer is needed:" \
 	    "make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing" \
+	  echo "'$(PYTHON)' cannot create virtual environments: its venv module is missing" \
 	    "(on Debian: apt-get install python3-venv)." >&2; exit 1; }

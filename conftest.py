@@ -1,4 +1,4 @@
-"""What every test in this tree gets: it fails if it leaves anything behind."""
+"""Plugins for every test: virtual environments as fixtures, and the leak check after each test."""
 
 from __future__ import annotations
 

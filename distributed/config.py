@@ -3,47 +3,13 @@
 from typing import Any
 
 from distributed.base import config as _config
-from distributed.base.config import (
-    DEFAULTS,
-    Section,
-    collect,
-    get,
-    get_bool,
-    get_bytes,
-    get_int,
-    get_timedelta,
-    merge,
-    no_default,
-    pop,
-    refresh,
-    serialize,
-    set,
-    update,
-    update_defaults,
-)
+from distributed.base.config import *  # noqa: F403
 
-__all__ = [
-    "DEFAULTS",
-    "Section",
-    "collect",
-    "get",
-    "get_bool",
-    "get_bytes",
-    "get_int",
-    "get_timedelta",
-    "merge",
-    "no_default",
-    "pop",
-    "refresh",
-    "serialize",
-    "set",
-    "update",
-    "update_defaults",
-]
+__all__ = _config.__all__
 
 
 def __getattr__(name: str) -> Any:
-    """Give ``config`` and ``paths``, which depend on where the configuration is kept."""
+    """Return ``config`` or ``paths``, which are attributes of the module that is in use."""
     if name in ("config", "paths"):
         return getattr(_config, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Door to the small functions of :mod:`distributed.base`, by the original's name."""
+"""Door to the utility functions of :mod:`distributed.base`, by the original's name."""
 
 from asyncio import TimeoutError
 

@@ -1,11 +1,11 @@
-"""Helpers for tests of what is built on this package, under any test runner.
+"""Helpers for tests of code that is built on this package, for any test framework.
 
-Tests of coroutines (`gen_test`), of what is logged (`captured_logger`), of who can reach a
-listener (`assert_can_connect` and its kin), of processes (`popen`), and of what comes true in time
-(`poll_for`, `async_poll_for`). Nothing here imports a test framework, and nothing in the package
-imports this module.
+`gen_test` runs coroutines as tests, `captured_logger` captures log messages, `assert_can_connect`
+and its variants check which addresses a listener accepts, `popen` runs a process, `poll_for` and
+`async_poll_for` wait for a condition. This module does not import a test framework, and no other
+module of the package imports it.
 
-There is no helper that finds a free port: listen on port 0 and read the address that you got.
+There is no helper that finds a free port: listen on port 0 and read the address of the listener.
 """
 
 from __future__ import annotations
@@ -36,37 +36,34 @@ from distributed.security.settings import Security
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Seconds that a test's leftovers get to end by themselves, and then to obey their cancellation.
+#: Seconds before remaining tasks of a test are cancelled, and again before they are abandoned.
 _GRACE = 1.0
 
 
 def gen_test(
     timeout: float = 30, config: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, T]]:
-    """Make a test function of a coroutine function, run on an event loop of its own.
+    """Decorate a coroutine function as a test that runs on its own event loop.
+
+    The result is a plain function with the same parameters, so that fixtures, parametrization and
+    `hypothesis.given` work.
 
     Parameters
     ----------
     timeout
-        Seconds after which the test is cancelled and fails, saying where each task was waiting.
+        Seconds before the test is cancelled. The error shows where each task was waiting.
     config
-        Configuration that holds for the duration of the test, as `distributed.config.set` takes it.
-
-    Returns
-    -------
-    decorator
-        What it returns is a plain function with the same parameters, so that fixtures and
-        parametrization work, and `hypothesis.given` around it too.
+        Configuration for the duration of the test, as for `distributed.config.set`.
 
     Raises
     ------
     TypeError
-        When what is decorated is no coroutine function.
+        If the decorated function is not a coroutine function.
     TimeoutError
-        From the test, when it takes longer than ``timeout``.
+        From the test, if it takes longer than ``timeout``.
     AssertionError
-        From the test, when it ended well but left tasks that do not end by themselves within a
-        second. (They are cancelled in any case; after a failure they are named in a note on it.)
+        From the test, if it succeeds but leaves tasks that do not end within a second. They are
+        cancelled; if the test fails, a note on its error lists them.
 
     Examples
     --------
@@ -80,7 +77,7 @@ def gen_test(
 
     def decorate(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         if not inspect.iscoroutinefunction(test):
-            raise TypeError(f"gen_test is for coroutine functions; {test!r} is none")
+            raise TypeError(f"gen_test is for coroutine functions; {test!r} is not one")
 
         @functools.wraps(test)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -110,10 +107,10 @@ async def _watched(test: Coroutine[Any, Any, T], name: str, timeout: float) -> T
         result = task.result()
     except BaseException as error:
         if left:
-            error.add_note(f"Left behind were also tasks that did not end by themselves:\n{left}")
+            error.add_note(f"The test also left tasks behind that did not end:\n{left}")
         raise
     if left:
-        raise AssertionError(f"{name} left tasks behind that did not end by themselves:\n{left}")
+        raise AssertionError(f"{name} left tasks behind that did not end:\n{left}")
     return result
 
 
@@ -124,7 +121,7 @@ def _others() -> set[asyncio.Task[Any]]:
 
 
 async def _end(tasks: set[asyncio.Task[Any]]) -> str:
-    """Let tasks end, cancel those that do not, and say where these were waiting."""
+    """Wait for tasks to end, cancel the others, and return where these were waiting."""
     if not tasks:
         return ""
     _, stuck = await asyncio.wait(tasks, timeout=_GRACE)
@@ -141,12 +138,12 @@ def _whereabouts(tasks: set[asyncio.Task[Any]]) -> str:
 
 
 def _await_chain(task: asyncio.Task[Any]) -> str:
-    # Task.get_stack() knows only the outermost frame of a coroutine that is suspended.
+    # Task.get_stack() returns only the outermost frame of a suspended coroutine.
     lines = []
     awaited: Any = task.get_coro()
     while awaited is not None:
         kind = next((k for k in ("cr", "gi", "ag") if hasattr(awaited, f"{k}_frame")), None)
-        if kind is None:  # a future: what waits for it has been named
+        if kind is None:  # a future; the frame that awaits it is already in the list
             break
         frame = getattr(awaited, f"{kind}_frame")
         if frame is not None:
@@ -160,21 +157,21 @@ def _await_chain(task: asyncio.Task[Any]) -> str:
 def captured_logger(
     logger: logging.Logger | str, level: int = logging.INFO, propagate: bool | None = None
 ) -> Iterator[io.StringIO]:
-    """Divert what a logger gets into a buffer.
+    """Capture the messages of a logger.
 
     Parameters
     ----------
     logger
-        The logger or its name. Its own handlers see nothing meanwhile.
+        The logger or its name. Its handlers are replaced for the duration of the block.
     level
-        What is below this level is not logged.
+        The minimum level of captured messages.
     propagate
-        Whether loggers above get the records too; None leaves it as it is.
+        Whether parent loggers also receive the messages; None keeps the logger's setting.
 
     Yields
     ------
     io.StringIO
-        The messages, one a line, without time or level.
+        The messages, one per line, without time or level.
 
     Examples
     --------
@@ -200,25 +197,25 @@ def captured_logger(
 
 
 def inc(x: Any) -> Any:
-    """``x + 1``: a handler to call."""
+    """Return ``x + 1``: an example of a handler."""
     return x + 1
 
 
 def throws(x: Any) -> NoReturn:
-    """Raise ``RuntimeError("hello!")``, whatever is given: a handler that fails."""
+    """Raise ``RuntimeError("hello!")``: an example of a handler that fails."""
     raise RuntimeError("hello!")
 
 
 def tls_security(**kwargs: Any) -> Security:
-    """A `Security` with which any role talks ``tls://`` to any other.
+    """Return a `Security` for ``tls://`` connections between all roles.
 
-    Its certificate is its own authority, comes with this module, and is valid for ``localhost``.
-    The private key comes with it: never use it for anything but tests.
+    Its certificate is self-signed, is part of this package, and is valid for ``localhost``. Its
+    private key is public: use it only in tests.
 
     Parameters
     ----------
     **kwargs
-        Further fields, or others.
+        Fields to add or replace.
 
     Examples
     --------
@@ -239,7 +236,7 @@ def tls_security(**kwargs: Any) -> Security:
 
 @functools.cache
 def has_ipv6() -> bool:
-    """Whether a socket can listen on ``::1`` here and be reached there, tried once per process."""
+    """Return whether a socket can listen on ``::1`` and be reached; tried once per process."""
     if not socket.has_ipv6:
         return False
     try:
@@ -253,9 +250,9 @@ def has_ipv6() -> bool:
 
 
 async def assert_can_connect(addr: str, timeout: float = 0.5, **kwargs: Any) -> None:
-    """Fail unless a listener at ``addr`` can be connected to within ``timeout`` seconds.
+    """Fail unless a connection to ``addr`` can be established within ``timeout`` seconds.
 
-    Further keywords go to `distributed.comm.connect`, whose `OSError` is what is raised.
+    Other keywords are passed to `distributed.comm.connect`, whose `OSError` is raised.
     """
     comm = await connect(addr, timeout=timeout, **kwargs)
     comm.abort()
@@ -267,60 +264,56 @@ async def assert_cannot_connect(
     exception_class: type[BaseException] | tuple[type[BaseException], ...] = OSError,
     **kwargs: Any,
 ) -> None:
-    """Fail if ``addr`` can be connected to, or cannot for a reason other than ``exception_class``.
+    """Fail unless connecting to ``addr`` raises ``exception_class``.
 
-    Further keywords go to `distributed.comm.connect`.
+    Other keywords are passed to `distributed.comm.connect`.
     """
     try:
         comm = await connect(addr, timeout=timeout, **kwargs)
     except exception_class:
         return
     comm.abort()
-    raise AssertionError(f"{addr} can be connected to, and should not be")
+    raise AssertionError(f"a connection to {addr} was established, but should fail")
 
 
 async def assert_can_connect_from_everywhere_4_6(
     port: int, protocol: str = "tcp", **kwargs: Any
 ) -> None:
-    """Fail unless ``port`` is reached at the loopback and outward addresses of IPv4 and IPv6."""
-    reached = [*_addresses_4(protocol, port)]
-    if has_ipv6():
-        reached += _addresses_6(protocol, port)
-    await _assert_reached(reached, [], kwargs)
+    """Fail unless ``port`` is open at the loopback and outward addresses of IPv4 and IPv6."""
+    await _assert_open(_addresses_4(protocol, port) + _addresses_6(protocol, port), [], kwargs)
 
 
 async def assert_can_connect_from_everywhere_4(
     port: int, protocol: str = "tcp", **kwargs: Any
 ) -> None:
-    """Fail unless ``port`` is reached at loopback and outward IPv4 addresses and at no IPv6 one."""
-    refused = _addresses_6(protocol, port) if has_ipv6() else []
-    await _assert_reached(_addresses_4(protocol, port), refused, kwargs)
+    """Fail unless ``port`` is open at loopback and outward IPv4 addresses but not over IPv6."""
+    await _assert_open(_addresses_4(protocol, port), _addresses_6(protocol, port), kwargs)
 
 
 async def assert_can_connect_from_everywhere_6(
     port: int, protocol: str = "tcp", **kwargs: Any
 ) -> None:
-    """Fail unless ``port`` is reached at loopback and outward IPv6 addresses and at no IPv4 one."""
-    if not has_ipv6():
-        raise AssertionError("there is no IPv6 here to connect over")
-    await _assert_reached(_addresses_6(protocol, port), _addresses_4(protocol, port), kwargs)
+    """Fail unless ``port`` is open at loopback and outward IPv6 addresses but not over IPv4."""
+    _require_ipv6()
+    await _assert_open(_addresses_6(protocol, port), _addresses_4(protocol, port), kwargs)
 
 
 async def assert_can_connect_locally_4(port: int, protocol: str = "tcp", **kwargs: Any) -> None:
-    """Fail unless ``port`` is reached at ``127.0.0.1`` and nowhere else."""
+    """Fail unless ``port`` is open at ``127.0.0.1`` only."""
     loopback, *others = _addresses_4(protocol, port)
-    if has_ipv6():
-        others += _addresses_6(protocol, port)
-    await _assert_reached([loopback], others, kwargs)
+    await _assert_open([loopback], others + _addresses_6(protocol, port), kwargs)
 
 
 async def assert_can_connect_locally_6(port: int, protocol: str = "tcp", **kwargs: Any) -> None:
-    """Fail unless ``port`` is reached at ``::1`` and nowhere else."""
-    if not has_ipv6():
-        raise AssertionError("there is no IPv6 here to connect over")
+    """Fail unless ``port`` is open at ``::1`` only."""
+    _require_ipv6()
     loopback, *others = _addresses_6(protocol, port)
-    others += _addresses_4(protocol, port)
-    await _assert_reached([loopback], others, kwargs)
+    await _assert_open([loopback], others + _addresses_4(protocol, port), kwargs)
+
+
+def _require_ipv6() -> None:
+    if not has_ipv6():
+        raise AssertionError("this host does not support IPv6")
 
 
 def _addresses_4(protocol: str, port: int) -> list[str]:
@@ -328,20 +321,22 @@ def _addresses_4(protocol: str, port: int) -> list[str]:
 
 
 def _addresses_6(protocol: str, port: int) -> list[str]:
+    if not has_ipv6():
+        return []
     return [f"{protocol}://[{host}]:{port}" for host in _hosts("::1", get_ipv6)]
 
 
 def _hosts(loopback: str, outward: Callable[[], str]) -> list[str]:
     with warnings.catch_warnings():
-        # a host without a route outwards has its loopback address only, and that is no mistake
+        # A host without a route to others only has its loopback address, which is not an error.
         warnings.simplefilter("ignore", RuntimeWarning)
         return list(dict.fromkeys([loopback, outward()]))
 
 
-async def _assert_reached(reached: list[str], refused: list[str], kwargs: dict[str, Any]) -> None:
+async def _assert_open(opened: list[str], closed: list[str], kwargs: dict[str, Any]) -> None:
     await asyncio.gather(
-        *(assert_can_connect(addr, **kwargs) for addr in reached),
-        *(assert_cannot_connect(addr, **kwargs) for addr in refused),
+        *(assert_can_connect(addr, **kwargs) for addr in opened),
+        *(assert_cannot_connect(addr, **kwargs) for addr in closed),
     )
 
 
@@ -353,23 +348,23 @@ def popen(
     kill_timeout: float = 5,
     **kwargs: Any,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process for the duration of a block, and end it whatever happens.
+    """Run a process for the duration of a block, and always end it.
 
     Parameters
     ----------
     args
-        The command. A name without a slash is looked for beside this interpreter first, then on
-        ``PATH``; ``"python"`` is this interpreter itself.
+        The command. A name without a slash is searched in the directory of this interpreter, then
+        on ``PATH``; ``"python"`` is this interpreter.
     capture_output
-        Whether the caller wants to read ``process.stdout``, into which standard error goes too.
-        What was not read is printed when the block raises or the process failed by itself.
+        Whether the caller reads ``process.stdout``, which includes standard error. Output that was
+        not read is printed if the block raises or the process fails.
     terminate_timeout
-        Seconds to end after SIGINT at the end of the block. After that the process is killed, and
-        `subprocess.TimeoutExpired` raised.
+        Seconds before the process is killed, after SIGINT at the end of the block. Then
+        `subprocess.TimeoutExpired` is raised.
     kill_timeout
-        Seconds to be gone after SIGKILL.
+        Seconds to wait for the end of the process after SIGKILL.
     **kwargs
-        For `subprocess.Popen`.
+        Passed to `subprocess.Popen`.
 
     Examples
     --------
@@ -422,10 +417,10 @@ def _end_process(
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     if process.stdin is not None and process.stdin.closed:
-        # communicate() would flush it
+        # communicate() would try to flush it.
         process.stdin = None
     try:
-        # not wait(): a child that writes into a full pipe would never end
+        # Not wait(), which would block if the child writes to a full pipe.
         return process.communicate(timeout=terminate_timeout)[0] or b""
     except subprocess.TimeoutExpired:
         process.kill()
@@ -445,12 +440,13 @@ def poll_for(
     fail_func: Callable[[], Any] | None = None,
     period: float = 0.05,
 ) -> None:
-    """Block until ``predicate()`` is true, asking every ``period`` seconds.
+    """Block until ``predicate()`` is true, calling it every ``period`` seconds.
 
     Raises
     ------
     AssertionError
-        After ``timeout`` seconds, unless ``fail_func``, which is called then, raises another error.
+        After ``timeout`` seconds. If ``fail_func`` is given, it is called first, and can raise
+        another error.
     """
     deadline = time.monotonic() + timeout
     while not predicate():
@@ -465,7 +461,7 @@ async def async_poll_for(
     fail_func: Callable[[], Any] | None = None,
     period: float = 0.05,
 ) -> None:
-    """As `poll_for`, without blocking the loop; ``predicate`` may be a coroutine function."""
+    """Wait as `poll_for`, without blocking the loop; ``predicate`` can be a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
         answer = predicate()

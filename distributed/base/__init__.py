@@ -1,1 +1,1 @@
-"""Floor 1: configuration, quantities, buffers, offloading, callables and host addresses."""
+"""Floor 1: configuration, quantities, buffers, the offload thread, callables, host addresses."""

@@ -9,15 +9,15 @@ __all__ = ["ensure_memoryview", "nbytes"]
 
 
 def ensure_memoryview(obj: Any) -> memoryview:
-    """One-dimensional contiguous view of unsigned bytes of any object with the buffer protocol.
+    """Return the memory of *obj* as a one-dimensional contiguous view of unsigned bytes.
 
-    The memory is copied only where it is not contiguous.  Fortran-contiguous memory is viewed in
-    the order in which it lies.
+    Only memory that is not contiguous is copied.  Fortran-contiguous memory is viewed in memory
+    order.
 
     Raises
     ------
     TypeError
-        If *obj* has no buffer.
+        If *obj* does not support the buffer protocol.
 
     Examples
     --------
@@ -37,7 +37,7 @@ def ensure_memoryview(obj: Any) -> memoryview:
 
 
 def nbytes(frame: Any) -> int:
-    """Number of bytes of a frame: bytes-like, or anything with ``nbytes`` (device arrays)."""
+    """Return the number of bytes of a frame: bytes-like, or with ``nbytes`` (device arrays)."""
     if isinstance(frame, (bytes, bytearray)):
         return len(frame)
     try:

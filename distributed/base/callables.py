@@ -1,4 +1,4 @@
-"""Questions about functions, and names turned into objects."""
+"""Inspection of functions, and import of objects by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["has_keyword", "import_term", "iscoroutinefunction"]
 
 
 def has_keyword(func: Callable[..., Any], keyword: str) -> bool:
-    """Whether *func* has a parameter named *keyword* that can be passed by that name.
+    """Return whether *func* has a parameter named *keyword* that can be passed by name.
 
-    ``**kwargs`` does not count: it takes every name and asks for none.  False where Python cannot
-    tell (builtins without a signature).
+    ``**kwargs`` does not count, because it accepts every name.  Builtins without a signature give
+    False.
 
     Examples
     --------
@@ -36,9 +36,9 @@ def has_keyword(func: Callable[..., Any], keyword: str) -> bool:
 
 
 def iscoroutinefunction(f: Callable[..., Any]) -> bool:
-    """Whether calling *f* makes a coroutine (``async def``, or one of Tornado's decorated ones).
+    """Return whether *f* is a coroutine function: ``async def``, or decorated by Tornado.
 
-    Looks through `functools.partial`.
+    A `functools.partial` is one if the function inside it is.
     """
     while isinstance(f, functools.partial):
         f = f.func
@@ -46,14 +46,14 @@ def iscoroutinefunction(f: Callable[..., Any]) -> bool:
 
 
 def import_term(name: str) -> Any:
-    """Import the object of a fully qualified *name*: ``"package.module.attribute"`` or a module.
+    """Import and return an object by its full name: ``"package.module.attribute"`` or a module.
 
     Raises
     ------
     ImportError
         If the module does not exist.
     AttributeError
-        If it does not have that attribute.
+        If the module does not have that attribute.
 
     Examples
     --------

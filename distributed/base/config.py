@@ -1,11 +1,11 @@
-"""The configuration of this package: its keys, their defaults, and how they are read.
+"""The configuration of this package: its keys, their defaults, and functions that read them.
 
-Where dask is installed, ``dask.config`` *is* the configuration, so that ``dask.config.set`` and its
-files and variables work on this package; otherwise
-:mod:`distributed.base.config_store` does the same.
-Which of the two it is, is found out at the first use, as importing dask takes long.
+If dask is installed, ``dask.config`` stores the configuration, so that ``dask.config.set``, dask's
+files and its environment variables apply to this package.  Otherwise
+:mod:`distributed.base.config_store` does.  The choice is made at first use, because importing dask
+is slow.
 
-Objects read their keys when they are made and keep the values; nothing is read for each message.
+Objects read their keys when they are created and keep the values; no key is read per message.
 
 Examples
 --------
@@ -52,15 +52,15 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-#: Every key that this package reads, with its value where nothing else is configured.
+#: Every key that this package reads, with its default.
 DEFAULTS: Mapping[str, Any] = {
-    # Parent of scratch directories; null: the system's directory for temporary files.
+    # Parent directory of scratch directories; null: the system's temporary directory.
     "temporary-directory": None,
     "distributed": {
         "scheduler": {
-            # Top-level packages from which a peer may have modules imported.
+            # Top-level packages whose modules are imported at a peer's request.
             "allowed-imports": ["dask", "distributed"],
-            # Operations that a Server of that class name refuses.
+            # Operations that a Server with this class name (in lower case) refuses.
             "blocked-handlers": [],
         },
         "worker": {"blocked-handlers": []},
@@ -69,38 +69,38 @@ DEFAULTS: Mapping[str, Any] = {
             "retry": {"count": 0, "delay": {"min": "1s", "max": "20s"}},
             # false, "auto", or the name of a compression.
             "compression": False,
-            # Larger frames are split into pieces of this size.
+            # Maximum size of a frame; a larger one is split.
             "shard": "64MiB",
-            # Larger messages are (de)serialized outside of the event loop.
+            # Larger messages are (de)serialized in the offload thread.
             "offload": "10MiB",
             "default-scheme": "tcp",
             "socket-backlog": 2048,
-            # Whether what a peer has pickled is unpickled, which may run any code.
+            # Whether to unpickle data from peers, which can run any code.
             "allow-pickle": True,
-            # Limits on what a peer may send; null: none.
+            # Maximum size and number of frames of a received message; null: unlimited.
             "max-message-size": None,
             "max-frames": 10_000_000,
-            # How deep collections may be nested whose elements are serialized one by one.
+            # Maximum nesting of collections whose elements are serialized one by one.
             "max-depth": 512,
-            # What the compressed frames of a message may inflate to, together.
+            # Maximum total size of a message's compressed frames after decompression.
             "max-inflated-size": "16GiB",
             "max-handshake-size": "64kiB",
-            # Connections that a server keeps, in all and from one host; null: any number.
+            # Maximum number of connections to a server, in total and per host; null: unlimited.
             "max-connections": 100_000,
             "max-connections-per-host": 50_000,
-            # What both sides of a connection have to know, as text or in a file; null: nothing.
+            # The secret that both sides of a connection share, as text or in a file; null: none.
             "auth": {"token": None, "token-file": None},
             "zstd": {"level": 3, "threads": 0},
             "timeouts": {
                 "connect": "30s",
-                # Time for a peer to say its part of the handshake; null: as connect.
+                # Time to receive the peer's handshake; null: the value of connect.
                 "handshake": None,
-                # A server closes a connection without a request for this long; null: never.
+                # Time without a request before a server closes a connection; null: unlimited.
                 "idle": None,
-                # Unacknowledged data for this long means that the peer is gone.
+                # Time that sent data may stay unacknowledged before the connection is closed.
                 "tcp": "30s",
             },
-            # true or false; null: where TLS is configured.
+            # true or false; null: true if TLS is configured.
             "require-encryption": None,
             "tls": {
                 "ciphers": None,
@@ -112,15 +112,16 @@ DEFAULTS: Mapping[str, Any] = {
                 "client": {"cert": None, "key": None},
             },
             "websockets": {"shard": "8MiB"},
-            # What may wait in a BatchedSend; null: any number of bytes.
+            # Maximum size of the messages that wait in a BatchedSend; null: unlimited.
             "batched": {"max-buffer-size": "1GiB"},
         },
         "admin": {
-            # The event loop is measured each interval and said to be unresponsive above limit.
+            # Time between ticks of the event loop, time without a tick that is logged as
+            # unresponsive, and time between averages.
             "tick": {"interval": "20ms", "limit": "3s", "cycle": "1s"},
-            # Characters of a remote error's text and traceback.
+            # Maximum number of characters of a remote error's text, and of its traceback.
             "max-error-length": 10_000,
-            # Entries of logs of recent messages and the like.
+            # Maximum number of entries in logs of recent messages.
             "low-level-log-length": 1000,
             "system-monitor": {
                 "interval": "500ms",
@@ -134,15 +135,14 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-# The state of this module: the module that holds the configuration, ``dask.config`` or
-# ``distributed.base.config_store``.  None until the first use; from then on it has our defaults and
-# never changes.  Set only while the lock is held.
+# The module that stores the configuration: ``dask.config`` or ``distributed.base.config_store``.
+# None until first use; set once, with the lock held, after our defaults were added to it.
 _bound_store: Any = None
 _bind_lock = threading.RLock()
 
 
 def _store() -> Any:
-    """The module that holds the configuration."""
+    """Return the module that stores the configuration."""
     if _bound_store is None:
         _bind()
     return _bound_store
@@ -161,10 +161,10 @@ def _bind() -> None:
 
 
 def _dask_config() -> Any:
-    """``dask.config``, or None where dask is not installed."""
+    """Return ``dask.config``, or None if dask is not installed."""
     if "dask.config" not in sys.modules:
         spec = importlib.util.find_spec("dask")
-        # A mere directory of the name "dask" is found too, but has no code and so no origin.
+        # An empty directory named "dask" is also found, but as a namespace, without an origin.
         if spec is None or spec.origin is None:
             return None
     try:
@@ -180,7 +180,7 @@ def _dask_config() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    # ``config`` and ``paths`` belong to whichever module holds the configuration.
+    # ``config`` and ``paths`` are attributes of the module that stores the configuration.
     if name in ("config", "paths"):
         return getattr(_store(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -190,7 +190,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _default(key: str) -> Any:
-    """Our own default of *key*, or `no_default`."""
+    """Return the default of *key* in `DEFAULTS`, or `no_default`."""
     value: Any = DEFAULTS
     for part in key.split("."):
         if not isinstance(value, Mapping):
@@ -200,49 +200,49 @@ def _default(key: str) -> Any:
 
 
 def _check_sections(store: Any, key: str) -> None:
-    """Raise where a value stands in the way to *key*; null is an empty section."""
+    """Raise if a section above *key* is a value; null counts as an empty section."""
     parts = key.split(".")
     for end in range(1, len(parts)):
         section = ".".join(parts[:end])
         value = store.get(section, None)
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(
-                f"Configuration key {section!r} is {value!r}, but must be a section that holds "
-                f"{key!r}: set the latter instead, e.g. by {_variable(key)}"
+                f"Configuration key {section!r} is {value!r}, but must be a section that contains "
+                f"{key!r}: set that key instead, e.g. by {_variable(key)}"
             )
 
 
 def _variable(key: str) -> str:
-    """Environment variable that sets *key*."""
+    """Return the name of the environment variable that sets *key*."""
     return "DASK_" + key.upper().replace("-", "_").replace(".", "__")
 
 
 def get(key: str, default: Any = no_default) -> Any:
-    """Value of a configuration key.
+    """Return the value of a configuration key.
 
     Parameters
     ----------
     key : str
-        Such as ``"distributed.comm.timeouts.connect"``; ``-`` and ``_`` are the same in it.
+        Such as ``"distributed.comm.timeouts.connect"``; ``-`` and ``_`` are equivalent.
     default : optional
-        Returned where *key* is neither configured nor one of `DEFAULTS`.
+        The result if *key* is neither configured nor in `DEFAULTS`.
 
     Returns
     -------
     object
-        As configured, not interpreted.  A section (dict) has all its defaults filled in; treat
-        it as read-only.
+        The value as configured, for instance "30s".  A section is a dict that includes its
+        defaults; treat it as read-only.
 
     Raises
     ------
     KeyError
-        If there is no such key and no *default*.
+        If the key does not exist and *default* is not given.
     ValueError
-        If a value is configured where *key* needs a section.
+        If a section above *key* is configured as a value.
     """
     store = _store()
-    # Our defaults were registered with the store; it may have lost them all the same: leaving a
-    # ``dask.config.set(...)`` that began before removes the section that it had begun.
+    # The store can lose our defaults: a ``dask.config.set(...)`` block that was entered before
+    # they were added removes, on exit, the section that it created.
     ours = _default(key)
     try:
         value = store.get(key)
@@ -253,7 +253,7 @@ def get(key: str, default: Any = no_default) -> Any:
         if default is not no_default:
             return default
         raise KeyError(
-            f"There is no configuration key {key!r}; set it e.g. by {_variable(key)}"
+            f"Configuration key {key!r} is not set; set it e.g. by {_variable(key)}"
         ) from None
     if isinstance(ours, Mapping):
         if value is None:
@@ -273,12 +273,12 @@ def _bad_value(key: str, value: object, expected: str, example: str, why: str = 
 
 
 def get_timedelta(key: str) -> float | None:
-    """Value of *key*, a duration such as "30s", in seconds; None if it is null.
+    """Return the value of *key*, a duration such as "30s", in seconds; None if it is null.
 
     Raises
     ------
     ValueError
-        If it is no duration, naming the key, the value and a good one.
+        If the value is not a duration.  The error gives the key, the value and a valid example.
     """
     value = get(key)
     try:
@@ -289,12 +289,12 @@ def get_timedelta(key: str) -> float | None:
 
 
 def get_bytes(key: str) -> int | None:
-    """Value of *key*, a size such as "64MiB", in bytes; None if it is null.
+    """Return the value of *key*, a size such as "64MiB", in bytes; None if it is null.
 
     Raises
     ------
     ValueError
-        If it is no size or negative, naming the key, the value and a good one.
+        If the value is not a size, or is negative, as in `get_timedelta`.
     """
     value = get(key)
     if value is None:
@@ -309,12 +309,12 @@ def get_bytes(key: str) -> int | None:
 
 
 def get_int(key: str) -> int | None:
-    """Value of *key*, a whole number that is not negative; None if it is null.
+    """Return the value of *key*, a whole number that is not negative; None if it is null.
 
     Raises
     ------
     ValueError
-        If it is anything else, naming the key, the value and a good one.
+        If the value is anything else, as in `get_timedelta`.
     """
     value = get(key)
     if value is None:
@@ -327,12 +327,12 @@ def get_int(key: str) -> int | None:
 
 
 def get_bool(key: str) -> bool | None:
-    """Value of *key*, true or false; None if it is null.
+    """Return the value of *key*, true or false; None if it is null.
 
     Raises
     ------
     ValueError
-        If it is anything else, naming the key, the value and a good one.
+        If the value is anything else, as in `get_timedelta`.
     """
     value = get(key)
     if value is None or isinstance(value, bool):
@@ -343,17 +343,17 @@ def get_bool(key: str) -> bool | None:
 
 
 class Section(Generic[_T]):
-    """What is made of a section of the configuration, made anew only when that has changed.
+    """An object built from a section of the configuration, and rebuilt when the section changes.
 
-    For what is read so often that looking up each key would take too long.
+    Use it for values that are read too often to look up each key.
 
     Parameters
     ----------
     key : str
         The section, such as ``"distributed.comm"``.
     make : callable
-        Makes an object of what the configuration says when it is called, or whenever the object
-        is first asked for a value.
+        Builds the object.  It may read the configuration at once, or when the object is first
+        used.
 
     Examples
     --------
@@ -365,15 +365,16 @@ class Section(Generic[_T]):
     'tcp'
     """
 
-    # State.  `_made` is a copy of the section and what was made of it.  One object, so that
-    # threads which change it at the same time cannot mix two up.
     def __init__(self, key: str, make: Callable[[], _T]) -> None:
         self._parts = key.split(".")
         self._make = make
+        # A copy of the section and the object built from it; None before the first call.  One
+        # tuple, so that threads that replace it concurrently cannot pair a copy with another
+        # thread's object.
         self._made: tuple[Any, _T] | None = None
 
     def __call__(self) -> _T:
-        """Return what belongs to the section as it is now."""
+        """Return the object for the section's current value."""
         section: Any = _store().config
         try:
             for part in self._parts:
@@ -392,14 +393,14 @@ class Section(Generic[_T]):
 def set(
     arg: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> AbstractContextManager[dict[str, Any]]:
-    """Set values, from now on; as a context manager, until its end.
+    """Set values, permanently or, as a context manager, for the block.
 
     Parameters
     ----------
     arg : Mapping, optional
         Dotted keys and their values.
     **kwargs
-        More keys, in which ``__`` stands for the dot.
+        More keys, with ``__`` in place of the dot.
 
     Examples
     --------
@@ -414,12 +415,12 @@ def set(
 def pop(key: str, default: Any = no_default) -> Any:
     """Remove *key* from the configuration and return its value.
 
-    A key of `DEFAULTS` has its default again.
+    A key of `DEFAULTS` returns to its default.
 
     Raises
     ------
     KeyError
-        If it is not set and there is no *default*.
+        If the key is not set and *default* is not given.
     """
     store = _store()
     if default is no_default:
@@ -428,30 +429,30 @@ def pop(key: str, default: Any = no_default) -> Any:
 
 
 def update_defaults(new: Mapping[str, Any]) -> None:
-    """Add defaults of your own, say of a role that is built on this package.
+    """Add defaults, for instance those of a role that is built on this package.
 
-    They replace earlier defaults but nothing that was configured.
+    They replace earlier defaults but not configured values.
     """
     _store().update_defaults(new)
 
 
 def collect(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """What files and environment variables say, without defaults (`paths=`, `env=`)."""
+    """Return the values in files and environment variables, without defaults (`paths=`, `env=`)."""
     found: dict[str, Any] = _store().collect(*args, **kwargs)
     return found
 
 
 def refresh(**kwargs: Any) -> None:
-    """Forget what was `set` and read files and environment variables again (`paths=`, `env=`)."""
+    """Discard values from `set` and reread files and environment variables (`paths=`, `env=`)."""
     _store().refresh(**kwargs)
 
 
 def serialize(data: Any) -> str:
-    """Text of *data* that a child process takes from ``$DASK_INTERNAL_INHERIT_CONFIG``."""
+    """Return *data* as text for ``$DASK_INTERNAL_INHERIT_CONFIG`` of a child process."""
     text: str = _store().serialize(data)
     return text
 
 
 if "dask.config" in sys.modules:
-    # Nothing is left to be saved by waiting, and those who read dask.config find our keys there.
+    # dask is already imported, so waiting saves no time, and readers of dask.config find our keys.
     _bind()

@@ -1,21 +1,20 @@
-"""Nested configuration from files, environment variables and code, as ``dask.config`` offers it.
+"""Nested configuration from files, environment variables and code; the API is ``dask.config``'s.
 
-:mod:`distributed.config` uses ``dask.config`` where dask is installed and this module, of the same
-shape, where it is not.  It knows no key by name: defaults come from those who use it.  Importing it
-reads nothing: the first `refresh` does.
+:mod:`distributed.base.config` uses this module if dask is not installed.  It does not know any
+key: defaults come from its users.  Importing it reads no files; `refresh` does.
 
-Later sources win over earlier ones, key by key:
+Later sources override earlier ones, key by key:
 
 1. defaults (`update_defaults`),
 2. files (``*.yaml``, ``*.yml``, ``*.json``) in the directories of `paths`, in the order of `paths`
    and then of their names: ``/etc/dask`` (or ``$DASK_ROOT_CONFIG``), ``<sys.prefix>/etc/dask``,
    ``~/.config/dask``, and the file or directory ``$DASK_CONFIG``,
-3. what a parent process hands down in ``$DASK_INTERNAL_INHERIT_CONFIG``,
+3. values from the parent process in ``$DASK_INTERNAL_INHERIT_CONFIG``,
 4. environment variables: ``DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME=tls`` is the key
    ``distributed.comm.default-scheme``,
 5. `set`.
 
-In keys, ``-`` and ``_`` are the same.
+In keys, ``-`` and ``_`` are equivalent.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 __all__ = [
@@ -67,20 +65,17 @@ def _search_paths() -> list[str]:
     ]
     if "DASK_CONFIG" in os.environ:
         found.append(os.environ["DASK_CONFIG"])
-    # The same place may be named twice; the last, strongest mention counts.
+    # If a path is listed twice, keep its last position, which has the higher priority.
     return list(dict.fromkeys(reversed(found)))[::-1]
 
 
-# The state of this module:
-#
-# config    What `get` reads: everything merged.  Always the same object.
-# defaults  What `update_defaults` was given, in that order; `refresh` starts from it.
-# paths     Where files are looked for, weakest first.
-#
-# `config` and `defaults` change only while `config_lock` is held; reading needs no lock.
+# All sources merged; always the same object.
 config: dict[str, Any] = {}
+# The arguments of `update_defaults`, in order; `refresh` starts from them.
 defaults: list[Mapping[str, Any]] = []
+# The paths to search for files, lowest priority first.
 paths: list[str] = _search_paths()
+# Held while `config` or `defaults` changes; reading does not need it.
 config_lock = threading.RLock()
 
 
@@ -88,14 +83,11 @@ config_lock = threading.RLock()
 
 
 def canonical_name(key: str, section: Mapping[str, Any]) -> str:
-    """How *section* spells *key*, which may stand in it with ``-`` for ``_`` or the reverse."""
+    """Return *key* as *section* spells it (``-`` and ``_`` are equivalent), else *key* itself."""
     if key in section:
         return key
     plain = key.replace("_", "-")
-    return next(
-        (known for known in section if str(known).replace("_", "-") == plain),
-        key,
-    )
+    return next((known for known in section if str(known).replace("_", "-") == plain), key)
 
 
 def update(
@@ -109,12 +101,13 @@ def update(
     Parameters
     ----------
     old, new : dict
-        What is changed, and what is added to it.  Values of *new* are shared, its sections copied.
+        The dictionary to change, and the values to add.  Sections of *new* are copied, values are
+        not.
     priority : {"new", "old", "new-defaults"}
-        Which value stays where both have one.  "new-defaults": the new one, but only where the old
-        value is still that of *defaults*.
+        The value to keep if both have one.  "new-defaults": the new one if the old one equals that
+        of *defaults*, else the old one.
     defaults : Mapping, optional
-        Defaults so far, for "new-defaults".
+        The previous defaults, for "new-defaults".
 
     Returns
     -------
@@ -147,7 +140,7 @@ def update(
 
 
 def merge(*dicts: Mapping[str, Any]) -> dict[str, Any]:
-    """A new dictionary of all *dicts*, of which later ones win.
+    """Return a new dictionary with the values of all *dicts*; later ones override earlier ones.
 
     Examples
     --------
@@ -164,7 +157,7 @@ def merge(*dicts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interpret_value(text: str) -> Any:
-    """The Python literal that *text* is, else *text*; true, false, none and null in any case.
+    """Parse *text* as a Python literal (or true, false, none, null in any case), else return it.
 
     Examples
     --------
@@ -181,26 +174,26 @@ def interpret_value(text: str) -> Any:
 
 
 def serialize(data: Any) -> str:
-    """Text of *data* for ``$DASK_INTERNAL_INHERIT_CONFIG``: base64 of JSON."""
+    """Return *data* as text for ``$DASK_INTERNAL_INHERIT_CONFIG``: base64 of JSON."""
     return base64.urlsafe_b64encode(json.dumps(data).encode()).decode()
 
 
 def deserialize(text: str) -> Any:
-    """What `serialize` made into *text*."""
+    """Return the data that `serialize` encoded as *text*."""
     return json.loads(base64.urlsafe_b64decode(text.encode()).decode())
 
 
-# Variables that say where configuration is, and are none themselves.
+# Variables with the location of configuration, which are not keys.
 _LOCATORS = {"DASK_CONFIG", "DASK_ROOT_CONFIG", "DASK_INTERNAL_INHERIT_CONFIG"}
 
 
 def collect_env(env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Configuration of the environment variables ``DASK_…`` (2. and 3. of the sources).
+    """Return the configuration in the environment variables ``DASK_…`` (sources 3 and 4).
 
     Raises
     ------
     ValueError
-        If one variable gives a value where another one needs a section.
+        If one variable sets a value that another one uses as a section.
     """
     env = os.environ if env is None else env
     result: dict[str, Any] = {}
@@ -210,7 +203,7 @@ def collect_env(env: Mapping[str, str] | None = None) -> dict[str, Any]:
         except (ValueError, TypeError) as exc:
             raise ValueError(
                 "Environment variable DASK_INTERNAL_INHERIT_CONFIG must be base64 of a JSON "
-                f"object, as distributed.config.serialize makes it: {exc}"
+                f"object, made by distributed.config.serialize: {exc}"
             ) from None
     for name, text in sorted(env.items()):
         if name.startswith("DASK_") and name not in _LOCATORS:
@@ -240,15 +233,15 @@ def _warn(message: str) -> None:
 
 
 def collect_files(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Configuration of each file in *paths* (directories or files), weakest first.
+    """Return the configuration of each file in *paths* (directories or files), in that order.
 
-    A file that cannot be opened is left out with a warning, as are all YAML files where PyYAML is
-    not installed.
+    Files that cannot be opened are skipped with a warning, as are YAML files if PyYAML is not
+    installed.
 
     Raises
     ------
     ValueError
-        If a file is malformed, naming it.
+        If a file is malformed.
     """
     result = []
     unreadable = []
@@ -270,8 +263,8 @@ def collect_files(paths: Sequence[str]) -> list[dict[str, Any]]:
         result.append(content)
     if unreadable:
         _warn(
-            f"Ignoring configuration files, for PyYAML is not installed: {', '.join(unreadable)}. "
-            "Install distributed-core[config] to use them, or set their values by environment "
+            f"Ignoring {', '.join(unreadable)}, because PyYAML is not installed. "
+            "Install distributed-core[config] to use them, or set their values with environment "
             "variables such as DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT=30s"
         )
     return result
@@ -288,14 +281,14 @@ def _parse(
         return {}
     if not isinstance(content, dict):
         raise ValueError(
-            f"Configuration file {str(path)!r} is malformed: it must hold a mapping of keys, "
+            f"Configuration file {str(path)!r} is malformed: it must contain a mapping of keys, "
             f"not a {type(content).__name__}"
         )
     return content
 
 
 def collect(paths: Sequence[str] = paths, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Configuration of all files in *paths* and of the environment variables in *env*."""
+    """Return the configuration of the files in *paths* and the environment variables in *env*."""
     return merge(*collect_files(paths), collect_env(env))
 
 
@@ -303,14 +296,14 @@ def collect(paths: Sequence[str] = paths, env: Mapping[str, str] | None = None) 
 
 
 def get(key: str, default: Any = no_default) -> Any:
-    """Value of the dotted *key*.
+    """Return the value of the dotted *key*.
 
     Raises
     ------
     KeyError
-        If it is not set and there is no *default*.
+        If the key is not set and *default* is not given.
     TypeError
-        If a part of *key* leads to a value that is no section and there is no *default*.
+        If a section above *key* is a value and *default* is not given.
 
     Examples
     --------
@@ -322,7 +315,9 @@ def get(key: str, default: Any = no_default) -> Any:
     for part in key.split("."):
         if not isinstance(value, Mapping):
             if default is no_default:
-                raise TypeError(f"{key!r} is not set: {value!r} stands where {part!r} is looked up")
+                raise TypeError(
+                    f"{key!r} is not set: the section of {part!r} is the value {value!r}"
+                )
             return default
         name = canonical_name(part, value)
         if name not in value:
@@ -334,21 +329,21 @@ def get(key: str, default: Any = no_default) -> Any:
 
 
 class set:
-    """Set values, from now on; as a context manager, until its end.
+    """Set values, permanently or, as a context manager, for the block.
 
     Parameters
     ----------
     arg : Mapping, optional
         Dotted keys and their values.  A value that is a mapping replaces the whole section.
     config : dict, optional
-        What to change, by default the configuration of this process.
+        The dictionary to change; default: the configuration of this process.
     **kwargs
-        More keys, in which ``__`` stands for the dot.
+        More keys, with ``__`` in place of the dot.
 
     Raises
     ------
     ValueError
-        If a key leads into a value that is no section.
+        If a section above a key is a value.  The configuration is then unchanged.
 
     Examples
     --------
@@ -366,7 +361,7 @@ class set:
         **kwargs: Any,
     ) -> None:
         self.config = globals()["config"] if config is None else config
-        # How to undo each assignment: the path to it and the value before (no_default: none).
+        # For each assignment, its path and the previous value (no_default: the key was not set).
         self._undo: list[tuple[list[str], Any]] = []
         values = dict(arg or {})
         values.update({key.replace("__", "."): value for key, value in kwargs.items()})
@@ -381,12 +376,7 @@ class set:
     def __enter__(self) -> dict[str, Any]:
         return self.config
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         with config_lock:
             self._restore()
 
@@ -394,7 +384,7 @@ class set:
         section = self.config
         path: list[str] = []
         *parents, last = key.split(".")
-        # Only the first dictionary that is new on the way down has to be undone.
+        # Removing the outermost new section also removes what is inside it.
         is_new = False
         for part in parents:
             name = canonical_name(part, section)
@@ -420,7 +410,7 @@ class set:
             path, before = self._undo.pop()
             section = self.config
             for name in path[:-1]:
-                # Made anew where someone else removed it in the meantime.
+                # Other code may have removed the section during the block.
                 section = section.setdefault(name, {})
             if before is no_default:
                 section.pop(path[-1], None)
@@ -429,7 +419,7 @@ class set:
 
 
 def pop(key: str, default: Any = no_default) -> Any:
-    """Remove the dotted *key* and return its value; errors as of `get`."""
+    """Remove the dotted *key* and return its value; raise the same errors as `get`."""
     parent, _, last = key.rpartition(".")
     with config_lock:
         value = get(key, default)
@@ -440,9 +430,9 @@ def pop(key: str, default: Any = no_default) -> Any:
 
 
 def update_defaults(new: Mapping[str, Any]) -> None:
-    """Add defaults, for this process and each later `refresh`.
+    """Add defaults, also for each later `refresh`.
 
-    They replace earlier defaults but nothing that was configured.
+    They replace earlier defaults but not configured values.
     """
     with config_lock:
         so_far = merge(*defaults)
@@ -451,12 +441,12 @@ def update_defaults(new: Mapping[str, Any]) -> None:
 
 
 def refresh(paths: Sequence[str] = paths, env: Mapping[str, str] | None = None) -> None:
-    """Forget what was `set` and read all sources (again).
+    """Discard values from `set` and read all sources.
 
     Raises
     ------
     ValueError
-        If a source is malformed; the configuration stays as it was.
+        If a source is malformed.  The configuration is then unchanged.
     """
     fresh = merge(*defaults, collect(paths, env))
     with config_lock:

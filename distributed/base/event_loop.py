@@ -1,4 +1,4 @@
-"""What runs beside an event loop: work moved to a thread, and waiting for a bounded time."""
+"""Functions for code on an event loop: run work in the offload thread, wait with a timeout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def asyncio_loop_of(io_loop: IOLoop) -> asyncio.AbstractEventLoop:
-    """Return the asyncio event loop that a Tornado loop runs on.
+    """Return the asyncio event loop below a Tornado loop.
 
     Tornado's annotations declare ``asyncio_loop`` only on a subclass of `IOLoop`.
     """
@@ -35,15 +35,15 @@ def asyncio_loop_of(io_loop: IOLoop) -> asyncio.AbstractEventLoop:
 
 
 async def wait_for(awaitable: Awaitable[T], timeout: float | None) -> T:
-    """Result of *awaitable*, which is cancelled after *timeout* seconds (None: never).
+    """Wait for *awaitable* and return its result; cancel it after *timeout* seconds (None: never).
 
-    Unlike :func:`asyncio.wait_for` before Python 3.12, a cancellation of the caller is never lost
-    to a result that arrives at the same time, and no extra task is made.
+    Unlike :func:`asyncio.wait_for` before Python 3.12, this never loses a cancellation of the
+    caller that arrives together with the result, and does not create a task.
 
     Raises
     ------
     TimeoutError
-        If the time is over.
+        If *timeout* has passed.
     """
     async with asyncio.timeout(timeout):
         return await awaitable
@@ -51,9 +51,10 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | None) -> T:
 
 OFFLOAD_THREAD_NAME = "Dask-Offload"
 
-# The state of this module: the executor of the process, made by the first `offload` and replaced
-# by None on shutdown and in a forked child (where its thread does not run).  Guarded by the lock.
+# The executor of this process, created by the first `offload`.  None before that, after
+# `shutdown_offload`, and in a forked child, where the parent's thread does not run.
 _offload_executor: ThreadPoolExecutor | None = None
+# Guards `_offload_executor`.
 _offload_lock = threading.Lock()
 
 
@@ -68,18 +69,18 @@ def _get_offload_executor() -> ThreadPoolExecutor:
 
 
 async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Result of ``func(*args, **kwargs)``, run in this process' one offload thread.
+    """Call ``func(*args, **kwargs)`` in the offload thread of this process and return the result.
 
-    It sees the caller's context variables.  There is one thread so that offloaded work neither
-    reorders nor competes for the GIL with itself.  A caller that is cancelled stops waiting; a
-    function that already runs is not interrupted.
+    The function sees the caller's context variables.  One thread keeps offloaded calls in order
+    and from competing with each other for the GIL.  Cancelling the caller ends its wait but does
+    not interrupt a function that is running.
     """
     call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
     return cast(T, await asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call))
 
 
 def shutdown_offload() -> None:
-    """End the offload thread after the work that it has; the next `offload` starts a new one."""
+    """End the offload thread after its pending calls; the next `offload` starts a new one."""
     global _offload_executor
     with _offload_lock:
         executor, _offload_executor = _offload_executor, None

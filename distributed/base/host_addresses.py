@@ -1,7 +1,8 @@
-"""The addresses of this host.
+"""The IP addresses of this host.
 
-What an address such as ``tcp://:0`` means to others, and which interface ``--interface eth0`` is,
-is answered here.  It asks the operating system only, sends nothing, and knows nothing of comms.
+They turn ``tcp://:0`` into an address that other hosts can reach, and ``--interface eth0`` into an
+address to bind.  This module only asks the operating system: it does not send data, and does not
+depend on comms.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ __all__ = ["ensure_ip", "get_ip", "get_ip_interface", "get_ipv6"]
 
 @lru_cache
 def _outgoing_ip(host: str, port: int, family: socket.AddressFamily, fallback: str) -> str:
-    """The address from which this host would reach *host*.
+    """Return the local address on the route to *host*.
 
-    Connecting a datagram socket sends nothing: it only makes the system choose a route.
+    Connecting a datagram socket selects a route without sending a packet.
     """
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
@@ -37,7 +38,7 @@ def _outgoing_ip(host: str, port: int, family: socket.AddressFamily, fallback: s
     address = str(infos[0][4][0]) if infos else fallback
     warnings.warn(
         f"Could not detect a suitable IP address for reaching {host!r} ({reason}), "
-        f"using {address!r}; name the host or interface to listen on where that is wrong",
+        f"using {address!r}; if that is wrong, give the host or interface to listen on",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -45,32 +46,29 @@ def _outgoing_ip(host: str, port: int, family: socket.AddressFamily, fallback: s
 
 
 def get_ip(host: str = "8.8.8.8", port: int = 80) -> str:
-    """The local IPv4 address through which *host* is reached.
+    """Return the local IPv4 address on the route to *host*.
+
+    Without a route, warn and return the address of this host's name, or else ``"127.0.0.1"``.
 
     Parameters
     ----------
     host, port : str, int
-        Any place outside; nothing is sent to it.
-
-    Returns
-    -------
-    str
-        Without a route, the address of this host's name or else ``"127.0.0.1"``, with a warning.
+        Any remote address; no packet is sent to it.
     """
     return _outgoing_ip(host, port, socket.AF_INET, "127.0.0.1")
 
 
 def get_ipv6(host: str = "2001:4860:4860::8888", port: int = 80) -> str:
-    """The local IPv6 address through which *host* is reached; otherwise as :func:`get_ip`."""
+    """Return the local IPv6 address on the route to *host*; otherwise like :func:`get_ip`."""
     return _outgoing_ip(host, port, socket.AF_INET6, "::1")
 
 
 def _interface_ip_from_kernel(ifname: str) -> str | None:
-    """IPv4 address of the interface from an ioctl (Linux), None if it has none."""
+    """Return the IPv4 address of an interface from an ioctl (Linux), or None if it has none."""
     import fcntl
 
     siocgifaddr = 0x8915
-    # struct ifreq: 16 bytes of name, then a sockaddr_in whose address is 4 bytes in.
+    # struct ifreq: 16 bytes of name, then a sockaddr_in with the address at offset 4.
     request = struct.pack("16s24x", ifname.encode())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -83,20 +81,20 @@ def _interface_ip_from_kernel(ifname: str) -> str | None:
 
 
 def _interface_ip_from_psutil(ifname: str) -> str | None:
-    """IPv4 address of the interface from psutil, None if it has none."""
+    """Return the IPv4 address of an interface from psutil, or None if it has none."""
     try:
         import psutil
     except ImportError:
         raise RuntimeError(
             f"Finding the address of interface {ifname!r} on {sys.platform} needs psutil: "
-            "install distributed-core[statistics], or name the host's address instead"
+            "install distributed-core[statistics], or give the host's address instead"
         ) from None
     addresses = psutil.net_if_addrs().get(ifname, [])
     return next((str(a.address) for a in addresses if a.family == socket.AF_INET), None)
 
 
 def get_ip_interface(ifname: str) -> str:
-    """The IPv4 address of a network interface.
+    """Return the IPv4 address of a network interface.
 
     Parameters
     ----------
@@ -106,9 +104,9 @@ def get_ip_interface(ifname: str) -> str:
     Raises
     ------
     ValueError
-        If there is no such interface, naming those there are, or if it has no IPv4 address.
+        If the interface does not exist (the error lists those that do) or has no IPv4 address.
     RuntimeError
-        On systems other than Linux where psutil is missing.
+        If psutil is missing on a system other than Linux.
     """
     known = [name for _, name in socket.if_nameindex()]
     if ifname not in known:
@@ -125,14 +123,14 @@ def get_ip_interface(ifname: str) -> str:
 
 
 def ensure_ip(hostname: str) -> str:
-    """The IP address of *hostname*, IPv4 where it has both; an IP address is returned as it is.
+    """Return the IP address of *hostname*, preferably IPv4; an IP address is returned unchanged.
 
     An empty name means this host.
 
     Raises
     ------
     OSError
-        If the name does not resolve, naming it.
+        If the name does not resolve.
 
     Examples
     --------
@@ -147,7 +145,7 @@ def ensure_ip(hostname: str) -> str:
         except OSError:
             continue
         return hostname
-    # SOCK_STREAM, else each address comes once for each type of socket.
+    # Without SOCK_STREAM, each address would be listed once per socket type.
     try:
         infos = socket.getaddrinfo(hostname or "localhost", None, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:

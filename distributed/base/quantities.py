@@ -1,4 +1,4 @@
-"""Durations and sizes, as people write them."""
+"""Parsing of durations (``"500ms"``) and sizes (``"64MiB"``)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _SECONDS = {
 _BYTES = {"": 1, "b": 1} | {
     prefix + suffix: base**power
     for power, letter in enumerate("kmgtp", start=1)
-    for prefix, base, suffixes in [(letter, 1000, ("", "b")), (letter + "i", 1024, ("", "b"))]
-    for suffix in suffixes
+    for prefix, base in [(letter, 1000), (letter + "i", 1024)]
+    for suffix in ("", "b")
 }
 
 _QUANTITY = re.compile(r"(?P<number>.*?)\s*(?P<unit>[^\W\d_]*)", re.DOTALL)
 
 
 def _split_quantity(text: str, kind: str, example: str) -> tuple[float, str]:
-    """Number and unit (either may be left out, not both) of *text*."""
+    """Return the number and the unit in *text*; one of them may be missing (then 1.0 or "")."""
     match = _QUANTITY.fullmatch(text.replace(" ", "").strip())
     if match is None or not any(match.groups()):
         raise ValueError(f"Could not interpret {text!r} as a {kind}: expected e.g. {example}")
@@ -68,15 +68,15 @@ def parse_timedelta(
 def parse_timedelta(
     s: float | str | timedelta | None, default: str | Literal[False] = "seconds"
 ) -> float | None:
-    """Seconds of a duration as people write it.
+    """Convert a duration to seconds.
 
     Parameters
     ----------
     s : float, str, timedelta or None
         A number with an optional unit: ns, us, ms, s, m, h, d, w or their long names, in any case.
-        A unit alone means one of it.  None stays None.
+        "minute" means "1 minute".  None is returned as None.
     default : str or False
-        The unit of a number that has none; False if there must be one.
+        The unit of a number without one; False makes the unit mandatory.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def parse_timedelta(
     Raises
     ------
     ValueError
-        If it is no duration, is negative or not finite.
+        If *s* is not a duration, or is negative or not finite.
     TypeError
         If *s* is of another type, or *default* is neither a string nor False.
 
@@ -133,24 +133,19 @@ def parse_timedelta(
 
 
 def parse_bytes(s: float | str) -> int:
-    """Number of bytes of a size as people write it.
+    """Convert a size to a number of bytes.
 
     Parameters
     ----------
     s : float or str
         A number with an optional unit: B, kB, MB, GB, TB, PB (powers of 1000), KiB, MiB, GiB, TiB,
-        PiB (powers of 1024), in any case, the final B may be left out.  A unit alone means one
-        of it.  Fractions of a byte are cut off.
-
-    Returns
-    -------
-    int
-        Bytes.
+        PiB (powers of 1024), in any case, with or without the final B.  "MiB" means "1 MiB".
+        Fractions of a byte are dropped.
 
     Raises
     ------
     ValueError
-        If it is no size or not finite.
+        If *s* is not a size, or is not finite.
     TypeError
         If *s* is neither a number nor a string.
 

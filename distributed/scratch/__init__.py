@@ -1,1 +1,1 @@
-"""Scratch directories: made when first used, removed when their process has ended."""
+"""Scratch directories: created at first use, removed after their process has ended."""

@@ -1,11 +1,11 @@
-"""A server's scratch directory: made when first asked for, importable, removed at close.
+"""A server's scratch directory: created at first use, on ``sys.path``, removed at close.
 
-A `ScratchDirectory` is a place for files of one server, and for the code that is uploaded to it.
-It is a `distributed.diskutils.WorkDir` with a place of its own in ``sys.path``. It knows nothing of
-servers or messages; a ``Server`` holds one and hands its ``upload_file`` operation on to it.
+A `ScratchDirectory` is a `distributed.diskutils.WorkDir` for the files of one server and for code
+uploaded to it. It does not depend on servers or messages; a ``Server`` has one and passes its
+``upload_file`` operation to it.
 
-What touches the disk exists twice: as a plain method, and with ``_async`` at the end of its name as
-a coroutine, which does the same in the offload thread so that an event loop does not wait for it.
+Each operation that accesses the disk is a plain method, and a coroutine with the suffix ``_async``
+that runs the method in the offload thread, so that it does not block the event loop.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]
 logger = logging.getLogger(__name__)
 
 SCRATCH_SPACE = "dask-scratch-space"
-"""The name of the directory in which all servers make theirs."""
+"""The name of the directory that contains the scratch directories of all servers."""
 
 _ZIP_EXTENSIONS = (".zip", ".egg", ".pyz")
 
 
 class ScratchDirectory:
-    """A directory for one server's files.
+    """A directory for the files of one server.
 
-    To make this object touches nothing. The first use of `path` makes
-    ``<local_directory>/dask-scratch-space/<owner>-<random>``, holds its lock, removes directories
-    that dead processes have left beside it, and puts it in front of ``sys.path``.
+    Creating this object does not access the disk. The first use of `path` removes directories of
+    dead processes, creates and locks ``<local_directory>/dask-scratch-space/<owner>-<random>``, and
+    inserts it at the start of ``sys.path``.
 
     Parameters
     ----------
     owner_name
-        What the directory's name begins with (in lower case): the name of the server's class.
+        The name of the server's class; in lower case, the start of the directory's name.
     local_directory
-        Where to make it. Default: ``temporary-directory`` in the configuration, or else the
-        system's directory for temporary files.
+        The parent of the scratch space. Default: ``temporary-directory`` in the configuration, or
+        else the system's temporary directory.
     needs_workdir
-        False: use ``<local_directory>/dask-scratch-space`` itself, which is neither locked nor
-        removed, for a server that shares the directory of another one.
+        False: use ``<local_directory>/dask-scratch-space`` itself, without locking or removing it,
+        for a server that shares the directory of another one.
 
     Examples
     --------
@@ -70,10 +70,7 @@ class ScratchDirectory:
     False
     """
 
-    # State, changed under `_lock` and in one direction only: nothing → opened → closed, or
-    # nothing → closed. `_path` is set on opening and stays; `_finalizer` is made on opening and
-    # undoes it once, in `close`, on garbage collection or at exit; `_sys_path_entries` are those
-    # that it will take off `sys.path`.
+    # Invariant: the states are new → open → closed, or new → closed, and change under `_lock`.
     __slots__ = (
         "__weakref__",
         "_closed",
@@ -98,9 +95,12 @@ class ScratchDirectory:
         self.needs_workdir = needs_workdir
         self.original = base
         self._lock = threading.Lock()
+        # None before the directory is created; kept after `close`.
         self._path: str | None = None
         self._closed = False
+        # Removes the directory once: in `close`, on garbage collection, or at exit.
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        # The entries of `sys.path` that `_finalizer` removes.
         self._sys_path_entries: list[str] = []
 
     def __repr__(self) -> str:
@@ -115,34 +115,34 @@ class ScratchDirectory:
 
     @property
     def opened(self) -> bool:
-        """Whether the directory was made and is still there."""
+        """Whether the directory exists: created and not closed."""
         return self._path is not None and not self._closed
 
     @property
     def path(self) -> str:
-        """The absolute path of the directory, which is made if this is the first use.
+        """The absolute path of the directory, which is created at first use.
 
-        After `close` it still tells where the directory was.
+        It stays available after `close`.
 
         Raises
         ------
         OSError
-            The directory can't be made.
+            If the directory cannot be created.
         RuntimeError
-            This was closed before it was used.
+            If this was closed before first use.
         """
         with self._lock:
             if self._path is None:
                 if self._closed:
                     raise RuntimeError(
-                        f"The scratch directory of {self.owner_name} was never made, and can't be "
-                        "made any more: it is closed"
+                        f"The scratch directory of {self.owner_name} was never created, and cannot "
+                        "be created now, because it was closed"
                     )
                 self._path = self._open()
             return self._path
 
     async def path_async(self) -> str:
-        """`path`, made in the offload thread if it is not there yet."""
+        """Return `path`; the offload thread creates it if necessary."""
         return self._path if self._path is not None else await offload(lambda: self.path)
 
     def _open(self) -> str:
@@ -153,23 +153,23 @@ class ScratchDirectory:
             workdir = workspace.new_work_dir(prefix=f"{self.owner_name.lower()}-")
             path = workdir.dir_path
         _add_to_sys_path(path, self._sys_path_entries)
-        self._finalizer = weakref.finalize(self, _withdraw, self._sys_path_entries, workdir)
+        self._finalizer = weakref.finalize(self, _remove, self._sys_path_entries, workdir)
         return path
 
     def upload_file(self, filename: str, data: str | bytes, load: bool = True) -> dict[str, Any]:
-        """Write a file into the directory and import what it holds.
+        """Write a file into the directory and import its modules.
 
-        A file of that name is replaced at once; nobody sees a part of it.
+        An existing file of that name is replaced atomically.
 
         Parameters
         ----------
         filename
-            Its name, without any directory.
+            Its name, without a directory.
         data
             Its content; a string is written as UTF-8.
         load
-            Whether to import, or to import anew, a ``.py`` file or the modules and packages at
-            the top of a ``.zip``, ``.egg`` or ``.pyz`` archive. Other files are only written.
+            Whether to import or reload a ``.py`` file, or the top-level modules and packages of a
+            ``.zip``, ``.egg`` or ``.pyz`` archive. Other files are only written.
 
         Returns
         -------
@@ -179,11 +179,11 @@ class ScratchDirectory:
         Raises
         ------
         ValueError
-            ``filename`` is not a plain name.
+            If ``filename`` contains a directory.
         OSError
-            It can't be written.
+            If the file cannot be written.
         Exception
-            Whatever the import of the file raises; the file stays.
+            Any error of the import. The file is kept.
         """
         _check_filename(filename)
         content = data.encode() if isinstance(data, str) else data
@@ -208,18 +208,18 @@ class ScratchDirectory:
     async def upload_file_async(
         self, filename: str, data: str | bytes, load: bool = True
     ) -> dict[str, Any]:
-        """`upload_file` in the offload thread."""
+        """Call `upload_file` in the offload thread."""
         return await offload(self.upload_file, filename, data, load)
 
     def close(self) -> None:
-        """Take the directory off ``sys.path``, remove it, and release its lock. Idempotent."""
+        """Remove the directory from ``sys.path`` and from the disk, and unlock it. Idempotent."""
         with self._lock:
             self._closed = True
             if self._finalizer is not None:
                 self._finalizer()
 
     async def close_async(self) -> None:
-        """`close` in the offload thread, if there is anything to remove."""
+        """Call `close`, in the offload thread if there is a directory to remove."""
         if self.opened:
             await offload(self.close)
         else:
@@ -227,10 +227,10 @@ class ScratchDirectory:
 
 
 def import_file(path: str) -> list[ModuleType]:
-    """Import a Python file or archive, or import it anew.
+    """Import or reload a Python file, or the top-level modules and packages of an archive.
 
-    Its directory (the archive itself, respectively) has to be on ``sys.path``. Only the modules
-    and packages at the top of an archive are imported anew, not what they import in turn.
+    The directory of the file, or the archive itself, must be on ``sys.path``. Submodules of the
+    packages in an archive are not reloaded.
 
     Parameters
     ----------
@@ -240,12 +240,13 @@ def import_file(path: str) -> list[ModuleType]:
     Returns
     -------
     list of modules
-        empty for any other kind of file.
+        Empty for any other kind of file.
     """
     stem, extension = os.path.splitext(os.path.basename(path))
     if extension == ".py":
         names = [stem]
-        # Cached bytecode is told from a changed source by its size and its time in whole seconds.
+        # Cached bytecode is considered valid if the source has the same size and the same
+        # modification time in whole seconds.
         safe_unlink(importlib.util.cache_from_source(path))
     elif extension in _ZIP_EXTENSIONS:
         names = _top_level_names(path)
@@ -255,10 +256,10 @@ def import_file(path: str) -> list[ModuleType]:
         logger.info("Found nothing to import from %s", os.path.basename(path))
         return []
     importlib.invalidate_caches()
-    return [_import_anew(name, extension) for name in names]
+    return [_import_or_reload(name, extension) for name in names]
 
 
-def _import_anew(name: str, extension: str) -> ModuleType:
+def _import_or_reload(name: str, extension: str) -> ModuleType:
     known = sys.modules.get(name)
     if known is None:
         logger.info("Import module %s from %s file", name, extension)
@@ -276,15 +277,15 @@ def _top_level_names(archive: str) -> list[str]:
                 names.add(first.removesuffix(".py"))
             elif rest == "__init__.py":
                 names.add(first)
-    # An application's entry point is there to be run, and the name is taken in every process.
+    # __main__ is an entry point to run, and the name of another module in every process.
     return sorted(names - {"__main__"})
 
 
 def _check_filename(filename: str) -> None:
     if filename in {"", ".", ".."} or any(char in filename for char in "/\\\0"):
         raise ValueError(
-            f"Refused to upload {filename!r}: files are written into the scratch directory alone; "
-            "give a name without a directory"
+            f"Refused to upload {filename!r}: files are only written into the scratch directory; "
+            "use a name without a directory"
         )
 
 
@@ -294,10 +295,10 @@ def _add_to_sys_path(entry: str, entries: list[str]) -> None:
         sys.path.insert(0, entry)
 
 
-def _withdraw(sys_path_entries: list[str], workdir: WorkDir | None) -> None:
+def _remove(sys_path_entries: list[str], workdir: WorkDir | None) -> None:
     while sys_path_entries:
         entry = sys_path_entries.pop()
-        # A server that shares the directory has put the same entry there for itself.
+        # Another server that shares the directory has its own, equal entry.
         if entry in sys.path:
             sys.path.remove(entry)
         sys.path_importer_cache.pop(entry, None)

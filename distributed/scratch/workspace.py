@@ -1,21 +1,21 @@
-"""Scratch directories that are gone when their process is, however it went.
+"""Scratch directories that are removed when their process ends, or by a later process.
 
-A `WorkSpace` is a directory in which processes make a `WorkDir` each. A `WorkDir` is held by an
-exclusive ``flock(2)`` on the file ``<its path>.dirlock``, which the kernel drops when the process
-ends, even by ``kill -9``. Whoever makes the next `WorkDir` in the same place removes the
-directories whose lock it can get. Those that are in use, and those that have no lock file, are
-never touched.
+A `WorkSpace` is a directory in which each process creates a `WorkDir`. The owner of a `WorkDir`
+holds an exclusive ``flock(2)`` on the file ``<its path>.dirlock``, which the kernel releases when
+the process ends, even by ``kill -9``. Creating a `WorkDir` first removes the directories in the
+workspace whose lock file can be locked. Directories that are in use, and those without a lock
+file, are never removed.
 
 ::
 
     dask-scratch-space/
-        global.lock             held while a lock file is made, or looked at to see if it is stale
-        purge.lock              held by the one process that is removing stale directories
+        global.lock             held while a lock file is created or checked for an owner
+        purge.lock              held by the process that is removing stale directories
         worker-3f1c09a2/        a WorkDir
-        worker-3f1c09a2.dirlock held by its owner; without an owner, both are stale
+        worker-3f1c09a2.dirlock locked by its owner; if not locked, both are stale
 
-The layout and the kind of lock are those of dask.distributed, so that both can share a place. This
-module knows nothing of servers; `distributed.scratch.directory` gives one a directory.
+The layout and the locks are those of dask.distributed, so that both can share a workspace. This
+module does not depend on servers; `distributed.scratch.directory` creates a server's directory.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ DIR_LOCK_EXT = ".dirlock"
 
 
 def is_locking_enabled() -> bool:
-    """What ``distributed.worker.use-file-locking`` says now."""
+    """Return the current value of ``distributed.worker.use-file-locking`` (default: true)."""
     return bool(config.get("distributed.worker.use-file-locking", default=True))
 
 
 def safe_unlink(path: str) -> None:
-    """Remove a file. It may be gone already; any other failure is logged as an error."""
+    """Remove a file if it exists; log an error if that fails."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -58,24 +58,24 @@ def safe_unlink(path: str) -> None:
 
 
 class WorkSpace:
-    """A directory that any number of processes share to make scratch directories in.
+    """A directory in which any number of processes create scratch directories.
 
     Parameters
     ----------
     base_dir
-        Its path. It is made if it is not there. Where somebody else has it (it is not writable,
-        or its owner is neither this user nor root, who could put code into what lies in it), the
-        workspace is ``<base_dir>-<user id>`` instead.
+        Its path; it is created if missing. If it is not writable, or belongs to a user other than
+        this one and root (that user could replace code in it), ``<base_dir>-<user id>`` is used
+        instead.
 
     Attributes
     ----------
     base_dir
-        The absolute path of the directory that is used.
+        The absolute path of the directory in use.
 
     Raises
     ------
     PermissionError
-        Neither of the two can be used.
+        If neither of the two can be used.
 
     Examples
     --------
@@ -89,44 +89,39 @@ class WorkSpace:
     False
     """
 
-    # The only mutable state is `_locking`, which goes from True to False when the file system
-    # turns out not to support locks, never back. All else is on the disk, see above.
-
     def __init__(self, base_dir: str) -> None:
         self.base_dir = _claim_base_dir(os.path.abspath(base_dir))
         self._global_lock_path = os.path.join(self.base_dir, "global.lock")
         self._purge_lock_path = os.path.join(self.base_dir, "purge.lock")
+        # Set to False, permanently, when a lock fails, as on file systems without locks.
         self._locking = is_locking_enabled()
 
     def __repr__(self) -> str:
         return f"<WorkSpace {self.base_dir!r}>"
 
     def new_work_dir(self, *, name: str | None = None, prefix: str | None = None) -> WorkDir:
-        """Make a directory, after removing those that dead processes have left.
+        """Create a directory, after removing those of dead processes.
 
         Parameters
         ----------
         name
-            Its exact name; there must not be one yet.
+            Its name, which must not exist yet.
         prefix
-            What its name begins with; the rest is chosen at random.
+            The start of its name; the rest is random.
 
         Raises
         ------
         FileExistsError
-            There is something of that name, or another process is just removing it.
+            If the name exists, or another process is removing it.
         ValueError
-            Both were given, or one that does not name a directory right inside the workspace.
+            If both are given, or one is not a valid name inside the workspace.
         """
-        os.makedirs(self.base_dir, exist_ok=True)  # cleaners of /tmp may have taken it
+        os.makedirs(self.base_dir, exist_ok=True)  # a cleaner of /tmp may have removed it
         self._purge_leftovers()
         return WorkDir(self, name=name, prefix=prefix)
 
     def _purge_leftovers(self) -> list[str]:
-        """Remove what has a lock file that nobody holds; return the paths that are gone.
-
-        If another process is at it already, this is left to it.
-        """
+        """Remove stale directories and return their paths; do nothing if another process does."""
         purged = []
         with self._hold(self._purge_lock_path, blocking=False) as held:
             if not held:
@@ -145,7 +140,7 @@ class WorkSpace:
         dir_path = os.path.join(self.base_dir, name)
         lock_path = dir_path + DIR_LOCK_EXT
         with self._hold(self._global_lock_path):
-            # Under the global lock no lock file is about to be locked by the one who made it.
+            # The creator of a lock file holds the global lock until it has locked the file.
             fd = _take_existing_lock(lock_path)
         if fd is None:
             return False
@@ -154,7 +149,7 @@ class WorkSpace:
 
     @contextmanager
     def _hold(self, path: str, blocking: bool = True) -> Iterator[bool]:
-        """Hold one of the workspace's own locks; yield whether it is held."""
+        """Hold one of the workspace's own locks during the block; yield whether it is held."""
         fd = self._take_own_lock(path, blocking) if self._locking else None
         try:
             yield fd is not None
@@ -168,7 +163,7 @@ class WorkSpace:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except PermissionError:
-                # It is another user's file, in a place that several users share.
+                # Another user's file, in a workspace that several users share.
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             fcntl.flock(fd, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -177,8 +172,8 @@ class WorkSpace:
             if not isinstance(exc, BlockingIOError):
                 self._locking = False
                 logger.warning(
-                    "Could not lock %r: %s. Going on without locks: scratch directories in %r "
-                    "that are left by a crash will not be removed. Use a local file system "
+                    "Could not lock %r: %s. Continuing without locks: scratch directories in %r "
+                    "will not be removed after a crash. Use a local file system "
                     "(temporary-directory), or set distributed.worker.use-file-locking to false.",
                     path,
                     exc,
@@ -189,19 +184,17 @@ class WorkSpace:
 
 
 class WorkDir:
-    """A directory that belongs to this process; made by `WorkSpace.new_work_dir`.
+    """A directory that belongs to this process; created by `WorkSpace.new_work_dir`.
 
-    It is removed with all that is in it by `release`, when this object is garbage collected, or
-    when the interpreter exits; after a crash, by the next one who makes a directory in the same
-    workspace. A process that was forked from the owner never removes it.
+    It is removed with its contents by `release`, when this object is garbage collected, or when
+    the interpreter exits; after a crash, when the next `WorkDir` in the workspace is created. A
+    child forked from the owner never removes it.
 
     Attributes
     ----------
     dir_path
-        Its absolute path. Only this user can look into it.
+        Its absolute path. Only this user can access it.
     """
-
-    # `_finalizer` holds the open lock file and is alive until the directory is given up.
 
     def __init__(
         self, workspace: WorkSpace, name: str | None = None, prefix: str | None = None
@@ -215,8 +208,9 @@ class WorkDir:
                 _check_name(part, may_be_empty=part is prefix)
         with workspace._hold(workspace._global_lock_path) as locking:
             self.dir_path, lock_path, fd = _make(workspace.base_dir, name, prefix, locking)
+        # Owns the locked file; alive until the directory is removed.
         self._finalizer = weakref.finalize(
-            self, _give_up, os.getpid(), self.dir_path, lock_path, fd
+            self, _release, os.getpid(), self.dir_path, lock_path, fd
         )
 
     def __repr__(self) -> str:
@@ -224,16 +218,16 @@ class WorkDir:
         return f"<WorkDir {self.dir_path!r}{state}>"
 
     def release(self) -> None:
-        """Remove the directory and its lock. Once is enough; more is harmless.
+        """Remove the directory and its lock file. Idempotent.
 
-        What cannot be removed is logged as an error, and tried again by the next one who makes
-        a directory in the workspace.
+        Files that cannot be removed are logged as errors, and removed when the next `WorkDir` in
+        the workspace is created.
         """
         self._finalizer()
 
 
 def _claim_base_dir(base_dir: str) -> str:
-    """Make the base directory, or the user's own one if somebody else has it; return its path."""
+    """Create ``base_dir``, or one for this user if another user controls it; return its path."""
     try:
         if _make_or_trust(base_dir):
             return base_dir
@@ -244,25 +238,25 @@ def _claim_base_dir(base_dir: str) -> str:
         if _make_or_trust(own):
             return own
     except PermissionError:
-        # Nobody like us can plant anything beside it either: it was given to us on purpose.
+        # Its parent is not writable for this user, so an administrator made it writable on purpose.
         if os.access(base_dir, os.W_OK | os.X_OK):
             return base_dir
     raise PermissionError(
-        f"Cannot make scratch directories in {base_dir!r} or in {own!r}: they are not writable, or "
-        "belong to another user. Give another directory (local_directory, or temporary-directory "
+        f"Cannot create scratch directories in {base_dir!r} or in {own!r}: they are not writable, "
+        "or belong to another user. Set another directory (local_directory, or temporary-directory "
         "in the configuration)."
     )
 
 
 def _make_or_trust(path: str) -> bool:
-    """Whether ``path`` is now a directory into which only this user or root can put things."""
+    """Create ``path`` and return whether only this user and root control its contents."""
     os.makedirs(path, exist_ok=True)
     status = os.stat(path)
     if {status.st_uid, os.lstat(path).st_uid} - {os.geteuid(), 0}:
         return False
-    # Where root lets everybody write, only the sticky bit keeps others from replacing our things.
-    free_for_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-    if free_for_all and status.st_uid != os.geteuid():
+    # In a directory of root that all users can write, only the sticky bit protects our files.
+    unprotected = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+    if unprotected and status.st_uid != os.geteuid():
         return False
     return os.access(path, os.W_OK | os.X_OK)
 
@@ -276,7 +270,7 @@ def _check_name(name: str, may_be_empty: bool) -> None:
 
 
 def _is_valid_name(name: str) -> bool:
-    """Whether a `WorkDir` may have this name. Only directories of such names are ever removed."""
+    """Return whether a `WorkDir` may have this name. Directories of other names are not removed."""
     return (
         bool(name)
         and os.path.basename(name) == name
@@ -289,14 +283,14 @@ def _is_valid_name(name: str) -> bool:
 def _make(
     base_dir: str, name: str | None, prefix: str | None, locking: bool
 ) -> tuple[str, str, int | None]:
-    """Make a directory and hold its lock: its path, the lock's path, the lock's descriptor."""
+    """Create and lock a directory; return its path, its lock file, and the file's descriptor."""
     while True:
         chosen = name if name is not None else (prefix or "tmp") + secrets.token_hex(4)
         dir_path = os.path.join(base_dir, chosen)
         lock_path = dir_path + DIR_LOCK_EXT
         try:
-            # The lock comes first: if the process dies between the two, there is a lock without
-            # a directory, which is stale, and not a directory that nobody would ever remove.
+            # The lock is created first: if the process dies in between, it leaves a stale lock
+            # file, and not a directory without a lock file, which would never be removed.
             fd = _make_lock(lock_path) if locking else None
             try:
                 os.mkdir(dir_path, 0o700)
@@ -309,19 +303,19 @@ def _make(
             if name is None:
                 continue
             raise FileExistsError(
-                f"Cannot make the scratch directory {dir_path!r}: it is there already, in use by "
+                f"Cannot create the scratch directory {dir_path!r}: it already exists, in use by "
                 "another process or made by hand"
             ) from None
         return dir_path, lock_path, fd
 
 
 def _make_lock(path: str) -> int:
-    """A new lock file, locked.
+    """Create and lock a new lock file, and return its descriptor.
 
     Raises
     ------
     FileExistsError
-        There is one, or somebody was faster to lock it.
+        If it exists, or another process was faster to lock it.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     if not _lock_if_still_there(fd, path):
@@ -335,8 +329,8 @@ def _take_existing_lock(path: str) -> int | None:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as exc:
-        # Removed by its owner; another user's; not a file; or a link (ELOOP).
-        logger.debug("Leaving %r alone: %s", path, exc)
+        # Removed by its owner, not ours, not a file, or a symbolic link (ELOOP).
+        logger.debug("Not purging the directory of %r: %s", path, exc)
         return None
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
@@ -346,7 +340,7 @@ def _take_existing_lock(path: str) -> int | None:
 
 
 def _lock_if_still_there(fd: int, path: str) -> bool:
-    """Lock an open file. False, and closed, if it is held or is no longer the one at ``path``."""
+    """Lock an open file; if it is locked or no longer at ``path``, close it and return False."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.stat(path)):
@@ -361,12 +355,12 @@ def _lock_if_still_there(fd: int, path: str) -> bool:
 
 
 def _unlock(fd: int) -> None:
-    # Closing is not enough where a forked child has inherited the descriptor.
+    # Closing is not enough if a forked child has inherited the descriptor.
     fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
 
 
-def _give_up(owner_pid: int, dir_path: str, lock_path: str, fd: int | None) -> None:
+def _release(owner_pid: int, dir_path: str, lock_path: str, fd: int | None) -> None:
     if os.getpid() == owner_pid:
         _remove_locked(dir_path, lock_path, fd)
     elif fd is not None:
@@ -374,9 +368,9 @@ def _give_up(owner_pid: int, dir_path: str, lock_path: str, fd: int | None) -> N
 
 
 def _remove_locked(dir_path: str, lock_path: str, fd: int | None) -> bool:
-    """Remove a directory, then its lock, which we hold; tell whether all of it is gone.
+    """Remove a directory, then its lock file, which is locked; return whether both are gone.
 
-    The lock file stays if the directory does, so that it is found and tried again.
+    If the directory cannot be removed, its lock file stays, so that the next purge tries again.
     """
     _remove_tree(dir_path)
     gone = not os.path.lexists(dir_path)
@@ -388,7 +382,7 @@ def _remove_locked(dir_path: str, lock_path: str, fd: int | None) -> bool:
 
 
 def _remove_tree(path: str) -> None:
-    """Remove as much of a tree as can be removed, and log the rest."""
+    """Remove a directory tree, and log the files that cannot be removed."""
 
     def log(func: Callable[..., Any], failed_path: str, exc: BaseException) -> None:
         if not isinstance(exc, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Who may connect, and how connections are encrypted: :class:`Security` and certificates."""
+"""Encryption and authentication of connections: :class:`Security` and certificates."""
 
 from distributed.security.settings import Security
 

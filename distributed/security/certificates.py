@@ -1,10 +1,10 @@
-"""Certificates and private keys: from files or text into an `ssl.SSLContext`, and newly made.
+"""Loading certificates and private keys into an `ssl.SSLContext`, and creating temporary ones.
 
-Wherever one is asked for, it may be the path of a PEM file or the PEM text itself. A key given as
-text is on disk, readable for nobody else, only while OpenSSL reads it, and nothing here shows one.
+A certificate or key is the path of a PEM file, or the PEM text itself. A key given as text is
+written to disk, readable only by this user, while OpenSSL reads it. No message contains a key.
 
-`distributed.security` decides which of them belong into a context; this module knows no roles, and
-is passed once per context.
+`distributed.security.settings` selects the certificates of a context, once per context; this
+module does not depend on roles.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ import tempfile
 from contextlib import ExitStack
 from typing import Final, NoReturn
 
-#: A key in one line, without the header that would tell so.
+#: Base64 text that may be a key in one line without its PEM header.
 _LOOKS_LIKE_KEY: Final = re.compile(r"[A-Za-z0-9+/=]{60,}")
 
-#: Bits of the key that `make_certificate` makes, and for how long its certificate is valid. It
-#: begins a day early for the sake of hosts whose clocks are slow.
+#: Number of bits of a temporary key.
 _KEY_SIZE: Final = 2048
+#: Validity of a temporary certificate, before now (for hosts with slow clocks) and after now.
 _VALID_SINCE: Final = datetime.timedelta(days=1)
 _VALID_FOR: Final = datetime.timedelta(days=365)
 
 
 def shown(value: str) -> str:
-    """Where a certificate or key comes from, as anybody may see it."""
+    """Return the source of a certificate or key, for messages: its path, but never its text."""
     if _is_pem(value) or _LOOKS_LIKE_KEY.fullmatch(value):
         return "Temporary (In-memory)"
     return f"Local ({os.path.abspath(value)})"
 
 
 def load_authority(context: ssl.SSLContext, ca_file: str, what: str) -> None:
-    """Let a context accept the peers whose certificates the authorities in *ca_file* signed.
+    """Make a context accept peers whose certificates are signed by an authority in *ca_file*.
 
     Parameters
     ----------
     context
         The context to change.
     ca_file
-        Their certificates, path or PEM text.
+        The certificates of the authorities: a path or PEM text.
     what
-        What to call it in an error.
+        The name of *ca_file* in errors.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If there is no certificate in it.
+        If it does not contain a certificate.
     """
     try:
         if _is_pem(ca_file):
@@ -63,28 +63,28 @@ def load_authority(context: ssl.SSLContext, ca_file: str, what: str) -> None:
 
 
 def load_identity(context: ssl.SSLContext, cert: str, key: str | None, what: str) -> None:
-    """Give a context the certificate that it shows to peers.
+    """Set the certificate that a context presents to peers.
 
     Parameters
     ----------
     context
         The context to change.
     cert, key
-        The certificate (chain) and its private key, paths or PEM texts. Without a *key* it is in
-        *cert*.
+        The certificate (chain) and its private key: paths or PEM texts. If *key* is None, the key
+        is in *cert*.
     what
-        What to call them in an error.
+        The name of *cert* and *key* in errors.
 
     Raises
     ------
     OSError
         If a file cannot be read.
     ValueError
-        If they are no certificate and key, do not belong together, or the key is encrypted.
+        If they are not a certificate and its key, or the key is encrypted.
     """
 
     def no_passphrase() -> NoReturn:
-        # OpenSSL would ask for it on the terminal, and wait there.
+        # OpenSSL would otherwise prompt on the terminal and block.
         raise ValueError(f"{what}: the key is encrypted, decrypt it first (openssl pkey)")
 
     with ExitStack() as stack:
@@ -101,10 +101,10 @@ def _is_pem(value: str) -> bool:
 
 
 def _path_of(value: str, stack: ExitStack) -> str:
-    """A path from which OpenSSL can read a value, until *stack* is closed."""
+    """Return the path of a file with *value*, which exists until *stack* is closed."""
     if not _is_pem(value):
         return value
-    # A directory that nobody else can enter: load_cert_chain reads files only.
+    # load_cert_chain accepts only files. Other users cannot enter this directory.
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="dask-tls-"))
     path = os.path.join(directory, "pem")
     with open(path, "w", encoding="ascii", opener=_open_private) as file:
@@ -117,14 +117,14 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _raise_unusable(what: str, expected: str, exc: Exception) -> NoReturn:
-    """Raise an error that names the field; OpenSSL's own does not even name the file."""
+    """Raise an error that names the field, because OpenSSL's error does not name the file."""
     if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
         raise type(exc)(exc.errno, f"cannot read {what}: {exc.strerror}") from exc
     raise ValueError(f"{what}: not {expected}: {exc}") from exc
 
 
 def make_certificate() -> tuple[str, str]:
-    """A new certificate that is its own authority, and its private key, as PEM texts.
+    """Return a new self-signed certificate and its private key, as PEM texts.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def make_certificate() -> tuple[str, str]:
             "its extra `security`"
         ) from exc
 
-    # RSA, as the ciphers that people list by name are mostly of that kind.
+    # RSA, because most ciphers that users list by name need it.
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_SIZE)
     public = key.public_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask-internal")])

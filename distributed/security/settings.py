@@ -1,11 +1,10 @@
-"""Who may talk to whom, and how that is kept secret: certificates, keys, and a shared token.
+"""Settings for the encryption and authentication of connections.
 
-A `Security` gathers these settings, from keywords and from the configuration, and turns them into
-the keyword arguments that `distributed.comm.connect` and `distributed.comm.listen` need. It knows
-neither transports nor messages; `distributed.comm.tls` is where its contexts are used, once per
-connection.
+`Security` reads them from keywords and the configuration, and returns them as keyword arguments
+for `distributed.comm.connect` and `distributed.comm.listen`. It does not depend on transports or
+messages; `distributed.comm.tls` uses its SSL contexts.
 
-Keys and tokens are secrets: no `repr` shows one.
+Keys and tokens are secrets, and no `repr` contains one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ROLES: Final = ("client", "scheduler", "worker")
 _VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, None)
 _CONFIGURED_VERSIONS: Final = dict(zip((1.2, 1.3, None), _VERSIONS, strict=True))
 
-#: Fields whose values are files or their contents, and the configuration keys of these.
+#: Field with a path or PEM text → its configuration key.
 _FILE_FIELDS: Final = {
     "tls_ca_file": "distributed.comm.tls.ca-file",
     **{
@@ -37,46 +36,44 @@ _FILE_FIELDS: Final = {
 
 
 class Security:
-    """How connections are encrypted and authenticated.
+    """Settings for encrypted and authenticated connections.
 
-    What is not given is taken from the configuration, once, now.
+    The defaults are read from the configuration when the object is created.
 
     Parameters
     ----------
     require_encryption
-        Whether unencrypted connections are refused. By default
-        ``distributed.comm.require-encryption``; where that is null, true if any ``tls_…`` keyword
-        is given.
+        Whether to refuse unencrypted connections. Default:
+        ``distributed.comm.require-encryption``; if that is null, whether any ``tls_…`` keyword is
+        given.
     tls_ca_file
-        Certificates of the authorities that peers' certificates must be signed by.
+        Certificates of the authorities that sign the certificates of peers.
     tls_client_cert, tls_scheduler_cert, tls_worker_cert
         The certificate (chain) of each role.
     tls_client_key, tls_scheduler_key, tls_worker_key
-        The private key of each role; None if the file of the certificate holds it too.
+        The private key of each role; None if it is in the file of the certificate.
     tls_ciphers
-        The ciphers that are allowed up to TLS 1.2, as OpenSSL writes them; by default those that
-        Python considers safe.
+        The ciphers to allow up to TLS 1.2, in OpenSSL's syntax. Default: those of Python.
     tls_min_version, tls_max_version
-        An `ssl.TLSVersion`, of 1.2 and 1.3; by default at least 1.2.
+        `ssl.TLSVersion.TLSv1_2` or `TLSv1_3`. Default: at least 1.2.
     extra_conn_args
-        Arguments for transports that need more, such as the headers of a websocket.
+        More arguments for a transport, such as the headers of a websocket.
     token
-        A secret that both ends of a connection share.
+        A secret that both sides of a connection share.
 
     Raises
     ------
     TypeError
         If a keyword is unknown, or has a value of the wrong type.
     ValueError
-        If a version is not supported, or no version is left.
+        If a version is not supported, or the minimum is above the maximum.
 
     Notes
     -----
-    A certificate or key is given as the path of a PEM file, or as the PEM text itself.
+    A certificate or key is the path of a PEM file, or the PEM text itself.
 
-    Peers prove that they have a certificate of the authority; which host they run on is not
-    compared with the names in it. Give ``listen`` and ``connect`` an `ssl.SSLContext` of your own
-    where that is needed.
+    Peers must have a certificate signed by the authority, but its host names are not checked. Pass
+    your own `ssl.SSLContext` to ``listen`` and ``connect`` to check them.
 
     Examples
     --------
@@ -87,22 +84,6 @@ class Security:
     Security(require_encryption=True, tls_ca_file=Local (/etc/dask/ca.pem), \
 tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
     """
-
-    __slots__ = (
-        "extra_conn_args",
-        "require_encryption",
-        "tls_ca_file",
-        "tls_ciphers",
-        "tls_client_cert",
-        "tls_client_key",
-        "tls_max_version",
-        "tls_min_version",
-        "tls_scheduler_cert",
-        "tls_scheduler_key",
-        "tls_worker_cert",
-        "tls_worker_key",
-        "token",
-    )
 
     require_encryption: bool
     tls_ca_file: str | None
@@ -117,6 +98,9 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
     tls_worker_key: str | None
     extra_conn_args: dict[str, Any]
     token: str | bytes | None
+
+    # Setting any other attribute is an error.
+    __slots__ = tuple(__annotations__)
 
     def __init__(self, require_encryption: bool | None = None, **kwargs: Any):
         unknown = sorted(set(kwargs) - set(self.__slots__))
@@ -136,7 +120,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         self.tls_max_version = _version("max", kwargs)
         if self.tls_max_version is not None and self.tls_max_version < self.tls_min_version:
             raise ValueError(
-                f"no TLS version is left: tls_min_version={self.tls_min_version.name} is above "
+                f"no TLS version is allowed: tls_min_version={self.tls_min_version.name} is above "
                 f"tls_max_version={self.tls_max_version.name}"
             )
         extra = kwargs.get("extra_conn_args")
@@ -145,33 +129,31 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
 
     @classmethod
     def temporary(cls, **kwargs: Any) -> Security:
-        """Make a `Security` with a new key, and a certificate that is its own authority.
+        """Create a `Security` with a new key and a self-signed certificate for all roles.
 
-        It has to be handed to all who are to communicate; whoever has the same certificate and key
-        is let in. It is meant for one session of processes that one person starts: the certificate
-        is valid for a year.
+        Every process that communicates needs this object; any process with its key can connect.
+        It is meant for one session of one user: the certificate is valid for a year.
 
         Parameters
         ----------
         **kwargs
-            Further fields.
+            Other fields.
 
         Raises
         ------
         ImportError
             If the package ``cryptography`` is not installed.
         TypeError
-            If a keyword is unknown, or one that is made here.
+            If a keyword is unknown, or one that this method sets.
         """
-        made_here = {*_FILE_FIELDS, "require_encryption"}
-        if made := sorted(made_here & kwargs.keys()):
-            raise TypeError(f"Security.temporary() makes these itself: {', '.join(made)}")
+        if given := sorted({*_FILE_FIELDS, "require_encryption"} & kwargs.keys()):
+            raise TypeError(f"Security.temporary() sets these itself: {', '.join(given)}")
         cert, key = make_certificate()
         files = {name: key if name.endswith("_key") else cert for name in _FILE_FIELDS}
         return cls(require_encryption=True, **files, **kwargs)
 
     def get_tls_config_for_role(self, role: str) -> dict[str, Any]:
-        """The TLS settings of a role.
+        """Return the TLS settings of a role.
 
         Parameters
         ----------
@@ -181,12 +163,12 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         Returns
         -------
         dict
-            ``ca_file``, ``ciphers``, ``cert`` and ``key``, each None where it is not set.
+            ``ca_file``, ``ciphers``, ``cert`` and ``key``; None for those that are not set.
 
         Raises
         ------
         ValueError
-            If there is no such role.
+            If the role is unknown.
         """
         if role not in _ROLES:
             raise ValueError(f"unknown role {role!r}")
@@ -198,7 +180,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         }
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
-        """The keyword arguments with which a role connects.
+        """Return the keyword arguments for `distributed.comm.connect` of a role.
 
         Parameters
         ----------
@@ -208,36 +190,32 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         Returns
         -------
         dict
-            ``ssl_context`` (None unless both an authority and a certificate of the role are set),
-            ``require_encryption`` and ``extra_conn_args``; ``token`` if there is one.
+            ``ssl_context`` (None unless both the authority and a certificate of the role are set),
+            ``require_encryption`` and ``extra_conn_args``; ``token`` if it is set.
 
         Raises
         ------
         OSError
             If a file cannot be read.
         ValueError
-            If there is no such role, or a certificate, key or cipher is no such thing.
+            If the role is unknown, or a certificate, key or cipher is malformed.
         """
-        return {
-            "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_CLIENT),
-            "require_encryption": self.require_encryption,
-            "extra_conn_args": self.extra_conn_args,
-            **self._get_token(),
-        }
+        args = self._get_args(role, ssl.PROTOCOL_TLS_CLIENT)
+        return {**args, "extra_conn_args": self.extra_conn_args}
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
-        """The keyword arguments with which a role listens.
+        """Return the keyword arguments for `distributed.comm.listen` of a role.
 
-        As `get_connection_args`, without ``extra_conn_args``.
+        They are those of `get_connection_args` without ``extra_conn_args``.
         """
-        return {
-            "ssl_context": self._get_tls_context(role, ssl.PROTOCOL_TLS_SERVER),
-            "require_encryption": self.require_encryption,
-            **self._get_token(),
-        }
+        return self._get_args(role, ssl.PROTOCOL_TLS_SERVER)
 
-    def _get_token(self) -> dict[str, Any]:
-        return {} if self.token is None else {"token": self.token}
+    def _get_args(self, role: str, protocol: ssl._SSLMethod) -> dict[str, Any]:
+        return {
+            "ssl_context": self._get_tls_context(role, protocol),
+            "require_encryption": self.require_encryption,
+            **({} if self.token is None else {"token": self.token}),
+        }
 
     def _get_tls_context(self, role: str, protocol: ssl._SSLMethod) -> ssl.SSLContext | None:
         tls = self.get_tls_config_for_role(role)
@@ -253,7 +231,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
             try:
                 context.set_ciphers(tls["ciphers"])
             except ssl.SSLError as exc:
-                raise ValueError(f"tls_ciphers={tls['ciphers']!r} names no cipher: {exc}") from exc
+                raise ValueError(f"tls_ciphers={tls['ciphers']!r} is not valid: {exc}") from exc
         load_authority(context, tls["ca_file"], _described("tls_ca_file", tls["ca_file"]))
         identity = _described(f"tls_{role}_cert", tls["cert"])
         if tls["key"]:
@@ -262,7 +240,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         return context
 
     def _fields(self) -> dict[str, str]:
-        """The fields that are set, as they may be shown to anybody."""
+        """Return the fields that are set, as text without secrets."""
         fields = {"require_encryption": str(self.require_encryption)}
         for name in sorted(self.__slots__):
             value = getattr(self, name)
@@ -290,7 +268,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
 
 
 def _text(name: str, value: Any) -> str | None:
-    """The value of a field that holds text or a path."""
+    """Return the value of a field for text or a path; raise TypeError if it is anything else."""
     if value is None or isinstance(value, str):
         return value
     if name in _FILE_FIELDS and isinstance(value, os.PathLike):
@@ -300,7 +278,7 @@ def _text(name: str, value: Any) -> str | None:
 
 
 def _version(bound: Literal["min", "max"], kwargs: dict[str, Any]) -> ssl.TLSVersion | None:
-    """The lowest or highest TLS version, by keyword or by configuration."""
+    """Return the minimum or maximum TLS version, from the keywords or the configuration."""
     name = f"tls_{bound}_version"
     if name in kwargs:
         version = kwargs[name]
@@ -320,5 +298,5 @@ def _version(bound: Literal["min", "max"], kwargs: dict[str, Any]) -> ssl.TLSVer
 
 
 def _described(name: str, value: str) -> str:
-    """A field with its value and configuration key, for an error."""
+    """Return a field with its value and configuration key, for an error."""
     return f"{name}={shown(value)} (configuration key {_FILE_FIELDS[name]!r})"

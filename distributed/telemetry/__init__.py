@@ -1,1 +1,1 @@
-"""What a server counts and measures: statistics, counters, meters and the system monitor."""
+"""Measurements of a server: statistics, counters, meters and the system monitor."""

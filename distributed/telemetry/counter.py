@@ -1,10 +1,10 @@
-"""Counts and distributions that fade: of the last seconds, the last minute, the last hour.
+"""Counts and distributions over several time scales: the last seconds, minute and hour.
 
-A `Counter` counts how often things happened, a `Digest` how large measurements were. Each holds
-one *component* per time scale. New items enter the first; every `shift`, a part of each component
-flows on to the next one, slower the longer its interval is, and the last one keeps what it gets.
-Nothing here reads a clock: whoever owns a counter calls `shift` at regular times (a ``Server``
-every five seconds), and it is these calls that give the intervals their meaning.
+A `Counter` counts items, a `Digest` estimates the distribution of measurements. Each has one
+*component* per time scale. New items enter the first component. Each `shift` moves a fraction of
+every component to the next one; the longer the interval, the smaller the fraction. The last
+component keeps its items. Nothing here reads a clock: the owner of a counter calls `shift`
+regularly (a ``Server`` every five seconds).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from typing import Any, TypeAlias
 
 __all__ = ["Counter", "Digest", "DigestType"]
 
-# A fifth of the first component moves on with each shift, whatever its interval is.
+# Fraction of the first component that each shift moves, independent of its interval.
 _FIRST_FRACTION = 0.2
 
 
 def _fractions(intervals: Sequence[float]) -> Iterator[float]:
-    """The share of each component but the last that one shift moves to the next."""
+    """Yield the fraction of each component (except the last) that one shift moves to the next."""
     for interval in intervals[:-1]:
         yield _FIRST_FRACTION * intervals[0] / interval
 
 
 class Counter:
-    """Counts hashable things over several time scales at once.
+    """Counts of hashable items over several time scales.
 
     Parameters
     ----------
     intervals
-        The scales, in seconds, in growing order.
+        The time scales in seconds, in increasing order.
 
     Attributes
     ----------
     components
-        One mapping of item → count per interval; ``components[0]`` is the running count. Counts
-        are whole numbers until the first `shift`.
+        One mapping of item → count per interval. ``components[0]`` has the newest items. Counts
+        are integers until the first `shift`.
 
     Examples
     --------
@@ -55,8 +55,8 @@ class Counter:
     3.0
     """
 
-    # Invariant: `shift` moves counts between components and neither makes nor loses any, so that
-    # `size()` is the number of `add` calls (apart from rounding).
+    # Invariant: `size()` is the number of `add` calls (apart from rounding), because `shift` only
+    # moves counts between components.
     __slots__ = ("components", "intervals")
 
     def __init__(self, intervals: Sequence[float] = (5, 60, 3600)) -> None:
@@ -68,7 +68,7 @@ class Counter:
         self.components[0][item] += 1
 
     def shift(self) -> None:
-        """Let a part of each component flow on to the next longer interval."""
+        """Move a fraction of each component to the next longer interval."""
         for i, fraction in enumerate(_fractions(self.intervals)):
             source, target = self.components[i], self.components[i + 1]
             for item, count in source.items():
@@ -77,53 +77,53 @@ class Counter:
                 target[item] += moved
 
     def size(self) -> float:
-        """How many items were counted, over all intervals."""
+        """Return the number of items counted, over all intervals."""
         return sum(sum(component.values()) for component in self.components)
 
 
 class _Digest:
-    """Estimates the distribution of numbers over several time scales at once.
+    """Estimated distributions of numbers over several time scales.
 
-    It is there only where the libraries ``crick`` and ``numpy`` are installed; otherwise the name
-    ``distributed.counter.Digest`` is None.
+    Needs the libraries ``crick`` and ``numpy``; without them, ``distributed.counter.Digest`` is
+    None.
 
     Parameters
     ----------
     intervals
-        The scales, in seconds, in growing order.
+        The time scales in seconds, in increasing order.
 
     Attributes
     ----------
     components
-        One ``crick.TDigest`` per interval; ask it for ``quantile(0.99)``.
+        One ``crick.TDigest`` per interval, with methods such as ``quantile(0.99)``.
     """
 
-    # Invariant: as for `Counter`, with weights in place of counts.
+    # Invariant: that of `Counter`, for weights instead of counts.
     __slots__ = ("components", "intervals")
 
     def __init__(self, intervals: Sequence[float] = (5, 60, 3600)) -> None:
-        # crick brings numpy along, which a process that never makes a digest need not pay for.
+        # crick imports numpy, which is slow, so it is imported only if a digest is created.
         crick = import_module("crick")
         self.intervals = intervals
         self.components: list[Any] = [crick.TDigest() for _ in intervals]
 
     def add(self, item: float) -> None:
-        """Take in one number."""
+        """Add one number."""
         self.components[0].add(item)
 
     def update(self, seq: Any) -> None:
-        """Take in an array of numbers."""
+        """Add an array of numbers."""
         self.components[0].update(seq)
 
     def shift(self) -> None:
-        """Let a part of each component flow on to the next longer interval."""
+        """Move a fraction of each component to the next longer interval."""
         for i, fraction in enumerate(_fractions(self.intervals)):
             source = self.components[i]
             self.components[i + 1].merge(source.scale(fraction))
             self.components[i] = source.scale(1 - fraction)
 
     def size(self) -> float:
-        """How many numbers were taken in, over all intervals."""
+        """Return the number of numbers added, over all intervals."""
         return sum(component.size() for component in self.components)
 
 
@@ -131,7 +131,7 @@ _Digest.__name__ = _Digest.__qualname__ = "Digest"
 
 DigestType: TypeAlias = _Digest
 
-# crick needs numpy, but does not always bring it along.
+# crick needs numpy, but can be installed without it.
 Digest: type[_Digest] | None = (
     _Digest if find_spec("crick") is not None and find_spec("numpy") is not None else None
 )

@@ -1,13 +1,12 @@
-"""Clocks, and a meter that measures code without knowing who wants the result.
+"""Clocks, and a meter whose measurements reach callbacks through the calling context.
 
-Code deep in the house (serialization, disk access, a thread of the offload pool) says what it
-did through the process-wide `context_meter`: *seconds spent here*, *bytes read there*. Whoever
-called it, however many frames above, hears of it through a callback that is bound to the calling
-context; nobody needs to pass an object down. Where nobody listens, a measurement costs about a
-microsecond and is dropped.
+Low-level code (serialization, disk access, the offload thread) reports seconds and bytes to the
+process-wide `context_meter`. A caller receives them, however many frames above, through a callback
+that it bound to its context, so that functions between need not pass an object. A measurement
+without a callback costs about a microsecond and is dropped.
 
-This module knows nothing of servers, messages or statistics; `distributed.telemetry.statistics`
-is the listener that a ``Server`` brings.
+This module does not depend on servers, messages or statistics.
+`distributed.core.metering` connects it to the statistics of a ``Server``.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from math import nan
 from time import monotonic, perf_counter, process_time, thread_time, time
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 __all__ = [
@@ -36,31 +35,30 @@ __all__ = [
 ]
 
 MetricCallback: TypeAlias = Callable[[Hashable, float, str], None]
-"""Called with what was measured, how much, and its unit."""
+"""A function of the label, the value and the unit of a measurement."""
 
 _NO_CALLBACKS: Mapping[Hashable, MetricCallback] = MappingProxyType({})
 
 
 @dataclass(slots=True)
 class MeterOutput:
-    """What a `meter` has measured. All three are NaN-free once the ``with`` block is left.
+    """The result of a `meter`. ``stop`` and ``delta`` are NaN until the ``with`` block ends.
 
     Attributes
     ----------
     start, stop
-        Readings of the clock at either end of the block.
+        Clock readings at the start and the end of the block.
     delta
-        The result: ``stop - start``, less what inner measurements of the same unit have claimed,
-        and no less than the floor.
+        ``stop - start`` minus the inner measurements of the same unit, but at least the floor.
     """
 
     start: float
     stop: float
     delta: float
 
-    def _finish(self, stop: float, claimed: float, floor: float | Literal[False]) -> None:
+    def _finish(self, stop: float, inner: float, floor: float | Literal[False]) -> None:
         self.stop = stop
-        delta = stop - self.start - claimed
+        delta = stop - self.start - inner
         self.delta = delta if floor is False else max(float(floor), delta)
 
 
@@ -68,15 +66,15 @@ class MeterOutput:
 def meter(
     func: Callable[[], float] = perf_counter, floor: float | Literal[False] = 0.0
 ) -> Iterator[MeterOutput]:
-    """Measure how far a clock goes in a ``with`` block, and tell nobody else.
+    """Measure a ``with`` block without reporting the result to any callback.
 
     Parameters
     ----------
     func
         The clock: any function without parameters that returns a number.
     floor
-        The least that is returned as ``delta``, so that a clock that is set back never yields
-        a negative duration; False for none.
+        Minimum of ``delta``, so that a clock that is set back does not give a negative duration;
+        False for no minimum.
 
     Examples
     --------
@@ -93,28 +91,27 @@ def meter(
 
 
 class ContextMeter:
-    """Hands measurements to the callbacks of the context in which they are taken.
+    """A dispatcher of measurements to the callbacks of the current context.
 
     Callbacks are bound to the `contextvars` context: a task started inside an `add_callback`
     block inherits them, as do `asyncio.to_thread` and `distributed.utils.offload`; a plain thread
-    does not. There is one instance per process, `context_meter`, which pickles as itself.
+    does not. `context_meter` is the only instance in a process, and pickles as a reference.
 
     Examples
     --------
     >>> seen = []
     >>> with context_meter.add_callback(lambda label, value, unit: seen.append((label, value))):
     ...     context_meter.digest_metric("disk-read", 1024, "bytes")
-    >>> context_meter.digest_metric("disk-read", 2048, "bytes")  # nobody listens
+    >>> context_meter.digest_metric("disk-read", 2048, "bytes")  # no callback
     >>> seen
     [('disk-read', 1024)]
     """
 
-    # The only state: an immutable mapping per context, from a callback's key to the callback, in
-    # the order of installation (outermost first). It is replaced as a whole, never changed, as
-    # contexts that were copied from this one share it.
     __slots__ = ("_callbacks",)
 
     def __init__(self) -> None:
+        # Key → callback, outermost first. A mapping is never changed, only replaced, because
+        # contexts that were copied from this one share it.
         self._callbacks: ContextVar[Mapping[Hashable, MetricCallback]] = ContextVar(
             "context_meter", default=_NO_CALLBACKS
         )
@@ -130,26 +127,26 @@ class ContextMeter:
         key: Hashable | None = None,
         allow_offload: bool = False,
     ) -> Iterator[None]:
-        """Call ``callback(label, value, unit)`` for whatever is measured inside the block.
+        """Call ``callback(label, value, unit)`` for each measurement inside the block.
 
-        Callbacks that were installed further out are called too, and before this one.
+        Callbacks of enclosing blocks are called too, before this one.
 
         Parameters
         ----------
         callback
-            What to call. What it raises is raised at the place that measured.
+            The function to call. Its errors are raised in the code that measured.
         key
-            An installed callback with an equal key is replaced for the length of the block.
-            Without it, every `add_callback` is a callback of its own.
+            In the block, this callback replaces an enclosing one with an equal key. Default: a
+            key that is unique to this block.
         allow_offload
-            False: the callback runs at once, in the thread that measured. True: it only ever
-            runs in the thread that is installing it now, and what another thread measures
-            reaches it through the running event loop a little later.
+            False: the callback runs immediately, in the thread that measured. True: it runs only
+            in the current thread; measurements of other threads reach it through the running
+            event loop, in a later iteration.
 
         Raises
         ------
         RuntimeError
-            ``allow_offload`` was given where no event loop runs.
+            If ``allow_offload`` is true and no event loop is running.
         """
         if allow_offload:
             callback = _in_this_thread(callback)
@@ -163,7 +160,7 @@ class ContextMeter:
 
     @contextmanager
     def clear_callbacks(self) -> Iterator[None]:
-        """Let nobody hear of what is measured inside the block."""
+        """Drop all measurements inside the block."""
         token = self._callbacks.set(_NO_CALLBACKS)
         try:
             yield
@@ -171,17 +168,17 @@ class ContextMeter:
             self._callbacks.reset(token)
 
     def digest_metric(self, label: Hashable, value: float, unit: str) -> None:
-        """Tell every callback of this context that something was measured.
+        """Call every callback of this context with a measurement.
 
         Parameters
         ----------
         label
-            What was measured: a string, or a tuple of strings from the general to the special.
+            The name of the quantity: a string, or a tuple of strings from general to specific.
         value
-            How much.
+            Its value.
         unit
-            Of what: "seconds", "bytes", "count", … Seconds are additive: an inner measurement
-            counts, and the meter around it leaves it out.
+            Its unit: "seconds", "bytes", "count", … An enclosing `meter` subtracts values of its
+            own unit.
         """
         for callback in self._callbacks.get().values():
             callback(label, value, unit)
@@ -193,10 +190,10 @@ class ContextMeter:
         func: Callable[[], float] = perf_counter,
         floor: float | Literal[False] = 0.0,
     ) -> _ContextMeasurement:
-        """Measure a ``with`` block and `digest_metric` the result, even if the block raises.
+        """Measure a ``with`` block and pass the result to `digest_metric`, even if it raises.
 
-        What is digested in the same unit inside the block (by this thread or by another one that
-        works on its behalf) is subtracted, so that nested meters add up to the time that passed.
+        Measurements inside the block with the same unit (in this thread, or in another one with
+        this context) are subtracted, so that nested meters add up to the elapsed time.
 
         Parameters
         ----------
@@ -205,12 +202,12 @@ class ContextMeter:
         func
             The clock to read at both ends of the block.
         floor
-            The least to digest; False for no bound.
+            Minimum of the result; False for no minimum.
 
         Returns
         -------
         context manager
-            yields a `MeterOutput`, which is complete when the block is left.
+            Yields a `MeterOutput`, which is complete when the block ends.
 
         Examples
         --------
@@ -225,60 +222,40 @@ class ContextMeter:
         return _ContextMeasurement(self, label, unit, func, floor)
 
 
+@dataclass(slots=True, eq=False)
 class _ContextMeasurement:
-    """One `ContextMeter.meter` block. A class, as a generator costs three times as much."""
+    """One `ContextMeter.meter` block. A class, because a generator costs three times as much."""
 
-    # `_claimed` only ever grows, and by `list.append`, which other threads may do at any time.
-    __slots__ = (
-        "_claimed",
-        "_floor",
-        "_func",
-        "_label",
-        "_listening",
-        "_meter",
-        "_output",
-        "_unit",
-    )
+    meter: ContextMeter
+    label: Hashable
+    unit: str
+    func: Callable[[], float]
+    floor: float | Literal[False]
+    # Inner measurements of the same unit. Any thread may append one at any time.
+    _inner: list[float] = field(default_factory=list, init=False)
+    # Undoes the installation of `_subtract`.
+    _token: Token[Mapping[Hashable, MetricCallback]] = field(init=False)
+    _output: MeterOutput = field(init=False)
 
-    def __init__(
-        self,
-        meter: ContextMeter,
-        label: Hashable,
-        unit: str,
-        func: Callable[[], float],
-        floor: float | Literal[False],
-    ) -> None:
-        self._meter = meter
-        self._label = label
-        self._unit = unit
-        self._func = func
-        self._floor = floor
-        self._claimed: list[float] = []
-
-    def _claim(self, label: Hashable, value: float, unit: str) -> None:
-        if unit == self._unit:
-            self._claimed.append(value)
+    def _subtract(self, label: Hashable, value: float, unit: str) -> None:
+        if unit == self.unit:
+            self._inner.append(value)
 
     def __enter__(self) -> MeterOutput:
-        callbacks = self._meter._callbacks
-        self._listening = callbacks.set({**callbacks.get(), self: self._claim})
-        self._output = MeterOutput(self._func(), nan, nan)
+        callbacks = self.meter._callbacks
+        self._token = callbacks.set({**callbacks.get(), self: self._subtract})
+        self._output = MeterOutput(self.func(), nan, nan)
         return self._output
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._meter._callbacks.reset(self._listening)
+    def __exit__(self, *exc_info: object) -> None:
+        self.meter._callbacks.reset(self._token)
         output = self._output
-        output._finish(self._func(), sum(self._claimed), self._floor)
-        self._meter.digest_metric(self._label, output.delta, self._unit)
+        output._finish(self.func(), sum(self._inner), self.floor)
+        self.meter.digest_metric(self.label, output.delta, self.unit)
 
 
 def _in_this_thread(callback: MetricCallback) -> MetricCallback:
-    """A callback that runs in the calling thread's event loop, whoever calls it."""
+    """Return a callback that any thread may call, and that runs in the current thread."""
     loop = asyncio.get_running_loop()
     thread_id = threading.get_ident()
 
@@ -295,12 +272,11 @@ context_meter = ContextMeter()
 
 
 class DelayedMetricsLedger:
-    """Keeps what was measured until it is known under which heading it belongs.
+    """Measurements of a piece of work, kept until its outcome is known.
 
-    A piece of work is often measured before it is known how it ends. The ledger notes the time
-    when it is made, records what `context_meter` hears inside `record` blocks (any number of
-    them, in any tasks), and in the end hands out all of it, together with the time that nobody
-    has accounted for.
+    The outcome often decides the labels of the measurements. The ledger reads the clock when it is
+    created, records the measurements of `context_meter` inside `record` blocks (any number, in any
+    tasks), and finally yields them together with the time that was not measured.
 
     Parameters
     ----------
@@ -316,12 +292,12 @@ class DelayedMetricsLedger:
     [('deserialize', 4.0, 'seconds'), ('other', 6.0, 'seconds')]
     """
 
-    # `metrics` grows in `_callback` alone; `start` never changes.
     __slots__ = ("func", "metrics", "start")
 
     def __init__(self, func: Callable[[], float] = perf_counter) -> None:
         self.func = func
         self.start = func()
+        # (label, value, unit) of each recorded measurement; only `_callback` appends.
         self.metrics: list[tuple[Hashable, float, str]] = []
 
     def _callback(self, label: Hashable, value: float, unit: str) -> None:
@@ -329,7 +305,7 @@ class DelayedMetricsLedger:
 
     @contextmanager
     def record(self, *, key: Hashable | None = None) -> Iterator[None]:
-        """Record what `context_meter` hears inside the block.
+        """Record the measurements of `context_meter` inside the block.
 
         Parameters
         ----------
@@ -342,16 +318,16 @@ class DelayedMetricsLedger:
     def finalize(
         self, coarse_time: str | Literal[False] = False, floor: float | Literal[False] = 0.0
     ) -> Iterator[tuple[Hashable, float, str]]:
-        """Yield ``(label, value, unit)`` of all that was recorded, and of the rest of the time.
+        """Yield ``(label, value, unit)`` of each recorded measurement and of the remaining time.
 
         Parameters
         ----------
         coarse_time
-            A label under which *all* the time since the ledger was made is booked, in place of
-            what was recorded in seconds; for work whose details turned out to be of no interest.
-            False: what was recorded in seconds is yielded as it is, and what remains as "other".
+            A label for *all* the time since the ledger was created, which replaces the
+            measurements in seconds; for work that failed, for instance. False: yield the
+            measurements in seconds, and the remaining time as "other".
         floor
-            The least number of seconds to yield for the remainder; False for no bound.
+            Minimum of the remaining time, in seconds; False for no minimum.
         """
         elapsed = self.func() - self.start
         recorded = 0.0

@@ -1,9 +1,9 @@
-"""A short history of what this process and its host use: processor, memory, network, disk.
+"""A short history of the resources used by this process and its host: CPU, memory, network, disk.
 
-`SystemMonitor` keeps the numbers; a *probe* gets them: `PsutilProbe` where psutil is installed,
-otherwise `StandardProbe`, which reads ``/proc`` and leaves out what the platform does not tell.
-Nothing is measured unless `SystemMonitor.update` is called, which takes a fraction of a
-millisecond (a ``Server`` calls it every ``distributed.admin.system-monitor.interval``).
+`SystemMonitor` keeps the samples. A *probe* takes them: `PsutilProbe` if psutil is installed,
+otherwise `StandardProbe`, which reads ``/proc`` and omits quantities that the platform does not
+provide. A sample is taken only by `SystemMonitor.update`, in less than a millisecond (a ``Server``
+calls it every ``distributed.admin.system-monitor.interval``).
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ __all__ = ["Counters", "Probe", "PsutilProbe", "StandardProbe", "SystemMonitor"]
 
 
 Counters: TypeAlias = Mapping[str, float]
-"""Numbers that only grow, by the names under which their growth per second is recorded."""
+"""Name → a number that only increases; the monitor records the increase per second."""
 
 
 class Probe(Protocol):
-    """Where the numbers come from. None stands for what this platform does not tell."""
+    """A source of measurements. None means that the platform does not provide the quantity."""
 
     def memory(self) -> int:
-        """The resident memory of this process, in bytes."""
+        """Return the resident memory of this process, in bytes."""
 
     def num_fds(self) -> int | None:
-        """How many file descriptors this process has open."""
+        """Return the number of open file descriptors of this process."""
 
     def net_io(self) -> Counters | None:
-        """Bytes over all network interfaces of the host: "read_bps" and "write_bps"."""
+        """Return bytes over all network interfaces of the host: "read_bps" and "write_bps"."""
 
     def disk_io(self) -> Counters | None:
-        """Bytes from and to all disks of the host: "read_bps" and "write_bps"."""
+        """Return bytes from and to all disks of the host: "read_bps" and "write_bps"."""
 
     def host_cpu(self) -> Counters | None:
-        """Seconds that all processors of the host together have spent: "user", "idle", …"""
+        """Return seconds spent by all CPUs of the host together: "user", "idle", …"""
 
 
 class PsutilProbe:
-    """Asks psutil."""
+    """A probe that uses psutil."""
 
     def __init__(self) -> None:
         self._psutil = import_module("psutil")
@@ -72,7 +72,7 @@ class PsutilProbe:
     def disk_io(self) -> Counters | None:
         try:
             counters = self._psutil.disk_io_counters()
-        except (OSError, NotImplementedError, RuntimeError):  # as psutil does in some containers
+        except (OSError, NotImplementedError, RuntimeError):  # raised in some containers
             return None
         if counters is None:
             return None
@@ -84,28 +84,20 @@ class PsutilProbe:
 
 
 class StandardProbe:
-    """Reads ``/proc``, and knows of memory and descriptors alone where there is none.
+    """A probe that reads ``/proc``; without it, only memory and descriptors are available.
 
     Parameters
     ----------
     proc
-        Where the proc file system is mounted.
+        The mount point of the proc file system.
     """
 
-    # proc(5), /proc/stat: the columns of the line "cpu", in 1/SC_CLK_TCK of a second.
+    # Columns of the line "cpu" in /proc/stat, in 1/SC_CLK_TCK seconds: see proc(5).
     _CPU_COLUMNS = (
-        "user",
-        "nice",
-        "system",
-        "idle",
-        "iowait",
-        "irq",
-        "softirq",
-        "steal",
-        "guest",
-        "guest_nice",
+        *("user", "nice", "system", "idle", "iowait"),
+        *("irq", "softirq", "steal", "guest", "guest_nice"),
     )
-    # A sector of /proc/diskstats is 512 bytes, whatever the disk's own sectors are.
+    # Bytes per sector in /proc/diskstats, independent of the sector size of the disk.
     _SECTOR = 512
 
     def __init__(self, proc: str = "/proc") -> None:
@@ -123,14 +115,14 @@ class StandardProbe:
     def memory(self) -> int:
         for line in self._lines("self/statm"):
             return int(line.split()[1]) * self._page_size
-        # All that POSIX offers is the peak; in KiB, but in bytes on macOS.
+        # POSIX provides only the peak: in KiB, except on macOS, where it is in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
     def num_fds(self) -> int | None:
         for directory in (os.path.join(self._proc, "self/fd"), "/dev/fd"):
             try:
-                return len(os.listdir(directory)) - 1  # listing it takes a descriptor too
+                return len(os.listdir(directory)) - 1  # the listing itself opens a descriptor
             except OSError:
                 continue
         return None
@@ -139,7 +131,7 @@ class StandardProbe:
         lines = self._lines("net/dev")[2:]
         if not lines:
             return None
-        # A long interface name leaves no space after its colon.
+        # After a long interface name, there is no space between the colon and the number.
         columns = [line.rpartition(":")[2].split() for line in lines]
         return {
             "read_bps": sum(int(column[0]) for column in columns),
@@ -148,7 +140,7 @@ class StandardProbe:
 
     def disk_io(self) -> Counters | None:
         rows = [line.split() for line in self._lines("diskstats")]
-        # A partition's traffic is counted by its disk already; sysfs lists whole disks alone.
+        # The counters of a disk include its partitions; /sys/block lists only whole disks.
         disks = [row for row in rows if os.path.exists(f"/sys/block/{row[2].replace('/', '!')}")]
         if not disks:
             return None
@@ -173,7 +165,7 @@ def _default_probe() -> Probe:
 
 
 def _start_gil_knocker() -> Any:
-    """A running ``gilknocker.KnockKnock``, or None where that library is not installed."""
+    """Return a running ``gilknocker.KnockKnock``, or None if that library is not installed."""
     if find_spec("gilknocker") is None:
         return None
     interval = config.get_timedelta("distributed.admin.system-monitor.gil.interval") or 0.001
@@ -183,47 +175,46 @@ def _start_gil_knocker() -> Any:
 
 
 class _FromConfiguration:
-    """The type of the default of ``maxlen``, whose None has a meaning of its own."""
+    """The type of the default of ``maxlen``, because None means unlimited."""
 
 
 _FROM_CONFIGURATION: Final = _FromConfiguration()
 
 
 class SystemMonitor:
-    """A record of the use of this process and its host, sample by sample.
+    """A series of samples of the resources used by this process and its host.
 
-    Every parameter that is left out is read from the configuration, under
-    ``distributed.admin.system-monitor``.
+    The defaults are keys of ``distributed.admin.system-monitor`` in the configuration.
 
     Parameters
     ----------
     maxlen
-        How many samples to keep; None for all (``log-length``).
+        Maximum number of samples to keep; None: unlimited (``log-length``).
     monitor_disk_io
         Whether to record the traffic of the host's disks (``disk``).
     monitor_host_cpu
-        Whether to record the use of the host's processors (``host-cpu``).
+        Whether to record the CPU time of the host (``host-cpu``).
     monitor_gil_contention
-        Whether to record how contended the interpreter lock is (``gil.enabled``). It takes the
-        library ``gilknocker``, which runs a thread; without it this is not recorded.
+        Whether to record contention for the GIL (``gil.enabled``). This needs the library
+        ``gilknocker``, which runs a thread; without the library it is not recorded.
     probe
-        What measures. Default: psutil if it is installed, else the standard library.
+        The source of measurements. Default: psutil if it is installed, else the standard library.
 
     Attributes
     ----------
     count
-        How many samples were taken. There is one as soon as the monitor is made.
+        Number of samples taken; at least 1.
     quantities
         Name → the samples kept, oldest first, all of the same length:
 
         =============================  ====================================================
-        ``cpu``                        use of processors by this process: 100.0 is one of them
+        ``cpu``                        CPU use of this process in percent of one CPU
         ``memory``                     resident memory of this process, in bytes
-        ``time``                       when the sample was taken, in seconds since the epoch
+        ``time``                       time of the sample, in seconds since the epoch
         ``host_net_io.read_bps``       bytes per second since the last sample; also
                                        ``.write_bps``, and both of ``host_disk_io``
-        ``host_cpu.user``, …           how many processors were in use for this, on average
-                                       since the last sample
+        ``host_cpu.user``, …           average number of CPUs in this state since the last
+                                       sample
         ``gil_contention``             from 0 (none) to 1
         ``num_fds``                    open file descriptors of this process
         =============================  ====================================================
@@ -238,11 +229,9 @@ class SystemMonitor:
     2
     """
 
-    # All state changes in `update`: `count` grows by one, every deque of `quantities` gets one
-    # value, and `_last_*` are the readings of that sample, as rates are differences between two
-    # readings (at the first one they are 0). What was not to be had when the monitor was made is
-    # never asked for again, and what fails later counts as not having grown: so all deques have
-    # the same length.
+    # Invariant: all deques of `quantities` have the same length. Each `update` appends one value
+    # to each: a source that failed at creation is never read, and one that fails later counts as
+    # unchanged. A rate is the difference of two readings, and 0 in the first sample.
 
     def __init__(
         self,
@@ -253,16 +242,15 @@ class SystemMonitor:
         *,
         probe: Probe | None = None,
     ) -> None:
+        section = "distributed.admin.system-monitor"
         if isinstance(maxlen, _FromConfiguration):
-            kept = config.get_int("distributed.admin.system-monitor.log-length")
-        else:
-            kept = maxlen
+            maxlen = config.get_int(f"{section}.log-length")
         if monitor_disk_io is None:
-            monitor_disk_io = config.get_bool("distributed.admin.system-monitor.disk")
+            monitor_disk_io = config.get_bool(f"{section}.disk")
         if monitor_host_cpu is None:
-            monitor_host_cpu = config.get_bool("distributed.admin.system-monitor.host-cpu")
+            monitor_host_cpu = config.get_bool(f"{section}.host-cpu")
         if monitor_gil_contention is None:
-            monitor_gil_contention = config.get_bool("distributed.admin.system-monitor.gil.enabled")
+            monitor_gil_contention = config.get_bool(f"{section}.gil.enabled")
 
         self._probe = _default_probe() if probe is None else probe
         sources = {"host_net_io": self._probe.net_io}
@@ -270,15 +258,15 @@ class SystemMonitor:
             sources["host_disk_io"] = self._probe.disk_io
         if monitor_host_cpu:
             sources["host_cpu"] = self._probe.host_cpu
+        # Readings of the last sample: clocks in seconds, and the counters of each source.
         self._last_time = monotonic()
         self._last_cpu = process_time()
-        self._last_counters: dict[str, Counters] = {}
-        for name, read in sources.items():
-            counters = read()
-            if counters is not None:
-                self._last_counters[name] = counters
+        readings = {name: read() for name, read in sources.items()}
+        self._last_counters = {name: read for name, read in readings.items() if read is not None}
+        # Name → the function of the probe that reads its counters.
         self._sources = {name: sources[name] for name in self._last_counters}
-        self._tells_fds = self._probe.num_fds() is not None
+        self._has_num_fds = self._probe.num_fds() is not None
+        # The thread of gilknocker; None if the library is missing or not wanted.
         self._gil_knocker = _start_gil_knocker() if monitor_gil_contention else None
 
         self.monitor_net_io = "host_net_io" in self._sources
@@ -286,8 +274,8 @@ class SystemMonitor:
         self.monitor_host_cpu = "host_cpu" in self._sources
         self.monitor_gil_contention = self._gil_knocker is not None
 
-        # `recent` needs one sample at least.
-        self.maxlen = kept if kept is None else max(1, kept)
+        # `recent` needs at least one sample.
+        self.maxlen = None if maxlen is None else max(1, maxlen)
         self.count = 0
         self.quantities: dict[str, deque[float]] = {}
         self.update()
@@ -300,7 +288,7 @@ class SystemMonitor:
         )
 
     def get_process_memory(self) -> int:
-        """The resident memory of this process now, in bytes."""
+        """Return the current resident memory of this process, in bytes."""
         return self._probe.memory()
 
     def update(self) -> dict[str, float]:
@@ -309,7 +297,7 @@ class SystemMonitor:
         Returns
         -------
         dict
-            the new value of each of `quantities`.
+            The new value of each of `quantities`.
         """
         sample = dict(self._measure())
         for name, value in sample.items():
@@ -338,26 +326,26 @@ class SystemMonitor:
         if self._gil_knocker is not None:
             yield "gil_contention", self._gil_knocker.contention_metric
             self._gil_knocker.reset_contention_metric()
-        if self._tells_fds:
+        if self._has_num_fds:
             fds = self._probe.num_fds()
             yield "num_fds", self.quantities["num_fds"][-1] if fds is None else fds
 
     def recent(self) -> dict[str, float]:
-        """The newest value of each of `quantities`."""
+        """Return the newest value of each of `quantities`."""
         return {name: values[-1] for name, values in self.quantities.items()}
 
     def range_query(self, start: int) -> dict[str, list[float]]:
-        """The samples from number ``start`` on, as far as they are still kept.
+        """Return the samples from number ``start`` on that are still kept.
 
         Parameters
         ----------
         start
-            What `count` was at the last query, to get what is new since.
+            The `count` at the last query, to get the samples taken since.
 
         Returns
         -------
         dict
-            name → values, oldest first; empty lists if there is nothing new.
+            Name → values, oldest first; empty lists if there are no new samples.
         """
         wanted = max(0, self.count - start)
         return {
@@ -366,6 +354,6 @@ class SystemMonitor:
         }
 
     def close(self) -> None:
-        """Stop what runs in the background. The samples stay; `update` goes on working."""
+        """Stop the thread of gilknocker, if any. Samples stay readable, and `update` works."""
         if self._gil_knocker is not None:
             self._gil_knocker.stop()

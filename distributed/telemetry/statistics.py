@@ -1,10 +1,9 @@
-"""What a server counts and measures about itself.
+"""Statistics of one server: counts, measurements, ticks of the event loop, the system monitor.
 
-A `Statistics` object holds counters of operations, sums of measurements, the pulse of the event
-loop and, once it is asked for, a `distributed.system_monitor.SystemMonitor`. It knows nothing of
-servers or messages: its owner counts into it, starts the callbacks that `make_periodic_callbacks`
-makes, and shows its attributes as its own. To make one costs microseconds; what is not used is not
-paid for. All methods are for the thread of the owner's event loop.
+`Statistics` does not depend on servers or messages: its owner adds counts and measurements, and
+starts and stops the callbacks of `make_periodic_callbacks`. Creating one takes microseconds; the
+system monitor is created at first use. Methods must be called in the thread of the owner's event
+loop.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from typing import ParamSpec, TypeVar
 
 from tornado.ioloop import PeriodicCallback
 
@@ -23,37 +21,36 @@ from distributed.telemetry.monitor import SystemMonitor
 
 __all__ = ["Statistics"]
 
-# Where people who know the original look for, and filter, the warning of an unresponsive loop.
+# The original's logger for unresponsive event loops, which users filter by name.
 logger = logging.getLogger("distributed.core")
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-# The components of counters and digests are meant to be shifted at this pace.
+# Seconds between shifts of counters and digests; the interval of their first component.
 _SHIFT_INTERVAL = 5.0
 
 
 class Statistics:
-    """Counters, measurements and the pulse of the event loop of one server.
+    """Counters, measurements and ticks of the event loop of one server.
 
     Parameters
     ----------
     owner_name
-        Whose they are: the name of the server's class, for the log.
+        The name of the server's class, for the log.
     tick_limit
-        Asked at each tick: for how many seconds may the event loop have been blocked before this
-        is logged? None from it: any length. Default: ``distributed.admin.tick.limit``, as it is
-        configured now.
+        A function, called at each tick, that returns the maximum number of seconds between ticks
+        before the event loop is logged as unresponsive, or None to log nothing. Default: the
+        current value of ``distributed.admin.tick.limit``.
 
     Attributes
     ----------
     counters
         Name → `Counter`; ``counters["op"].components[0]`` counts operations by name.
     digests
-        Name → `distributed.counter.Digest`, or None where the library for that is missing.
-    digests_total, digests_total_since_heartbeat, digests_max
-        Name → the sum and the largest of what was given to `digest_metric`; the second one is
-        cleared by the owner whenever it has reported it.
+        Name → `distributed.counter.Digest`, or None if its library is missing.
+    digests_total, digests_max
+        Name → the sum and the maximum of the values given to `digest_metric`.
+    digests_total_since_heartbeat
+        Name → the sum since the owner last cleared this mapping.
 
     Examples
     --------
@@ -67,12 +64,6 @@ class Statistics:
     (4.0, 2.5)
     """
 
-    # Besides the attributes above, which only `digest_metric`, `shift_counters` and the owner
-    # change: `_monitor` is None until it is used; the rest is the state of the ticks. A tick
-    # counts in `_tick_counter` and sets `_last_tick` (seconds since the epoch) and
-    # `_last_tick_monotonic`; that one is None before the first tick after `reset_ticks`, which has
-    # nothing to be compared with. A cycle compares `_tick_counter` and the clock with what they
-    # were at the last cycle (`_last_cycle`: both), and sets `_tick_interval_observed`.
     __slots__ = (
         "_last_cycle",
         "_last_tick",
@@ -100,9 +91,12 @@ class Statistics:
         self.digests_total: defaultdict[Hashable, float] = defaultdict(int)
         self.digests_total_since_heartbeat: defaultdict[Hashable, float] = defaultdict(int)
         self.digests_max: defaultdict[Hashable, float] = defaultdict(int)
+        # None until first use.
         self._monitor: SystemMonitor | None = None
         self._tick_limit = _configured_tick_limit() if tick_limit is None else tick_limit
+        # Number of tick durations measured.
         self._tick_counter = 0
+        # Seconds between ticks: the average of the last cycle, before that the configured value.
         self._tick_interval_observed = (
             config.get_timedelta("distributed.admin.tick.interval") or 0.0
         )
@@ -110,7 +104,7 @@ class Statistics:
 
     @property
     def monitor(self) -> SystemMonitor:
-        """The monitor of this process and its host, made on first use."""
+        """The monitor of this process and its host, created at first use."""
         if self._monitor is None:
             self._monitor = SystemMonitor()
         return self._monitor
@@ -123,19 +117,19 @@ class Statistics:
         self.monitor.update()
 
     def close(self) -> None:
-        """Stop what the monitor may run in the background. All values stay readable."""
+        """Stop the background thread of the monitor, if any. All values stay readable."""
         if self._monitor is not None:
             self._monitor.close()
 
     def digest_metric(self, name: Hashable, value: float) -> None:
-        """Take in a measurement.
+        """Record a measurement.
 
         Parameters
         ----------
         name
-            What was measured: a string, or a tuple like ``("get-data", "serialize", "seconds")``.
+            The quantity: a string, or a tuple like ``("get-data", "serialize", "seconds")``.
         value
-            How much. Sums and maxima start from 0.
+            The value to record. Sums and maxima start from 0.
         """
         if self.digests is not None:
             self.digests[name].add(value)
@@ -145,7 +139,7 @@ class Statistics:
             self.digests_max[name] = value
 
     def shift_counters(self) -> None:
-        """Let what was counted grow older by one step (see `distributed.counter`)."""
+        """Shift all counters and digests to longer intervals (see `distributed.counter`)."""
         for counter in self.counters.values():
             counter.shift()
         if self.digests is not None:
@@ -153,18 +147,21 @@ class Statistics:
                 digest.shift()
 
     def reset_ticks(self) -> None:
-        """Begin anew to measure ticks; for when the callbacks are (re)started.
+        """Restart the measurement of ticks, when the callbacks are (re)started.
 
-        The time until the next tick is not held against the event loop.
+        The time until the next tick is not measured.
         """
+        # Time of the last tick, in seconds since the epoch.
         self._last_tick = time()
+        # The same in seconds of the monotonic clock; None before the first tick.
         self._last_tick_monotonic: float | None = None
+        # `_tick_counter` and the monotonic clock at the end of the last cycle.
         self._last_cycle = (self._tick_counter, 0.0)
 
     def measure_tick(self) -> None:
-        """Note that the event loop gets round to its callbacks, and log if it took too long.
+        """Measure the time since the last tick, and log a warning if it is above the limit.
 
-        Digests the time since the last tick as "tick-duration", in seconds.
+        Records it as "tick-duration", in seconds.
         """
         now = monotonic()
         last, self._last_tick_monotonic = self._last_tick_monotonic, now
@@ -187,7 +184,7 @@ class Statistics:
             )
 
     def cycle_ticks(self) -> None:
-        """Compute the time between ticks, in seconds, on average since the last cycle."""
+        """Compute the average time between ticks since the last cycle, in seconds."""
         if self._last_tick_monotonic is None:
             return
         (last_counter, last_cycle), now = self._last_cycle, monotonic()
@@ -197,31 +194,26 @@ class Statistics:
         )
 
     def make_periodic_callbacks(self) -> dict[str, PeriodicCallback]:
-        """The callbacks that keep these statistics going, for the owner to start and stop.
+        """Create the callbacks that update these statistics, for the owner to start and stop.
 
-        They can be made before the event loop runs. One whose interval is configured as null is
-        left out.
+        They can be created before the event loop runs. A callback whose interval is configured as
+        null is omitted.
 
         Returns
         -------
         dict
-            ``"monitor"`` takes a sample of the `monitor`, ``"tick"`` and ``"ticks"`` are
-            `measure_tick` and `cycle_ticks`, ``"shift_counters"`` is `shift_counters`.
+            ``"monitor"`` takes a sample of the `monitor`, ``"tick"`` calls `measure_tick`,
+            ``"ticks"`` calls `cycle_ticks`, ``"shift_counters"`` calls `shift_counters`.
         """
+
+        def seconds(key: str) -> float | None:
+            return config.get_timedelta(f"distributed.admin.{key}")
+
         intervals: dict[str, tuple[Callable[[], None], float | None]] = {
             "shift_counters": (self.shift_counters, _SHIFT_INTERVAL),
-            "monitor": (
-                self._update_monitor,
-                config.get_timedelta("distributed.admin.system-monitor.interval"),
-            ),
-            "tick": (
-                self.measure_tick,
-                config.get_timedelta("distributed.admin.tick.interval"),
-            ),
-            "ticks": (
-                self.cycle_ticks,
-                config.get_timedelta("distributed.admin.tick.cycle"),
-            ),
+            "monitor": (self._update_monitor, seconds("system-monitor.interval")),
+            "tick": (self.measure_tick, seconds("tick.interval")),
+            "ticks": (self.cycle_ticks, seconds("tick.cycle")),
         }
         self.reset_ticks()
         return {

@@ -1,13 +1,12 @@
-"""Pythons in which something is really installed, or really is not.
+"""Virtual environments with and without optional packages, and functions that run code in them.
 
-What this package does with and without an optional dependency, and how it gets along with the
-original, is tried in virtual environments of their own: made at the first need, kept in
-``.environments/`` at the root of the checkout, made anew when what they need changes.  Delete that
-directory at any time.
+Tests of optional dependencies and of the original run in these environments.  An environment is
+created at first use in ``.environments/`` at the root of the checkout, and recreated when its
+requirements change.  The directory can be deleted at any time.
 
-`environment`, `run_in` and `clean_environ` work without pytest; the fixtures at the end skip a test
-where its environment cannot be made (no package registry in reach), but fail it where the variable
-``CI`` is set, so that nothing is left untested unnoticed.
+`environment`, `run_in` and `clean_environ` work without pytest.  The fixtures at the end skip a
+test if its environment cannot be created (no package registry, for instance); if the variable
+``CI`` is set, the test fails instead.
 """
 
 from __future__ import annotations
@@ -32,45 +31,41 @@ from typing import IO
 
 import pytest
 
-#: The checkout that this file is part of.
+#: The root of this checkout.
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Where the environments are.
+#: The directory of the environments.
 CACHE = ROOT / ".environments"
 
 #: The release whose behaviour and bytes this project is compared with.
 ORIGINAL = "distributed==2026.8.0"
 
-# Written into an environment when all of it is there; one without is a half-made one.
+# A file that is written last into an environment; without it, the environment is incomplete.
 _COMPLETE = "complete.json"
 
 
 class EnvironmentUnavailable(RuntimeError):
-    """A virtual environment could not be made; the message holds what pip said."""
+    """A virtual environment could not be created; the message contains the output of pip."""
 
 
 def environment(name: str, requirements: Sequence[str], *, project: bool = False) -> Path:
-    """The Python of a virtual environment with exactly these requirements.
+    """Return the interpreter of a virtual environment with exactly these requirements.
+
+    Processes that need the same environment concurrently create it once.
 
     Parameters
     ----------
     name : str
-        For people who look into the cache.
+        The start of the directory's name.
     requirements : sequence of str
-        As pip takes them.
+        In the syntax of pip.
     project : bool
-        Whether this checkout can be imported there (always as it is at the moment), with what it
-        requires installed.
-
-    Returns
-    -------
-    pathlib.Path
-        The interpreter. Processes that ask for the same environment at once make it once.
+        Whether to add this checkout (imported from its directory) and its requirements.
 
     Raises
     ------
     EnvironmentUnavailable
-        If it cannot be made.
+        If the environment cannot be created.
     """
     requirements = sorted([*requirements, *(_project_requirements() if project else [])])
     recipe = {
@@ -100,7 +95,7 @@ def _project_requirements() -> list[str]:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        # Released by the system however this process ends.
+        # The kernel releases the lock when the process ends, even if it is killed.
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -128,20 +123,14 @@ def _build_step(path: Path, command: Sequence[str]) -> str:
     )
     if done.returncode:
         raise EnvironmentUnavailable(
-            f"Could not make the virtual environment {path.name}: {' '.join(command)} failed with\n"
-            f"{done.stdout}{done.stderr}"
+            f"Could not create the virtual environment {path.name}: "
+            f"{' '.join(command)} failed with\n{done.stdout}{done.stderr}"
         )
     return done.stdout
 
 
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process' environment without what would lead another Python, or its configuration, here.
-
-    Parameters
-    ----------
-    extra : Mapping, optional
-        Variables to add.
-    """
+    """Return this process' environment variables without those of Python and dask, plus *extra*."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -161,34 +150,29 @@ def run_in(
     options: Sequence[str] = (),
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run code in another interpreter and return what became of it.
+    """Run code in another interpreter and return its exit code and output, as text.
 
     Parameters
     ----------
     python : Path
-        The interpreter, as of `environment`.
+        The interpreter, for instance from `environment`.
     code_or_argv : str or sequence of str
-        Python code (indented as it may be), or arguments of the interpreter.
+        Python code (indented or not), or arguments of the interpreter.
     timeout : float
-        Seconds after which it and all processes that it started are killed.
+        Seconds before the process and its children are killed.
     env : Mapping, optional
-        Variables on top of `clean_environ`.
+        Variables to add to `clean_environ`.
     cwd : Path, optional
-        By default a directory of its own, empty before and gone afterwards.
+        The working directory; default: a new, empty one, removed afterwards.
     options : sequence of str
         Options of the interpreter, such as ``-Werror``.
     check : bool
-        Whether it must succeed.
-
-    Returns
-    -------
-    subprocess.CompletedProcess
-        With ``stdout`` and ``stderr`` as text.
+        Whether a failure is an error.
 
     Raises
     ------
     AssertionError
-        If it takes too long or (with `check`) fails; the message shows all that it wrote.
+        If the timeout passes or (with `check`) the code fails; the message contains its output.
     """
     if isinstance(code_or_argv, str):
         argv = ["-c", textwrap.dedent(code_or_argv)]
@@ -224,8 +208,15 @@ def run_in(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def run_here(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process of this interpreter, with this checkout; warnings are errors."""
+    argv = ["-c", textwrap.dedent(code), *map(str, arguments)]
+    env = {"PYTHONPATH": str(ROOT)}
+    return run_in(Path(sys.executable), argv, env=env, options=["-Werror"])
+
+
 def read_address(output: IO[bytes]) -> str:
-    """The address that a server prints, whatever else it has logged before."""
+    """Return the first line of a server's output that is an address."""
     for line in output:
         text = line.decode().strip()
         if re.match(r"[a-z]+://", text):
@@ -244,23 +235,23 @@ def _or_skip(name: str, requirements: Sequence[str], *, project: bool) -> Path:
 
 @pytest.fixture(scope="session")
 def original_python() -> Path:
-    """A Python with the original, and not with this checkout."""
+    """A Python with the original and without this checkout."""
     return _or_skip("original", [ORIGINAL, "numpy"], project=False)
 
 
 @pytest.fixture(scope="session")
 def bare_python() -> Path:
-    """A Python with this checkout and the three packages that it requires."""
+    """A Python with this checkout and its three requirements."""
     return _or_skip("bare", [], project=True)
 
 
 @pytest.fixture(scope="session")
 def yaml_python() -> Path:
-    """A Python with this checkout, what it requires, and PyYAML."""
+    """A Python with this checkout, its requirements, and PyYAML."""
     return _or_skip("yaml", ["pyyaml"], project=True)
 
 
 @pytest.fixture(scope="session")
 def dask_python() -> Path:
-    """A Python with this checkout, what it requires, and dask."""
+    """A Python with this checkout, its requirements, and dask."""
     return _or_skip("dask", ["dask"], project=True)

@@ -1,21 +1,19 @@
-"""A pytest plugin that fails each test which leaves something behind.
+"""A pytest plugin that fails each test that leaks a resource.
 
-What a test must not leave: an event loop, a task that is still pending, an open comm, rpc or
-connection pool, a listener, a socket, pipe or epoll descriptor, a thread, a child process; and
-nothing may have gone wrong unseen, which is what asyncio and Tornado log as errors ("Task was
-destroyed but it is pending", "Exception in callback …"). A coroutine that was "never awaited" is a
-`RuntimeWarning`, which ``filterwarnings = error`` in ``setup.cfg`` makes a failure.
+A test must not leave an event loop, a pending task, an open comm, rpc or connection pool, a
+listener, a socket, pipe or epoll descriptor, a thread, or a child process. asyncio and Tornado must
+not log an error ("Task was destroyed but it is pending", "Exception in callback …"). A coroutine
+that was "never awaited" is a `RuntimeWarning`, which ``filterwarnings = error`` in ``setup.cfg``
+turns into a failure.
 
-A leak is what is there after the test and was not there before it, so what a module- or
-session-scoped fixture holds is no leak of the tests that use it. Some things end a moment after
-the test did (a thread on its way out, a child that exits): what is found is looked at again until
-it is gone or the ini option ``leak_deadline`` (seconds) has passed. Only then does the test fail,
-with one line for each leak that says where it comes from.
+A leak is a resource that exists after the test but not before it, so the resources of a module- or
+session-scoped fixture are not leaks of its tests. Some resources end shortly after the test (a
+thread, an exiting child), so the plugin checks repeatedly until the leaks are gone or the seconds
+of the ini option ``leak_deadline`` have passed. Then the test fails, with one line per leak.
 
-The plugin knows nothing of the package that is tested except the names of the registries of its
-open things (`_registries`); it reads them only where a test has imported them. It is loaded by the
-``conftest.py`` at the root, and serves any other test suite as ``pytest -p
-distributed.tests.leaks``.
+The plugin depends on the tested package only in `_registries`, and reads a registry only if a test
+has imported its module. The root ``conftest.py`` loads the plugin; other test suites can use it
+with ``pytest -p distributed.tests.leaks``.
 """
 
 from __future__ import annotations
@@ -36,26 +34,25 @@ from typing import Any
 
 import pytest
 
-#: Threads that a process makes once and keeps.
+#: Prefixes of the names of threads that a process starts once and keeps.
 _LASTING_THREADS = ("Dask-Offload",)
 
-#: Descriptors that matter: files are left to `ResourceWarning`, which is an error already.
+#: Kinds of descriptors to check. An open file is a `ResourceWarning`, which is an error already.
 _DESCRIPTOR_KINDS = ("socket:", "pipe:", "anon_inode:")
 
-#: Who logs what nobody else has seen.
-_LOGGERS_OF_UNSEEN_ERRORS = ("asyncio", "tornado.application")
+#: Loggers of errors that do not reach the code that caused them.
+_LOGGERS_OF_UNHANDLED_ERRORS = ("asyncio", "tornado.application")
 
-#: Every stdlib event loop made since this plugin was loaded. Invariant: only the `__init__` that
-#: `pytest_configure` sets adds to it.
+#: Every stdlib event loop created since this plugin was loaded, added by its patched `__init__`.
 _loops: weakref.WeakSet[asyncio.BaseEventLoop] = weakref.WeakSet()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("leak_deadline", "seconds until what a test left behind is a leak", default="3")
+    parser.addini("leak_deadline", "seconds before a remaining resource is a leak", default="3")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # asyncio has no list of the loops that exist, and a task can be found only through its loop.
+    # asyncio has no list of all loops, and tasks can be found only through their loop.
     original = asyncio.BaseEventLoop.__init__
 
     def remembering(self: asyncio.BaseEventLoop, *args: Any, **kwargs: Any) -> None:
@@ -69,57 +66,56 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the test when it leaves anything behind."""
-    before = {look: frozenset(key for key, _ in look()) for look in LOOKS}
-    with _UnseenErrors() as unseen:
+    """Fail the test if it leaks a resource or causes an unhandled error."""
+    before = {search: frozenset(key for key, _ in search()) for search in SEARCHES}
+    with _UnhandledErrors() as errors:
         yield
         leaks = find_leaks(before, float(request.config.getini("leak_deadline")))
-    if leaks or unseen.messages:
-        pytest.fail("\n".join(["The test left behind:", *leaks, *unseen.messages]), pytrace=False)
+    if leaks or errors.messages:
+        pytest.fail("\n".join(["The test left behind:", *leaks, *errors.messages]), pytrace=False)
 
 
 def find_leaks(
-    before: dict[Callable[[], Iterator[Trace]], frozenset[Hashable]], deadline: float
+    before: dict[Callable[[], Iterator[Resource]], frozenset[Hashable]], deadline: float
 ) -> list[str]:
-    """What is there now, was not there before, and does not go away within ``deadline`` seconds."""
+    """Describe resources that exist now but not before, and still do after ``deadline`` seconds."""
 
     def found() -> list[str]:
         return [
             f"  {describe()}"
-            for look in LOOKS
-            for key, describe in look()
-            if key not in before[look]
+            for search in SEARCHES
+            for key, describe in search()
+            if key not in before[search]
         ]
 
     leaks = found()
     if leaks:
-        gc.collect()  # an unreachable cycle is no leak; too slow to do after every test
+        gc.collect()  # an unreachable cycle is not a leak; too slow to run after every test
         end = time.monotonic() + deadline
         while (leaks := found()) and time.monotonic() < end:
             time.sleep(0.01)
     return leaks
 
 
-#: One thing that a test may leave: a key that equals the key of no other thing that lives at the
-#: same time and keeps nothing of the package alive, and a function that says in one line what it
-#: is.
-Trace = tuple[Hashable, Callable[[], str]]
+#: A resource: a key, unique among existing resources, that does not keep the resource alive, and a
+#: function that describes the resource in one line.
+Resource = tuple[Hashable, Callable[[], str]]
 
 
-def _tasks() -> Iterator[Trace]:
+def _tasks() -> Iterator[Resource]:
     for loop in list(_loops):
         for task in asyncio.all_tasks(loop):
             yield weakref.ref(task), partial(_describe_task, task)
 
 
-def _open_loops() -> Iterator[Trace]:
+def _open_loops() -> Iterator[Resource]:
     for loop in list(_loops):
         if not loop.is_closed():
             yield weakref.ref(loop), partial("event loop, not closed: {!r}".format, loop)
 
 
 def _registries() -> Iterator[tuple[str, Any, Callable[[Any], bool]]]:
-    """For each kind of open thing whose module is loaded: its name, all there are, which count."""
+    """Yield the name, the instances and a test for openness of each kind with a loaded module."""
     comm = sys.modules.get("distributed.comm.core")
     if comm is not None and hasattr(comm, "Comm"):
         yield "open comm", comm.Comm._instances, lambda c: not c.closed()
@@ -137,47 +133,46 @@ def _registries() -> Iterator[tuple[str, Any, Callable[[Any], bool]]]:
         yield "inproc listener", inproc.global_manager.listeners.values(), lambda listener: True
 
 
-def _package_objects() -> Iterator[Trace]:
+def _package_objects() -> Iterator[Resource]:
     for what, instances, is_open in _registries():
         for instance in list(instances):
             if is_open(instance):
                 yield weakref.ref(instance), partial("{}: {!r}".format, what, instance)
 
 
-def _threads() -> Iterator[Trace]:
+def _threads() -> Iterator[Resource]:
     for thread in threading.enumerate():
         if not thread.name.startswith(_LASTING_THREADS):
             yield thread, partial(_describe_thread, thread)
 
 
-def _descriptors() -> Iterator[Trace]:
+def _descriptors() -> Iterator[Resource]:
     tracker_fd = getattr(_resource_tracker(), "_fd", None)
     for name in _listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the descriptor of the listing itself, or another thread has closed it
+        except OSError:  # the descriptor of the listing itself, or closed by another thread
             continue
         if target.startswith(_DESCRIPTOR_KINDS) and int(name) != tracker_fd:
             yield (name, target), partial(_describe_descriptor, int(name), target)
 
 
-def _children() -> Iterator[Trace]:
+def _children() -> Iterator[Resource]:
     tracker_pid = getattr(_resource_tracker(), "_pid", None)
-    multiprocessing.active_children()  # reaps those that have ended, which are no leak
+    multiprocessing.active_children()  # reaps children that have ended, which are not leaks
     for thread_id in _listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{thread_id}/children") as file:
                 pids = [int(pid) for pid in file.read().split()]
-        except OSError:  # the thread has ended since it was listed
+        except OSError:  # the thread has ended since the listing
             continue
         for pid in pids:
             if pid != tracker_pid:
                 yield pid, partial(_describe_child, pid)
 
 
-#: Each looks at one kind of thing. The order is that of the report: causes before what they drag
-#: along.
-LOOKS: tuple[Callable[[], Iterator[Trace]], ...] = (
+#: One function per kind of resource, in the order of the report: causes before their consequences.
+SEARCHES: tuple[Callable[[], Iterator[Resource]], ...] = (
     _package_objects,
     _tasks,
     _children,
@@ -187,12 +182,11 @@ LOOKS: tuple[Callable[[], Iterator[Trace]], ...] = (
 )
 
 
-class _UnseenErrors(logging.Handler):
-    """Collects what asyncio and Tornado log as errors.
+class _UnhandledErrors(logging.Handler):
+    """The errors that asyncio and Tornado log.
 
-    A test that provokes such an error on purpose takes it with
-    `distributed.utils_test.captured_logger`, which diverts the records of a logger, and is then
-    the one to judge them.
+    A test that causes such an error on purpose captures it with
+    `distributed.utils_test.captured_logger`.
     """
 
     def __init__(self) -> None:
@@ -203,26 +197,25 @@ class _UnseenErrors(logging.Handler):
         text = logging.Formatter().format(record).replace("\n", "\n    ")
         self.messages.append(f"  an error that {record.name} logged: {text}")
 
-    def __enter__(self) -> _UnseenErrors:
-        for name in _LOGGERS_OF_UNSEEN_ERRORS:
+    def __enter__(self) -> _UnhandledErrors:
+        for name in _LOGGERS_OF_UNHANDLED_ERRORS:
             logging.getLogger(name).addHandler(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for name in _LOGGERS_OF_UNSEEN_ERRORS:
+        for name in _LOGGERS_OF_UNHANDLED_ERRORS:
             logging.getLogger(name).removeHandler(self)
 
 
 def _listdir(path: str) -> list[str]:
     try:
         return os.listdir(path)
-    except FileNotFoundError:  # no /proc on this system: nothing to look at
+    except FileNotFoundError:  # this system does not have /proc
         return []
 
 
 def _resource_tracker() -> object:
-    # multiprocessing starts one process of its own at the first "spawn" and keeps it, and a pipe
-    # to it.
+    # multiprocessing starts a tracker process at the first "spawn", and keeps it and a pipe to it.
     module = sys.modules.get("multiprocessing.resource_tracker")
     return getattr(module, "_resource_tracker", None)
 
@@ -245,7 +238,7 @@ def _describe_child(pid: int) -> str:
             command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     except FileNotFoundError:
         command = "(gone by now)"
-    return f"child process {pid}: {command or '(ended, but nobody has waited for it)'}"
+    return f"child process {pid}: {command or '(ended, but not waited for)'}"
 
 
 def _describe_descriptor(fd: int, target: str) -> str:

@@ -1,4 +1,4 @@
-"""The plugin that finds leaks, tried on a test file that leaks one thing of each kind."""
+"""The leak check, on a test file with one leak of each kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETUP_CFG = Path(__file__).parents[2] / "setup.cfg"
 LEAKING_TESTS = """
 import asyncio, gc, os, socket, subprocess, sys, threading
 
-kept = []  # what is garbage is no leak
+kept = []  # garbage is not a leak
 
 def keep(leak):
     kept.append(leak)
@@ -49,12 +49,12 @@ def test_thread():
     threading.Thread(target=threading.Event().wait, name="forgotten", daemon=True).start()
 
 def test_child_process():
-    # ends with the pytest process, which has the other end of its standard input
+    # It ends with the pytest process, which has the other end of its standard input.
     keep(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
 
-def test_child_nobody_waited_for():
+def test_child_not_waited_for():
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still to be waited for
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, but is not reaped
 
 def test_task_destroyed():
     async def never_ends():
@@ -71,7 +71,7 @@ def test_never_awaited():
 
 def test_error_in_callback():
     def callback():
-        raise ValueError("nobody sees this")
+        raise ValueError("error in a callback")
     async def body():
         asyncio.get_running_loop().call_soon(callback)
         await asyncio.sleep(0)
@@ -79,7 +79,7 @@ def test_error_in_callback():
 
 def test_error_in_forgotten_task():
     async def fails():
-        raise ValueError("nor this")
+        raise ValueError("error in a task")
     async def body():
         task = asyncio.create_task(fails())
         await asyncio.sleep(0)
@@ -88,7 +88,7 @@ def test_error_in_forgotten_task():
 def test_error_in_tornado_callback():
     from tornado.ioloop import IOLoop
     def callback():
-        raise ValueError("nor that")
+        raise ValueError("error in a callback of Tornado")
     async def body():
         IOLoop.current().add_callback(callback)
         await asyncio.sleep(0.01)
@@ -175,7 +175,7 @@ def test_captured_error():
     assert "on purpose" in log.getvalue()
 """
 
-#: the name of a leaking test and what must stand in its report
+#: Name of a leaking test → a part of its report.
 LEAKS = {
     "test_pending_task": "pending task: Task-",
     "test_open_loop": "event loop, not closed: <_UnixSelectorEventLoop",
@@ -185,12 +185,12 @@ LEAKS = {
     "test_pipe": ": pipe:[",
     "test_thread": "thread: <Thread(forgotten, started daemon",
     "test_child_process": "-c input()",
-    "test_child_nobody_waited_for": "nobody has waited for it",
+    "test_child_not_waited_for": "(ended, but not waited for)",
     "test_task_destroyed": "Task was destroyed but it is pending!",
     "test_never_awaited": "coroutine 'sleep' was never awaited",
-    "test_error_in_callback": "ValueError: nobody sees this",
+    "test_error_in_callback": "ValueError: error in a callback",
     "test_error_in_forgotten_task": "Task exception was never retrieved",
-    "test_error_in_tornado_callback": "ValueError: nor that",
+    "test_error_in_tornado_callback": "ValueError: error in a callback of Tornado",
     "test_open_comm": "open comm: <InProc ",
     "test_inproc_listener": "inproc listener: <",
     "test_open_rpc": "open rpc: <rpc to 'tcp://127.0.0.1:1'",
@@ -199,18 +199,12 @@ LEAKS = {
 
 
 def run_pytest(directory: Path, source: str) -> dict[str, str]:
-    """Run a test file with the project's settings: test → how it failed ("" if it did not)."""
+    """Run a test file with the project's settings; return test → failure ("" if it passed)."""
     test_file, report = directory / "test_some.py", directory / "report.xml"
     test_file.write_text(source)
-    options: list[str | Path] = [
-        "-c",
-        SETUP_CFG,
-        "--rootdir",
-        directory,
-        "-p",
-        "distributed.tests.leaks",
-    ]
-    options += ["-p", "no:cacheprovider", "-o", "leak_deadline=0.3", "--junit-xml", report]
+    options: list[str | Path] = ["-c", SETUP_CFG, "--rootdir", directory, "--junit-xml", report]
+    options += ["-p", "distributed.tests.leaks", "-p", "no:cacheprovider"]
+    options += ["-o", "leak_deadline=0.3"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, test_file],
         cwd=SETUP_CFG.parent,
@@ -233,15 +227,15 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("test", LEAKS)
-def test_a_leak_fails_the_test_that_leaves_it(failures, test):
+def test_a_leak_fails_its_test(failures, test):
     assert LEAKS[test] in failures[test]
 
 
-def test_every_leaking_test_is_accounted_for(failures):
+def test_every_leaking_test_is_expected(failures):
     assert failures.keys() == LEAKS.keys()
 
 
-def test_what_ends_in_time_or_is_meant_to_last_is_no_leak(tmp_path):
+def test_resources_that_end_in_time_or_last_by_design_are_not_leaks(tmp_path):
     failures = run_pytest(tmp_path, CLEAN_TESTS)
     assert failures
     assert not any(failures.values()), failures

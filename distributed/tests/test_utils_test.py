@@ -1,3 +1,5 @@
+"""The helpers in distributed.utils_test."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,11 +16,6 @@ import distributed.config
 from distributed.comm import listen
 from distributed.utils_test import (
     assert_can_connect,
-    assert_can_connect_from_everywhere_4,
-    assert_can_connect_from_everywhere_4_6,
-    assert_can_connect_from_everywhere_6,
-    assert_can_connect_locally_4,
-    assert_can_connect_locally_6,
     assert_cannot_connect,
     async_poll_for,
     captured_logger,
@@ -29,8 +26,13 @@ from distributed.utils_test import (
     popen,
     throws,
 )
+from distributed.utils_test import assert_can_connect_from_everywhere_4 as everywhere_4
+from distributed.utils_test import assert_can_connect_from_everywhere_4_6 as everywhere_4_6
+from distributed.utils_test import assert_can_connect_from_everywhere_6 as everywhere_6
+from distributed.utils_test import assert_can_connect_locally_4 as locally_4
+from distributed.utils_test import assert_can_connect_locally_6 as locally_6
 
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this host does not support IPv6")
 
 logger = logging.getLogger("distributed.test_utils_test")
 
@@ -57,9 +59,9 @@ async def test_gen_test_takes_fixtures_and_parameters(tmp_path, number):
 def test_gen_test_keeps_name_and_docstring():
     @gen_test()
     async def test_it():
-        """What it shows."""
+        """A docstring."""
 
-    assert (test_it.__name__, test_it.__doc__) == ("test_it", "What it shows.")
+    assert (test_it.__name__, test_it.__doc__) == ("test_it", "A docstring.")
 
 
 def test_gen_test_is_for_coroutine_functions_only():
@@ -67,7 +69,7 @@ def test_gen_test_is_for_coroutine_functions_only():
         gen_test()(inc)
 
 
-def test_gen_test_raises_what_the_test_raises():
+def test_gen_test_raises_the_error_of_the_test():
     with pytest.raises(RuntimeError, match="hello!"):
         gen_test()(raising)()
 
@@ -76,7 +78,7 @@ async def raising():
     throws(None)
 
 
-def test_gen_test_lets_a_test_skip_itself():
+def test_a_test_can_skip_itself_in_gen_test():
     @gen_test()
     async def test():
         pytest.skip("for a reason")
@@ -97,7 +99,7 @@ def test_gen_test_sets_the_configuration_for_the_duration_of_the_test():
     assert distributed.config.get(key) == before
 
 
-def test_gen_test_that_takes_too_long_says_where_each_task_was_waiting():
+def test_gen_test_shows_at_the_timeout_where_each_task_was_waiting():
     async def inner():
         await asyncio.Event().wait()
 
@@ -111,12 +113,12 @@ def test_gen_test_that_takes_too_long_says_where_each_task_was_waiting():
 
     with pytest.raises(TimeoutError, match=r"did not finish within 0\.05 s") as info:
         test()
-    for part in ("the-background-task", "in test_gen_test_that", "<locals>.inner", "Event.wait"):
+    for part in ("the-background-task", "in test_gen_test_shows", "<locals>.inner", "Event.wait"):
         assert part in str(info.value)
     assert __file__ in str(info.value)
 
 
-def test_gen_test_that_takes_too_long_keeps_what_its_cancellation_raised():
+def test_gen_test_keeps_the_error_of_a_cancelled_test_as_the_cause():
     @gen_test(timeout=0.05)
     async def test():
         try:
@@ -144,7 +146,7 @@ def test_gen_test_cancels_and_reports_tasks_that_do_not_end():
     assert left[0].cancelled()
 
 
-def test_gen_test_lets_tasks_end_by_themselves():
+def test_gen_test_waits_for_tasks_to_end():
     left = []
 
     @gen_test()
@@ -155,7 +157,7 @@ def test_gen_test_lets_tasks_end_by_themselves():
     assert left[0].result() == "done"
 
 
-def test_gen_test_names_tasks_that_a_failed_test_left_in_a_note():
+def test_gen_test_adds_a_note_about_remaining_tasks_to_a_failure():
     left = []
 
     @gen_test()
@@ -190,7 +192,7 @@ def test_gen_test_closes_async_generators():
 # captured_logger
 
 
-def test_captured_logger_diverts_what_is_logged():
+def test_captured_logger_captures_messages_instead_of_its_handlers():
     handler = logging.StreamHandler(io.StringIO())
     logger.addHandler(handler)
     try:
@@ -202,7 +204,7 @@ def test_captured_logger_diverts_what_is_logged():
     assert handler.stream.getvalue() == ""
 
 
-def test_captured_logger_takes_a_name_and_a_level():
+def test_captured_logger_accepts_a_name_and_a_level():
     with captured_logger(logger.name, level=logging.ERROR) as log:
         logger.warning("too low")
         logger.error("just right")
@@ -210,20 +212,20 @@ def test_captured_logger_takes_a_name_and_a_level():
 
 
 @pytest.mark.parametrize(("propagate", "seen"), [(True, 1), (None, 1), (False, 0)])
-def test_captured_logger_propagates_as_told(caplog, propagate, seen):
+def test_captured_logger_propagates_if_configured(caplog, propagate, seen):
     with captured_logger(logger, propagate=propagate):
         logger.error("up there")
     assert len(caplog.records) == seen
 
 
-def test_captured_logger_puts_everything_back_after_an_error():
+def test_captured_logger_restores_the_logger_after_an_error():
     before = logger.level, logger.handlers[:], logger.propagate
     with contextlib.suppress(RuntimeError), captured_logger(logger, logging.DEBUG, propagate=False):
         throws(None)
     assert (logger.level, logger.handlers, logger.propagate) == before
 
 
-# what handlers are made of
+# Example handlers
 
 
 def test_inc():
@@ -235,7 +237,7 @@ def test_throws():
         throws(1)
 
 
-# who can connect
+# Connections
 
 
 async def handle_comm(comm):
@@ -256,15 +258,15 @@ def port_of(listener):
 
 
 @gen_test()
-async def test_a_listener_can_be_connected_to():
+async def test_connecting_to_a_listener_succeeds():
     async with listen_on("127.0.0.1") as listener:
         await assert_can_connect(listener.contact_address)
-        with pytest.raises(AssertionError, match="can be connected to, and should not be"):
+        with pytest.raises(AssertionError, match="was established, but should fail"):
             await assert_cannot_connect(listener.contact_address)
 
 
 @gen_test()
-async def test_what_does_not_listen_cannot_be_connected_to():
+async def test_connecting_to_a_closed_port_fails():
     async with listen_on("127.0.0.1") as listener:
         address = listener.contact_address
     await assert_cannot_connect(address, timeout=0.1)
@@ -278,13 +280,6 @@ async def test_an_error_other_than_the_expected_one_is_raised():
         await assert_cannot_connect("nosuch://127.0.0.1:1", exception_class=OSError)
 
 
-everywhere_4 = assert_can_connect_from_everywhere_4
-everywhere_4_6 = assert_can_connect_from_everywhere_4_6
-everywhere_6 = assert_can_connect_from_everywhere_6
-locally_4 = assert_can_connect_locally_4
-locally_6 = assert_can_connect_locally_6
-
-
 @pytest.mark.parametrize(
     ("host", "check"),
     [
@@ -296,7 +291,7 @@ locally_6 = assert_can_connect_locally_6
     ],
 )
 @gen_test()
-async def test_the_reach_of_a_listener_is_recognized(host, check):
+async def test_a_check_passes_for_a_listener_at_exactly_these_addresses(host, check):
     async with listen_on(host) as listener:
         await check(port_of(listener), timeout=0.3)
 
@@ -316,21 +311,21 @@ async def test_the_reach_of_a_listener_is_recognized(host, check):
     ],
 )
 @gen_test()
-async def test_a_listener_of_another_reach_fails_the_check(host, check):
+async def test_a_check_fails_for_a_listener_at_other_addresses(host, check):
     async with listen_on(host) as listener:
         with pytest.raises((AssertionError, OSError), match="tcp://"):
             await check(port_of(listener), timeout=0.3)
 
 
-# processes
+# Processes
 
 
-def test_popen_offers_the_output_of_the_process():
+def test_popen_captures_the_output_of_the_process():
     with popen(["python", "-c", "print('up')"], capture_output=True) as process:
         assert process.stdout.readline() == b"up\n"
 
 
-def test_popen_lets_the_block_close_the_standard_input():
+def test_the_standard_input_can_be_closed_inside_popen():
     code = "import sys; print(len(sys.stdin.read()))"
     with popen(["python", "-c", code], capture_output=True, stdin=subprocess.PIPE) as process:
         process.stdin.write(b"12345")
@@ -347,7 +342,7 @@ def test_popen_interrupts_the_process_at_the_end():
     assert process.returncode == -2
 
 
-def test_popen_kills_what_does_not_heed_and_says_so():
+def test_popen_kills_a_process_that_ignores_sigint_and_raises():
     stubborn = "import signal, time; signal.signal(2, signal.SIG_IGN); print(1, flush=True)"
     with (
         pytest.raises(subprocess.TimeoutExpired),
@@ -362,14 +357,14 @@ def test_popen_kills_what_does_not_heed_and_says_so():
 
 
 @pytest.mark.parametrize("capture_output", [True, False])
-def test_popen_shows_the_output_of_a_process_that_failed(capsys, capture_output):
+def test_popen_prints_the_output_of_a_failed_process(capsys, capture_output):
     fails = "import sys; sys.exit('no such luck')"
     with popen(["python", "-c", fails], capture_output=capture_output) as process:
         process.wait()
     assert "no such luck" in capsys.readouterr().out
 
 
-def test_popen_shows_the_output_when_the_block_raises(capsys):
+def test_popen_prints_the_output_if_the_block_raises(capsys):
     def block():
         with popen(["python", "-c", "print('before that')"]) as process:
             process.wait()
@@ -380,46 +375,46 @@ def test_popen_shows_the_output_when_the_block_raises(capsys):
     assert "before that" in capsys.readouterr().out
 
 
-def test_popen_is_silent_about_what_went_well(capsys):
+def test_popen_does_not_print_the_output_of_a_successful_process(capsys):
     with popen(["python", "-c", "print('fine')"]) as process:
         process.wait()
     assert capsys.readouterr().out == ""
 
 
-def test_popen_finds_a_command_beside_the_interpreter():
+def test_popen_finds_a_command_in_the_directory_of_the_interpreter():
     name = os.path.basename(sys.executable)
     with popen([name, "-c", "import sys; print(sys.prefix)"], capture_output=True) as process:
         assert process.stdout.read().decode().strip() == sys.prefix
 
 
-# what comes true in time
+# Polling
 
 
-def test_poll_for_asks_until_the_answer_is_yes():
+def test_poll_for_calls_the_predicate_until_it_is_true():
     answers = iter([False, False, True])
     poll_for(lambda: next(answers), timeout=5, period=0)
     assert list(answers) == []
 
 
-def test_poll_for_gives_up():
+def test_poll_for_fails_at_the_timeout():
     with pytest.raises(AssertionError, match=r"did not come true within 0\.01 s"):
         poll_for(lambda: False, timeout=0.01, period=0)
 
 
-def test_poll_for_lets_the_caller_say_what_is_wrong():
+def test_poll_for_calls_fail_func_at_the_timeout():
     with pytest.raises(RuntimeError, match="hello!"):
         poll_for(lambda: False, timeout=0, period=0, fail_func=lambda: throws(None))
 
 
 @gen_test()
-async def test_async_poll_for_lets_the_loop_run_meanwhile():
+async def test_async_poll_for_does_not_block_the_loop():
     event = asyncio.Event()
     asyncio.get_running_loop().call_later(0.02, event.set)
     await async_poll_for(event.is_set, timeout=5, period=0.001)
 
 
 @gen_test()
-async def test_async_poll_for_takes_a_coroutine_function():
+async def test_async_poll_for_accepts_a_coroutine_function():
     answers = iter([False, True])
 
     async def predicate():
@@ -430,6 +425,6 @@ async def test_async_poll_for_takes_a_coroutine_function():
 
 
 @gen_test()
-async def test_async_poll_for_gives_up():
+async def test_async_poll_for_fails_at_the_timeout():
     with pytest.raises(AssertionError, match="did not come true"):
         await async_poll_for(lambda: False, timeout=0.01, period=0.001)

@@ -1,7 +1,7 @@
-"""The configuration, each rule with dask really installed and really absent.
+"""The configuration, with and without dask.
 
-What depends on what is installed, on files or on environment variables runs in an interpreter of
-its own; `python` is one with dask, or one with nothing but what this package requires.
+Tests that depend on installed packages, files or environment variables run their code in another
+interpreter; `python` is one with only the requirements of this package, or with dask too.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def python(request):
 
 @pytest.fixture(params=["yaml_python", "dask_python"])
 def python_with_yaml(request):
-    """Without dask, and with it; PyYAML is there."""
+    """With PyYAML, without dask and with it."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def home(tmp_path):
-    """Variables that put a home directory, and a place for the host's configuration, here."""
+    """Environment variables for a home directory and a configuration directory of the host."""
     (tmp_path / "home" / ".config" / "dask").mkdir(parents=True)
     (tmp_path / "etc").mkdir()
     return {"HOME": str(tmp_path / "home"), "DASK_ROOT_CONFIG": str(tmp_path / "etc")}
 
 
 def read(python, keys, *, prepare="", **kwargs):
-    """What an interpreter reads for these keys."""
+    """Return the values of keys as another interpreter reads them."""
     code = f"{prepare}\nimport json\nfrom distributed.config import get\n"
     code += f"print(json.dumps([get(key, 'unset') for key in {keys!r}]))"
     return json.loads(run_in(python, code, options=["-Werror"], **kwargs).stdout)
@@ -57,8 +57,6 @@ def flat(section, prefix=""):
             result[prefix + key] = value
     return result
 
-
-# Defaults
 
 #: Keys that the original does not have.
 OURS = {
@@ -79,7 +77,7 @@ OURS = {
 }
 
 
-def test_defaults_are_the_originals(original_python):
+def test_defaults_equal_those_of_the_original(original_python):
     shared = sorted(set(flat(DEFAULTS)) - OURS)
     code = f"""
         import json, dask.config, distributed
@@ -89,7 +87,7 @@ def test_defaults_are_the_originals(original_python):
     assert {key: value for key, value in flat(DEFAULTS).items() if key not in OURS} == theirs
 
 
-def test_our_own_keys_are_not_the_originals(original_python):
+def test_the_original_does_not_have_our_own_keys(original_python):
     code = f"""
         import json, dask.config, distributed
         print(json.dumps([dask.config.get(key, "unset") for key in {sorted(OURS)}]))
@@ -97,7 +95,7 @@ def test_our_own_keys_are_not_the_originals(original_python):
     assert set(json.loads(run_in(original_python, code).stdout)) == {"unset"}
 
 
-def test_each_default_is_read(python, home):
+def test_every_default_can_be_read(python, home):
     keys = sorted(flat(DEFAULTS))
     assert read(python, keys, env=home) == [flat(DEFAULTS)[key] for key in keys]
 
@@ -108,7 +106,7 @@ def test_each_default_is_read(python, home):
 @pytest.mark.parametrize(
     "key", ["distributed.comm.default-scheme", "distributed.comm.default_scheme"]
 )
-def test_dash_and_underscore_are_the_same_in_keys(key):
+def test_dash_and_underscore_are_equivalent_in_keys(key):
     assert get(key) == "tcp"
 
 
@@ -117,21 +115,21 @@ def test_an_unknown_key_is_a_key_error_that_names_it_and_its_variable():
         get("no.such-key")
 
 
-def test_an_unknown_key_has_the_default_that_is_given():
+def test_get_returns_the_given_default_for_an_unknown_key():
     assert get("no.such-key", None) is None
 
 
-def test_the_default_of_a_known_key_is_not_replaced_by_one_that_is_given():
+def test_get_ignores_the_given_default_for_a_known_key():
     assert get(CONNECT, "5s") == "30s"
 
 
-def test_a_section_has_all_its_keys():
+def test_a_section_includes_its_defaults():
     with distributed.config.set({"distributed.comm.timeouts": {"connect": "1s"}}):
         defaults = DEFAULTS["distributed"]["comm"]["timeouts"]
         assert get("distributed.comm.timeouts") == {**defaults, "connect": "1s"}
 
 
-def test_a_section_of_null_has_its_defaults():
+def test_a_section_set_to_null_has_its_defaults():
     with distributed.config.set({"distributed.comm.timeouts": None}):
         assert get("distributed.comm.timeouts") == DEFAULTS["distributed"]["comm"]["timeouts"]
         assert get(CONNECT) == "30s"
@@ -143,7 +141,7 @@ def test_a_caller_cannot_change_the_defaults():
         assert get("distributed.scheduler.allowed-imports") == ["dask", "distributed"]
 
 
-def test_a_value_where_a_section_belongs_is_an_error_that_names_it(python, home):
+def test_a_value_in_place_of_a_section_is_an_error_that_names_it(python, home):
     code = f"""
         import distributed.config
         distributed.config.set({{"distributed.comm": "fast"}})
@@ -154,12 +152,12 @@ def test_a_value_where_a_section_belongs_is_an_error_that_names_it(python, home)
     assert "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT" in stderr
 
 
-def test_config_is_the_mapping_of_everything():
+def test_config_is_the_whole_mapping():
     with distributed.config.set({CONNECT: "7s"}):
         assert distributed.config.config["distributed"]["comm"]["timeouts"]["connect"] == "7s"
 
 
-def test_other_names_are_no_attributes():
+def test_an_unknown_attribute_is_an_error():
     with pytest.raises(AttributeError, match=r"'distributed\.config' has no attribute 'nope'"):
         distributed.config.nope  # noqa: B018
 
@@ -167,34 +165,29 @@ def test_other_names_are_no_attributes():
 # Typed readers
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("500ms", 0.5), ("2 minutes", 120), (1.5, 1.5)])
-def test_durations_are_read_as_seconds(value, seconds):
-    with distributed.config.set({CONNECT: value}):
-        assert get_timedelta(CONNECT) == seconds
-
-
-@pytest.mark.parametrize(("value", "size"), [("64MiB", 2**26), ("10 kB", 10**4), (4096, 4096)])
-def test_sizes_are_read_as_bytes(value, size):
-    with distributed.config.set({"distributed.comm.shard": value}):
-        assert get_bytes("distributed.comm.shard") == size
-
-
-@pytest.mark.parametrize(("value", "number"), [(5, 5), (5.0, 5), (0, 0)])
-def test_whole_numbers_are_read(value, number):
-    with distributed.config.set({"distributed.comm.socket-backlog": value}):
-        assert get_int("distributed.comm.socket-backlog") == number
-
-
-@pytest.mark.parametrize(("value", "truth"), [(True, True), (False, False), (1, True), (0, False)])
-def test_truth_is_read(value, truth):
-    with distributed.config.set({"distributed.comm.require-encryption": value}):
-        assert get_bool("distributed.comm.require-encryption") is truth
-
-
-@pytest.mark.parametrize("reader", [get_timedelta, get_bytes, get_int, get_bool])
-def test_null_is_none(reader):
-    with distributed.config.set({"some.key": None}):
-        assert reader("some.key") is None
+@pytest.mark.parametrize(
+    ("reader", "value", "expected"),
+    [
+        (get_timedelta, "500ms", 0.5),
+        (get_timedelta, "2 minutes", 120),
+        (get_timedelta, 1.5, 1.5),
+        (get_bytes, "64MiB", 2**26),
+        (get_bytes, "10 kB", 10**4),
+        (get_bytes, 4096, 4096),
+        (get_int, 5, 5),
+        (get_int, 5.0, 5),
+        (get_int, 0, 0),
+        (get_bool, True, True),
+        (get_bool, False, False),
+        (get_bool, 1, True),
+        (get_bool, 0, False),
+        *((reader, None, None) for reader in (get_timedelta, get_bytes, get_int, get_bool)),
+    ],
+)
+def test_a_typed_reader_converts_the_value(reader, value, expected):
+    with distributed.config.set({"some.key": value}):
+        result = reader("some.key")
+    assert (type(result), result) == (type(expected), expected)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +209,7 @@ def test_null_is_none(reader):
         (get_bool, 2, "true"),
     ],
 )
-def test_a_bad_value_is_an_error_that_names_key_value_and_a_good_one(reader, value, example):
+def test_an_invalid_value_is_an_error_with_the_key_the_value_and_an_example(reader, value, example):
     with (
         distributed.config.set({"some.good-key": value}),
         pytest.raises(ValueError, match=r"Configuration key 'some\.good-key' is ") as caught,
@@ -226,7 +219,7 @@ def test_a_bad_value_is_an_error_that_names_key_value_and_a_good_one(reader, val
     assert f"DASK_SOME__GOOD_KEY={example}" in str(caught.value)
 
 
-def test_a_bad_value_of_a_variable_names_the_key(python, home):
+def test_an_invalid_value_of_a_variable_is_an_error_that_names_the_key(python, home):
     env = home | {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "soon"}
     code = f"import distributed.config; distributed.config.get_timedelta({CONNECT!r})"
     stderr = run_in(python, code, env=env, check=False).stderr
@@ -282,7 +275,7 @@ SETTING = {
         assert distributed.config.pop("new.key", 2) == 2
         assert get("new.key", "unset") == "unset"
     """,
-    "and pop what is not there": """
+    "and pop a missing key": """
         try:
             distributed.config.pop("no.key")
         except KeyError:
@@ -314,12 +307,12 @@ SETTING = {
         distributed.config.refresh()
         assert set(get("role")) == {"name", "age"}
     """,
-    "other defaults of ours": """
+    "other defaults for our keys": """
         distributed.config.update_defaults({"distributed": {"comm": {"shard": "3kiB"}}})
         assert get("distributed.comm.shard") == "3kiB"
         assert get("distributed.comm.offload") == "10MiB"
     """,
-    "nothing by collecting": """
+    "and collect, which changes nothing": """
         found = distributed.config.collect(paths=[], env={"DASK_NEW__KEY": "[1]"})
         assert found == {"new": {"key": [1]}}
         assert get("new.key", "unset") == "unset"
@@ -328,12 +321,12 @@ SETTING = {
 
 
 @pytest.mark.parametrize("code", SETTING.values(), ids=SETTING)
-def test_set(python, home, code):
+def test_changing_the_configuration(python, home, code):
     preamble = "import distributed.config\nfrom distributed.config import get\n"
     run_in(python, preamble + textwrap.dedent(code), env=home, options=["-Werror"])
 
 
-def test_many_threads_may_set_at_once():
+def test_threads_can_set_values_concurrently():
     before = json.dumps(distributed.config.config, sort_keys=True)
     barrier = threading.Barrier(8)
     errors = []
@@ -374,17 +367,17 @@ def test_many_threads_may_set_at_once():
         ("DASK_FOO", "", "foo", ""),
     ],
 )
-def test_variables_are_keys(python, home, name, text, key, value):
+def test_environment_variables_set_keys(python, home, name, text, key, value):
     assert read(python, [key], env=home | {name: text}) == [value]
 
 
-def test_a_child_inherits_what_its_parent_hands_down(python, home):
+def test_a_child_process_inherits_values_of_its_parent(python, home):
     handed_down = distributed.config.serialize({"foo": {"bar": 1, "baz": 2}})
     env = home | {"DASK_INTERNAL_INHERIT_CONFIG": handed_down, "DASK_FOO__BAZ": "3"}
     assert read(python, ["foo.bar", "foo.baz"], env=env) == [1, 3]
 
 
-def test_what_is_handed_down_is_as_the_original_writes_it(dask_python):
+def test_inherited_values_are_encoded_as_by_dask(dask_python):
     data = {"foo": {"bar": [1, None, "ÿ?>"]}}
     code = f"import dask.config; print(dask.config.serialize({data!r}))"
     assert run_in(dask_python, code).stdout.strip() == config_store.serialize(data)
@@ -411,40 +404,38 @@ def files(tmp_path, home):
     return home
 
 
-def test_files_are_read_in_order_key_by_key(python_with_yaml, files, tmp_path):
+def test_later_files_override_earlier_ones_key_by_key(python_with_yaml, files, tmp_path):
     keys = ["etc", "home-a", "home-b", "home-c", "own", "bar-baz", "shared"]
     env = files | {"DASK_CONFIG": str(tmp_path / "own")}
     values = read(python_with_yaml, [f"foo.{key}" for key in keys], env=env)
     assert values == [1, 1, 1, 1, 1, "home-b", "own"]
 
 
-def test_dask_config_may_be_one_file(python_with_yaml, files, tmp_path):
+def test_the_variable_dask_config_can_name_a_file(python_with_yaml, files, tmp_path):
     env = files | {"DASK_CONFIG": str(tmp_path / "own" / "x.yaml")}
     assert read(python_with_yaml, ["foo.shared"], env=env) == ["own"]
 
 
-def test_a_section_without_content_in_a_file_keeps_the_defaults(python_with_yaml, files, tmp_path):
+def test_an_empty_section_in_a_file_keeps_the_defaults(python_with_yaml, files, tmp_path):
     env = files | {"DASK_CONFIG": str(tmp_path / "own")}
     assert read(python_with_yaml, [CONNECT], env=env) == ["30s"]
 
 
-def test_variables_win_over_files(python_with_yaml, files):
+def test_environment_variables_override_files(python_with_yaml, files):
     env = files | {"DASK_FOO__SHARED": "variable"}
     assert read(python_with_yaml, ["foo.shared", "foo.etc"], env=env) == ["variable", 1]
 
 
-def test_a_path_without_files_is_fine(python, home):
+def test_a_missing_path_is_ignored(python, home):
     assert read(python, [CONNECT], env=home | {"DASK_CONFIG": "/no/such/path"}) == ["30s"]
 
 
-def test_json_files_need_no_pyyaml(bare_python, home, tmp_path):
+def test_json_files_are_read_without_pyyaml(bare_python, home, tmp_path):
     (tmp_path / "etc" / "a.json").write_text('{"foo": {"bar": 1}}')
     assert read(bare_python, ["foo.bar"], env=home) == [1]
 
 
-def test_yaml_files_without_pyyaml_are_one_warning_that_names_them_and_the_extra(
-    bare_python, files
-):
+def test_without_pyyaml_one_warning_names_the_yaml_files_and_the_extra(bare_python, files):
     code = """
         import warnings
         with warnings.catch_warnings(record=True) as caught:
@@ -478,14 +469,14 @@ def test_a_malformed_json_file_is_an_error_that_names_it(tmp_path):
         config_store.collect_files([str(tmp_path)])
 
 
-def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(tmp_path):
+def test_a_file_that_cannot_be_read_is_skipped_with_a_warning(tmp_path):
     (tmp_path / "a.json").mkdir()
     (tmp_path / "b.json").write_text('{"b": 1}')
     with pytest.warns(RuntimeWarning, match=r"a\.json', which cannot be read"):
         assert config_store.collect_files([str(tmp_path)]) == [{"b": 1}]
 
 
-# Whose configuration it is
+# The choice between dask.config and config_store
 
 
 @pytest.mark.parametrize("module", ["distributed.config", "distributed.core"])
@@ -499,13 +490,13 @@ def test_importing_does_not_import_dask_or_read_files(dask_python, module, files
 
 
 WITH_DASK = {
-    "dask.config.set is ours": """
+    "dask.config.set sets our values": """
         import distributed.config, dask.config
         with dask.config.set({"distributed.comm.shard": "1kiB"}):
             assert distributed.config.get_bytes("distributed.comm.shard") == 1024
         assert distributed.config.get("distributed.comm.shard") == "64MiB"
     """,
-    "our set is dask's": """
+    "our set sets the values of dask": """
         import distributed.config, dask.config
         with distributed.config.set({"distributed.comm.shard": "1kiB", "array.chunk-size": 5}):
             assert dask.config.get("distributed.comm.shard") == "1kiB"
@@ -517,19 +508,19 @@ WITH_DASK = {
         assert distributed.config.config is dask.config.config
         assert distributed.config.paths is dask.config.paths
     """,
-    "dask has our defaults at once where it was imported before": """
+    "dask has our defaults at once if it was imported first": """
         import dask.config
         import distributed.config
         assert dask.config.get("distributed.comm.max-frames") == 10_000_000
     """,
-    "dask keeps what was set before we came": """
+    "dask keeps values that were set before our import": """
         import dask.config
         dask.config.set({"distributed.comm.shard": "1kiB"})
         import distributed.config
         assert distributed.config.get("distributed.comm.shard") == "1kiB"
         assert distributed.config.get("distributed.comm.offload") == "10MiB"
     """,
-    "defaults outlive a set that began before we came": """
+    "defaults outlive a set that began before our import": """
         import dask.config
         with dask.config.set({"distributed.comm.shard": "1kiB"}):
             import distributed.config
@@ -544,7 +535,7 @@ WITH_DASK = {
         dask.config.refresh()
         assert dask.config.get("distributed.comm.shard") == "64MiB"
     """,
-    "dask's defaults are there": """
+    "defaults of dask are available": """
         import distributed.config
         assert distributed.config.get("array.backend") == "numpy"
     """,
@@ -556,7 +547,7 @@ def test_with_dask(dask_python, home, code):
     run_in(dask_python, code, env=home, options=["-Werror"])
 
 
-def test_threads_that_come_first_at_once_find_one_configuration(python, home):
+def test_threads_that_first_use_it_concurrently_share_one_configuration(python, home):
     code = """
         import sys, threading
         import distributed.config
@@ -576,14 +567,12 @@ def test_threads_that_come_first_at_once_find_one_configuration(python, home):
     run_in(python, code, env=home)
 
 
-def test_a_directory_that_is_named_dask_is_not_dask(bare_python, home, tmp_path):
+def test_an_empty_directory_named_dask_is_not_dask(bare_python, home, tmp_path):
     (tmp_path / "cwd" / "dask").mkdir(parents=True)
     assert read(bare_python, [CONNECT], env=home, cwd=tmp_path / "cwd") == ["30s"]
 
 
-def test_a_dask_that_cannot_be_imported_is_done_without_and_a_warning_says_so(
-    bare_python, home, tmp_path
-):
+def test_a_dask_that_cannot_be_imported_is_ignored_with_a_warning(bare_python, home, tmp_path):
     (tmp_path / "cwd" / "dask").mkdir(parents=True)
     (tmp_path / "cwd" / "dask" / "__init__.py").write_text("import what_dask_lacks")
     code = f"import distributed.config; print(distributed.config.get({CONNECT!r}))"
@@ -593,7 +582,7 @@ def test_a_dask_that_cannot_be_imported_is_done_without_and_a_warning_says_so(
     assert "what_dask_lacks" in done.stderr
 
 
-# The configuration of our own, apart from the process
+# config_store by itself
 
 
 @pytest.mark.parametrize(
@@ -622,44 +611,43 @@ def test_new_defaults_replace_only_old_defaults():
     assert config == {"a": {"x": "new", "y": "configured", "z": "new"}}
 
 
-def test_merge_changes_none_of_its_arguments():
+def test_merge_does_not_change_its_arguments():
     first, second = {"a": {"x": 1}}, {"a": {"y": 2}}
     assert config_store.merge(first, second) == {"a": {"x": 1, "y": 2}}
     assert (first, second) == ({"a": {"x": 1}}, {"a": {"y": 2}})
 
 
-def test_a_key_that_leads_into_a_value_cannot_be_set_and_nothing_is_changed():
+def test_setting_a_key_inside_a_value_is_an_error_and_changes_nothing():
     config = {"foo": {"a": 1}}
     with pytest.raises(ValueError, match=r"cannot set 'foo\.a\.b': 'foo\.a' is 1, not a section"):
         config_store.set({"foo.new": 2, "foo.a.b": 3}, config=config)
     assert config == {"foo": {"a": 1}}
 
 
-def test_a_key_may_lead_through_null():
+def test_a_key_inside_null_can_be_set():
     config = {"foo": None}
     with config_store.set({"foo.a.b": 1}, config=config):
         assert config == {"foo": {"a": {"b": 1}}}
     assert config == {"foo": None}
 
 
-def test_variables_that_contradict_each_other_are_named():
+def test_contradicting_environment_variables_are_an_error_that_names_them():
     with pytest.raises(ValueError, match=r"DASK_FOO__BAR='2': cannot set 'foo\.bar': 'foo' is 1"):
         config_store.collect_env({"DASK_FOO": "1", "DASK_FOO__BAR": "2"})
 
 
-def test_variables_that_say_where_configuration_is_are_none():
-    assert (
-        config_store.collect_env({"DASK_CONFIG": "x", "DASK_ROOT_CONFIG": "y", "PATH": "z"}) == {}
-    )
+def test_variables_with_the_location_of_configuration_are_not_keys():
+    env = {"DASK_CONFIG": "x", "DASK_ROOT_CONFIG": "y", "PATH": "z"}
+    assert config_store.collect_env(env) == {}
 
 
 @pytest.mark.parametrize("text", ["???", "WzFd"])
-def test_what_is_handed_down_badly_is_an_error_that_names_the_variable(text):
+def test_malformed_inherited_values_are_an_error_that_names_the_variable(text):
     with pytest.raises(ValueError, match="DASK_INTERNAL_INHERIT_CONFIG must be base64"):
         config_store.collect_env({"DASK_INTERNAL_INHERIT_CONFIG": text})
 
 
-def test_a_section_that_was_removed_in_the_meantime_does_not_disturb_the_end_of_set():
+def test_the_end_of_set_restores_a_section_that_was_removed_meanwhile():
     config: dict = {"a": {"b": {"c": 1}}}
     with config_store.set({"a.b.c": 2}, config=config):
         config.clear()

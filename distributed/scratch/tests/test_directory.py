@@ -1,4 +1,4 @@
-"""What `distributed.scratch.directory` promises."""
+"""The scratch directory of a server, and files uploaded to it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import gc
 import importlib
 import io
 import os
-import subprocess
 import sys
 import tempfile
 import threading
-import timeit
 import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +17,9 @@ from pathlib import Path
 
 import pytest
 
-import distributed
 from distributed.base import config
 from distributed.scratch.directory import ScratchDirectory, import_file
-
-ROOT = str(Path(distributed.__file__).parent.parent)
+from distributed.tests.environments import run_here
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def scratch(tmp_path):
 
 @pytest.fixture
 def module():
-    """A name that no module has; what is imported under it is forgotten after the test."""
+    """An unused module name; modules with this prefix are removed after the test."""
     name = f"uploaded_{uuid.uuid4().hex}"
     yield name
     for loaded in [known for known in sys.modules if known.startswith(name)]:
@@ -42,7 +38,7 @@ def module():
 
 
 def zipped(files: dict[str, str]) -> bytes:
-    """A zip archive."""
+    """Return a zip archive of these files."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as writer:
         for name, content in files.items():
@@ -50,7 +46,7 @@ def zipped(files: dict[str, str]) -> bytes:
     return archive.getvalue()
 
 
-def test_to_make_one_touches_nothing(tmp_path):
+def test_creating_one_does_not_access_the_disk(tmp_path):
     before = list(sys.path)
     scratch = ScratchDirectory("MyServer", str(tmp_path))
     assert not scratch.opened
@@ -58,13 +54,7 @@ def test_to_make_one_touches_nothing(tmp_path):
     assert sys.path == before
 
 
-def test_it_costs_microseconds_to_make():
-    ScratchDirectory("MyServer")
-    seconds = min(timeit.repeat(lambda: ScratchDirectory("MyServer"), number=100, repeat=5)) / 100
-    assert seconds < 200e-6
-
-
-def test_the_directory_is_made_on_first_use(scratch, tmp_path):
+def test_the_directory_is_created_at_first_use(scratch, tmp_path):
     assert os.path.isdir(scratch.path)
     assert os.path.dirname(scratch.path) == str(tmp_path / "dask-scratch-space")
     assert os.path.basename(scratch.path).startswith("myserver-")
@@ -75,7 +65,7 @@ def test_the_directory_stays_the_same(scratch):
     assert scratch.path == scratch.path
 
 
-def test_threads_that_use_it_first_at_the_same_time_get_the_same_directory(scratch):
+def test_threads_that_first_use_it_concurrently_get_the_same_directory(scratch):
     barrier = threading.Barrier(8)
 
     def first_use(_):
@@ -100,7 +90,7 @@ def test_close_removes_the_directory_and_its_lock(scratch, tmp_path):
     assert set(os.listdir(tmp_path / "dask-scratch-space")) == {"global.lock", "purge.lock"}
 
 
-def test_the_path_is_still_known_after_close(scratch):
+def test_the_path_stays_available_after_close(scratch):
     path = scratch.path
     scratch.close()
     assert scratch.path == path
@@ -113,14 +103,14 @@ def test_close_twice_is_harmless(scratch):
     assert not os.path.exists(scratch.path)
 
 
-def test_close_before_use_makes_nothing(scratch, tmp_path):
+def test_close_before_use_creates_nothing(scratch, tmp_path):
     scratch.close()
-    with pytest.raises(RuntimeError, match=r"MyServer was never made.*closed"):
+    with pytest.raises(RuntimeError, match=r"MyServer was never created.*closed"):
         scratch.path  # noqa: B018
     assert os.listdir(tmp_path) == []
 
 
-def test_one_that_is_forgotten_cleans_up(tmp_path):
+def test_the_directory_is_removed_on_garbage_collection(tmp_path):
     scratch = ScratchDirectory("MyServer", str(tmp_path))
     path = scratch.path
     del scratch
@@ -129,49 +119,51 @@ def test_one_that_is_forgotten_cleans_up(tmp_path):
     assert path not in sys.path
 
 
-def test_one_that_is_never_closed_is_removed_when_the_process_ends(tmp_path):
-    script = (
-        "import sys; from distributed.scratch.directory import ScratchDirectory\n"
-        "scratch = ScratchDirectory('MyServer', sys.argv[1]); print(scratch.path, end='')"
-    )
-    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path)]
-    output = subprocess.check_output(command, cwd=ROOT, text=True, timeout=60)
-    assert output.startswith(str(tmp_path))
-    assert not os.path.exists(output)
+def test_the_directory_is_removed_when_its_process_ends(tmp_path):
+    code = """
+        import sys
+        from distributed.scratch.directory import ScratchDirectory
+        scratch = ScratchDirectory("MyServer", sys.argv[1])
+        print(scratch.path, end="")
+    """
+    path = run_here(code, tmp_path).stdout
+    assert path.startswith(str(tmp_path))
+    assert not os.path.exists(path)
 
 
-def test_what_a_dead_server_left_is_removed(scratch, tmp_path):
-    script = (
-        "import os, sys; from distributed.scratch.directory import ScratchDirectory\n"
-        "scratch = ScratchDirectory('MyServer', sys.argv[1]); print(scratch.path, flush=True)\n"
-        "os._exit(0)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    left = subprocess.check_output(command, cwd=ROOT, text=True, timeout=60).strip()
-    assert os.path.isdir(left)
+def test_the_directory_of_a_killed_server_is_removed_by_the_next_one(scratch, tmp_path):
+    code = """
+        import os, sys
+        from distributed.scratch.directory import ScratchDirectory
+        scratch = ScratchDirectory("MyServer", sys.argv[1])
+        print(scratch.path, end="", flush=True)
+        os._exit(0)
+    """
+    stale = run_here(code, tmp_path).stdout
+    assert os.path.isdir(stale)
     assert os.path.isdir(scratch.path)
-    assert not os.path.exists(left)
+    assert not os.path.exists(stale)
 
 
-def test_the_default_place_is_configured(tmp_path):
+def test_the_default_location_is_read_from_the_configuration(tmp_path):
     with config.set({"temporary-directory": str(tmp_path)}):
         scratch = ScratchDirectory("MyServer")
     assert scratch.original == str(tmp_path / "dask-scratch-space")
 
 
-def test_without_configuration_it_is_the_place_for_temporary_files():
+def test_the_location_without_configuration_is_the_temporary_directory():
     with config.set({"temporary-directory": None}):
         scratch = ScratchDirectory("MyServer")
     assert scratch.original == os.path.join(tempfile.gettempdir(), "dask-scratch-space")
 
 
-def test_original_is_where_others_can_make_theirs_beside_it(scratch):
+def test_original_is_the_space_for_directories_of_other_servers(scratch):
     other = ScratchDirectory("Worker", scratch.original)
     with other:
         assert os.path.dirname(other.path) == os.path.dirname(scratch.path)
 
 
-def test_a_relative_place_is_meant_as_of_now(tmp_path, monkeypatch):
+def test_a_relative_location_is_resolved_at_creation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ScratchDirectory("MyServer", "x").original == str(tmp_path / "x/dask-scratch-space")
 
@@ -186,7 +178,7 @@ def test_a_shared_directory_is_neither_locked_nor_removed(tmp_path):
     assert scratch.path not in sys.path
 
 
-def test_servers_that_share_a_directory_do_not_take_it_off_each_others_path(tmp_path):
+def test_a_server_does_not_remove_the_sys_path_entry_of_another_server(tmp_path):
     first = ScratchDirectory("First", str(tmp_path), needs_workdir=False)
     second = ScratchDirectory("Second", str(tmp_path), needs_workdir=False)
     assert first.path == second.path
@@ -197,7 +189,7 @@ def test_servers_that_share_a_directory_do_not_take_it_off_each_others_path(tmp_
 
 
 @pytest.mark.parametrize(("data", "nbytes"), [("abc", 3), ("é", 2), (b"\xff\x00", 2), ("", 0)])
-def test_upload_file_writes_what_it_gets(scratch, data, nbytes):
+def test_upload_file_writes_text_and_bytes(scratch, data, nbytes):
     assert scratch.upload_file("data.txt", data) == {"status": "OK", "nbytes": nbytes}
     content = Path(scratch.path, "data.txt").read_bytes()
     assert content == (data.encode() if isinstance(data, str) else data)
@@ -213,13 +205,13 @@ def test_upload_file_replaces_a_file(scratch):
 @pytest.mark.parametrize(
     "filename", ["", ".", "..", "../evil.py", "a/b.py", "/etc/passwd", "a\\b.py", "a\0b"]
 )
-def test_a_name_that_leaves_the_directory_is_refused(scratch, tmp_path, filename):
+def test_a_name_with_a_directory_is_refused(scratch, tmp_path, filename):
     with pytest.raises(ValueError, match="Refused to upload"):
         scratch.upload_file(filename, "x = 1")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_link_in_the_directory_is_replaced_not_followed(scratch, tmp_path):
+def test_a_symbolic_link_is_replaced_and_not_followed(scratch, tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("precious")
     Path(scratch.path, "data.txt").symlink_to(outside)
@@ -238,8 +230,8 @@ def test_a_python_file_is_run_once(scratch, module):
     assert sys.modules[module].n == 1
 
 
-def test_a_python_file_that_is_uploaded_again_is_imported_anew(scratch, module):
-    # Same size and, most likely, same second: cached bytecode would look as good as new.
+def test_a_python_file_that_is_uploaded_again_is_reloaded(scratch, module):
+    # Same size and, most likely, same second: cached bytecode would be considered valid.
     for x in range(5):
         scratch.upload_file(f"{module}.py", f"x = {x}")
         assert sys.modules[module].x == x
@@ -265,13 +257,13 @@ def test_the_modules_of_an_archive_are_imported(scratch, module, extension):
     assert sys.modules[f"{module}_b"].y == 2
 
 
-def test_an_archive_that_is_uploaded_again_is_imported_anew(scratch, module):
+def test_an_archive_that_is_uploaded_again_is_reloaded(scratch, module):
     for x in (1, 22):
         scratch.upload_file("archive.zip", zipped({f"{module}.py": f"x = {x}"}))
         assert sys.modules[module].x == x
 
 
-def test_archives_are_taken_off_the_path_at_close(scratch, module):
+def test_archives_are_removed_from_sys_path_at_close(scratch, module):
     before = list(sys.path)
     scratch.upload_file("archive.zip", zipped({f"{module}.py": ""}))
     scratch.upload_file("archive.zip", zipped({f"{module}.py": ""}))
@@ -280,7 +272,7 @@ def test_archives_are_taken_off_the_path_at_close(scratch, module):
     assert sys.path == before
 
 
-def test_what_the_import_raises_is_raised_and_the_file_stays(scratch, module):
+def test_an_error_of_the_import_is_raised_and_the_file_is_kept(scratch, module):
     with pytest.raises(ZeroDivisionError):
         scratch.upload_file(f"{module}.py", "1 / 0")
     assert os.path.exists(os.path.join(scratch.path, f"{module}.py"))
@@ -304,7 +296,7 @@ def test_import_file_finds_nothing_in_other_files(tmp_path):
     assert import_file(str(tmp_path / "data.txt")) == []
 
 
-def test_the_coroutines_work_in_another_thread(scratch, module):
+def test_the_coroutines_run_in_another_thread(scratch, module):
     code = "import threading; thread = threading.current_thread()"
 
     async def main():
@@ -320,13 +312,13 @@ def test_the_coroutines_work_in_another_thread(scratch, module):
     assert not os.path.exists(scratch.path)
 
 
-def test_closing_what_was_never_used_needs_no_thread(scratch):
+def test_closing_an_unused_one_does_not_start_a_thread(scratch):
     before = threading.active_count()
     asyncio.run(scratch.close_async())
     assert threading.active_count() == before
 
 
-def test_the_repr_tells_the_state(scratch):
+def test_the_repr_shows_the_state(scratch):
     assert "not made yet" in repr(scratch)
     path = scratch.path
     assert path in repr(scratch)

@@ -1,4 +1,4 @@
-"""What `distributed.diskutils` promises."""
+"""Workspaces, work directories and their locks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import distributed
 from distributed.base import config
 from distributed.scratch.workspace import WorkSpace, is_locking_enabled, safe_unlink
+from distributed.tests.environments import ROOT, run_here
 
-ROOT = str(Path(distributed.__file__).parent.parent)
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not restrict root")
 
 
 @pytest.fixture
@@ -30,14 +30,19 @@ def base(tmp_path):
     return tmp_path / "scratch"
 
 
+@pytest.fixture
+def workspace(base):
+    return WorkSpace(str(base))
+
+
 def names(base: Path) -> set[str]:
-    """What is in a workspace besides its own lock files."""
+    """Return the names in a workspace except its own lock files."""
     return set(os.listdir(base)) - {"global.lock", "purge.lock"}
 
 
 @contextmanager
 def process(script: str, *args: object):
-    """Another Python process, whose standard streams are pipes."""
+    """Start another Python process with pipes as standard input and output."""
     child = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, *map(str, args)],
         stdin=subprocess.PIPE,
@@ -50,14 +55,6 @@ def process(script: str, *args: object):
             yield child
         finally:
             child.kill()
-
-
-def run(script: str, *args: object) -> str:
-    """The output of another Python process that ends well."""
-    with process(script, *args) as child:
-        output, _ = child.communicate(timeout=60)
-        assert child.returncode == 0
-    return output
 
 
 HOLD = """
@@ -78,13 +75,13 @@ os._exit(0)
 """
 
 
-def test_a_workspace_makes_its_directory(base):
+def test_a_workspace_creates_its_directory(base):
     workspace = WorkSpace(str(base / "deep"))
     assert workspace.base_dir == str(base / "deep")
     assert os.listdir(base / "deep") == []
 
 
-def test_a_workspace_may_be_there_already(base):
+def test_a_workspace_can_exist_already(base):
     assert WorkSpace(str(base)).base_dir == WorkSpace(str(base)).base_dir
 
 
@@ -93,15 +90,14 @@ def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
     assert WorkSpace("here").base_dir == str(tmp_path / "here")
 
 
-def test_a_work_dir_has_the_name_that_it_was_given(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_a_work_dir_has_the_given_name(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     assert workdir.dir_path == str(base / "foo")
     assert names(base) == {"foo", "foo.dirlock"}
     workdir.release()
 
 
-def test_a_prefix_makes_names_that_differ(base):
-    workspace = WorkSpace(str(base))
+def test_work_dirs_with_a_prefix_have_different_names(workspace):
     workdirs = [workspace.new_work_dir(prefix="worker-") for _ in range(3)]
     found = {os.path.basename(workdir.dir_path) for workdir in workdirs}
     assert len(found) == 3
@@ -110,40 +106,39 @@ def test_a_prefix_makes_names_that_differ(base):
         workdir.release()
 
 
-def test_neither_name_nor_prefix_is_needed(base):
-    workdir = WorkSpace(str(base)).new_work_dir()
+def test_name_and_prefix_are_optional(base, workspace):
+    workdir = workspace.new_work_dir()
     assert os.path.dirname(workdir.dir_path) == str(base)
     workdir.release()
 
 
-def test_only_its_user_can_look_into_a_work_dir(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_only_its_user_can_access_a_work_dir(workspace):
+    workdir = workspace.new_work_dir(name="foo")
     assert stat.S_IMODE(os.stat(workdir.dir_path).st_mode) == 0o700
     workdir.release()
 
 
-def test_name_and_prefix_exclude_each_other(base):
+def test_name_and_prefix_exclude_each_other(workspace):
     with pytest.raises(ValueError, match="not both"):
-        WorkSpace(str(base)).new_work_dir(name="a", prefix="b")
+        workspace.new_work_dir(name="a", prefix="b")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\0", ".a", "a.dirlock"])
-def test_a_name_that_leads_elsewhere_is_refused(base, name):
+def test_a_name_outside_the_workspace_is_refused(base, workspace, name):
     with pytest.raises(ValueError, match="not a valid name for a directory"):
-        WorkSpace(str(base)).new_work_dir(name=name)
+        workspace.new_work_dir(name=name)
     assert names(base) == set()
 
 
-def test_release_removes_the_directory_and_its_lock(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_release_removes_the_directory_and_its_lock(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     (base / "foo/deep/down").mkdir(parents=True)
     (base / "foo/deep/down/file").write_text("x")
     workdir.release()
     assert names(base) == set()
 
 
-def test_release_twice_is_harmless(base):
-    workspace = WorkSpace(str(base))
+def test_release_twice_is_harmless(workspace):
     first = workspace.new_work_dir(name="foo")
     first.release()
     second = workspace.new_work_dir(name="foo")
@@ -152,15 +147,15 @@ def test_release_twice_is_harmless(base):
     second.release()
 
 
-def test_a_work_dir_that_is_forgotten_is_released(base):
-    workdir = WorkSpace(str(base)).new_work_dir(name="foo")
+def test_a_work_dir_is_released_on_garbage_collection(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
     del workdir
     gc.collect()
     assert names(base) == set()
 
 
 def test_a_process_that_ends_removes_its_directory(base):
-    run(
+    run_here(
         "import sys; from distributed.diskutils import WorkSpace\n"
         "workdir = WorkSpace(sys.argv[1]).new_work_dir(name='foo')",
         base,
@@ -168,8 +163,7 @@ def test_a_process_that_ends_removes_its_directory(base):
     assert names(base) == set()
 
 
-def test_a_name_in_use_is_an_error(base):
-    workspace = WorkSpace(str(base))
+def test_a_name_in_use_is_an_error(workspace):
     workdir = workspace.new_work_dir(name="foo")
     with pytest.raises(FileExistsError, match=r"foo.*in use by another process or made by hand"):
         workspace.new_work_dir(name="foo")
@@ -177,8 +171,7 @@ def test_a_name_in_use_is_an_error(base):
     workdir.release()
 
 
-def test_what_was_made_by_hand_is_neither_taken_nor_purged(base):
-    workspace = WorkSpace(str(base))
+def test_a_directory_made_by_hand_is_neither_used_nor_purged(base, workspace):
     (base / "mine").mkdir()
     with pytest.raises(FileExistsError):
         workspace.new_work_dir(name="mine")
@@ -186,8 +179,8 @@ def test_what_was_made_by_hand_is_neither_taken_nor_purged(base):
     assert names(base) == {"mine"}
 
 
-def test_what_a_crashed_process_left_is_purged(base, caplog):
-    run(CRASH, base, "stale")
+def test_the_directory_of_a_crashed_process_is_purged(base, caplog):
+    run_here(CRASH, base, "stale")
     assert names(base) == {"stale", "stale.dirlock"}
     with caplog.at_level(logging.INFO, logger="distributed.diskutils"):
         workdir = WorkSpace(str(base)).new_work_dir(name="fresh")
@@ -196,22 +189,21 @@ def test_what_a_crashed_process_left_is_purged(base, caplog):
     workdir.release()
 
 
-def test_the_name_of_a_crashed_process_can_be_used_again(base):
-    run(CRASH, base, "foo")
+def test_the_directory_name_of_a_crashed_process_can_be_reused(base):
+    run_here(CRASH, base, "foo")
     workdir = WorkSpace(str(base)).new_work_dir(name="foo")
     assert os.listdir(workdir.dir_path) == []
     workdir.release()
 
 
-def test_a_lock_without_a_directory_is_purged(base):
-    workspace = WorkSpace(str(base))
+def test_a_lock_without_a_directory_is_purged(base, workspace):
     (base / "loose.dirlock").touch()
     assert workspace._purge_leftovers() == [str(base / "loose")]
     assert names(base) == set()
 
 
 @pytest.mark.parametrize("lock", ["...dirlock", "..dirlock", ".dirlock", "....dirlock"])
-def test_a_lock_file_whose_name_leads_out_of_the_workspace_is_ignored(tmp_path, base, lock):
+def test_a_lock_file_whose_path_is_outside_the_workspace_is_ignored(tmp_path, base, lock):
     precious = tmp_path / "precious"
     precious.write_text("data of the parent directory")
     base.mkdir()
@@ -249,15 +241,14 @@ def test_a_lock_file_of_another_user_is_ignored(base):
     assert lock.exists()
 
 
-def test_what_this_process_uses_is_not_purged(base):
+def test_a_directory_of_this_process_is_not_purged(base):
     workdir = WorkSpace(str(base)).new_work_dir(name="foo")
     assert WorkSpace(str(base))._purge_leftovers() == []
     assert os.path.isdir(workdir.dir_path)
     workdir.release()
 
 
-def test_what_another_process_uses_is_purged_only_after_its_death(base):
-    workspace = WorkSpace(str(base))
+def test_the_directory_of_another_process_is_purged_only_after_its_death(base, workspace):
     with process(HOLD, base, "theirs") as child:
         assert child.stdout.readline() == "made\n"
         assert workspace._purge_leftovers() == []
@@ -268,7 +259,7 @@ def test_what_another_process_uses_is_purged_only_after_its_death(base):
     assert names(base) == set()
 
 
-def test_what_a_forked_child_of_a_dead_process_still_uses_is_not_purged(base):
+def test_a_directory_in_use_by_a_forked_child_of_a_dead_process_is_not_purged(base, workspace):
     script = """
 import os, sys
 from distributed.diskutils import WorkSpace
@@ -279,7 +270,6 @@ print("child", flush=True)
 sys.stdin.read()
 os._exit(0)
 """
-    workspace = WorkSpace(str(base))
     with process(script, base) as parent:
         assert parent.stdout.readline() == "child\n"
         parent.wait(60)
@@ -300,11 +290,11 @@ if pid:
     os.waitpid(pid, 0)
     print(os.path.isdir(workdir.dir_path), end="")
 """
-    assert run(script, base) == "True"
+    assert run_here(script, base).stdout == "True"
     assert names(base) == set()
 
 
-def test_releasing_frees_the_lock_although_a_forked_child_lives(base):
+def test_release_unlocks_although_a_forked_child_has_the_lock_file_open(base):
     script = """
 import os, sys
 from distributed.diskutils import WorkSpace
@@ -321,13 +311,12 @@ workspace.new_work_dir(name="family").release()
 os.close(unblock)
 os.waitpid(pid, 0)
 """
-    run(script, base)
+    run_here(script, base)
     assert names(base) == set()
 
 
-def test_purging_is_left_to_the_one_who_is_at_it(base):
-    workspace = WorkSpace(str(base))
-    run(CRASH, base, "stale")
+def test_only_one_process_purges_at_a_time(base, workspace):
+    run_here(CRASH, base, "stale")
     with open(base / "purge.lock", "a") as purging:
         fcntl.flock(purging, fcntl.LOCK_EX)
         assert workspace._purge_leftovers() == []
@@ -336,17 +325,16 @@ def test_purging_is_left_to_the_one_who_is_at_it(base):
     workdir.release()
 
 
-def test_a_workspace_that_a_cleaner_has_removed_is_made_again(base):
-    workspace = WorkSpace(str(base))
+def test_a_removed_workspace_is_recreated(base, workspace):
     base.rmdir()
     workdir = workspace.new_work_dir(name="foo")
     assert os.path.isdir(workdir.dir_path)
     workdir.release()
 
 
-def test_many_processes_at_once_neither_lose_nor_leave_a_directory(base):
-    # Half of all directories are given up without release, as by a crash, so that all processes
-    # purge all the time.
+def test_concurrent_processes_neither_lose_nor_leave_directories(base):
+    # Half of the directories are abandoned without release, as by a crash, so that all processes
+    # purge concurrently.
     script = """
 import os, sys
 from distributed.diskutils import WorkSpace
@@ -366,23 +354,14 @@ for i in range(100):
         os.close(workdir._finalizer.detach()[2][3])
 print("done", end="")
 """
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", script, str(base)],
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    outputs = [child.communicate(timeout=100)[0] for child in children]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = [done.stdout for done in pool.map(lambda _: run_here(script, base), range(4))]
     assert outputs == ["done"] * 4
     WorkSpace(str(base))._purge_leftovers()
     assert names(base) == set()
 
 
-def test_what_cannot_be_removed_is_logged_and_tried_again(base, caplog, monkeypatch):
-    workspace = WorkSpace(str(base))
+def test_a_file_that_cannot_be_removed_is_logged_and_removed_later(base, workspace, caplog):
     workdir = workspace.new_work_dir(name="foo")
     stubborn = base / "foo/stubborn"
     stubborn.touch()
@@ -397,13 +376,13 @@ def test_what_cannot_be_removed_is_logged_and_tried_again(base, caplog, monkeypa
 
 @contextmanager
 def undeletable(directory: Path):
-    """Keep even root from removing what is in a directory."""
+    """Make the files in a directory impossible to remove, even for root."""
     chattr = ["chattr", "+i"] if os.geteuid() == 0 else ["chmod", "a-w"]
     undo = ["chattr", "-i"] if os.geteuid() == 0 else ["chmod", "u+w"]
     try:
         subprocess.run([*chattr, directory], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("root may remove everything on this file system")
+        pytest.skip("root can remove every file on this file system")
     try:
         yield
     finally:
@@ -411,7 +390,7 @@ def undeletable(directory: Path):
 
 
 def test_without_locking_nothing_is_locked_or_purged(base):
-    run(CRASH, base, "stale")
+    run_here(CRASH, base, "stale")
     with config.set({"distributed.worker.use-file-locking": False}):
         assert not is_locking_enabled()
         workdir = WorkSpace(str(base)).new_work_dir(name="foo")
@@ -420,8 +399,7 @@ def test_without_locking_nothing_is_locked_or_purged(base):
     assert names(base) == {"stale", "stale.dirlock"}
 
 
-def test_a_place_where_locks_fail_is_used_without_them(base, caplog):
-    workspace = WorkSpace(str(base))
+def test_a_workspace_where_locking_fails_is_used_without_locks(base, workspace, caplog):
     (base / "purge.lock").mkdir()
     workdir = workspace.new_work_dir(name="foo")
     assert names(base) == {"foo"}
@@ -432,7 +410,7 @@ def test_a_place_where_locks_fail_is_used_without_them(base, caplog):
 
 
 @as_root
-def test_a_place_of_another_user_is_not_used(tmp_path):
+def test_a_directory_of_another_user_is_not_used(tmp_path):
     theirs = tmp_path / "scratch"
     theirs.mkdir()
     os.chown(theirs, 12345, -1)
@@ -441,7 +419,7 @@ def test_a_place_of_another_user_is_not_used(tmp_path):
 
 
 @as_root
-def test_a_link_of_another_user_is_not_followed(tmp_path):
+def test_a_symbolic_link_of_another_user_is_not_followed(tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     link = tmp_path / "scratch"
@@ -450,10 +428,10 @@ def test_a_link_of_another_user_is_not_followed(tmp_path):
     assert WorkSpace(str(link)).base_dir == f"{link}-0"
 
 
-AS_SOMEBODY_ELSE = """
+AS_ANOTHER_USER = """
 import os, sys
 from distributed.diskutils import WorkSpace, is_locking_enabled
-is_locking_enabled()  # reads configuration files that the other user may not be able to read
+is_locking_enabled()  # reads configuration files before losing permission to do so
 os.setuid(12345)
 try:
     print(WorkSpace(sys.argv[1]).base_dir, end="")
@@ -464,54 +442,52 @@ except PermissionError as exc:
 
 @pytest.fixture
 def public(tmp_path_factory):
-    """A directory in which all users can make something, as /tmp is."""
-    import tempfile
-
+    """A directory in which all users can create files, like /tmp."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o1777)
         yield Path(directory)
 
 
 @as_root
-def test_a_place_that_is_not_writable_is_not_used(public):
+def test_a_directory_that_is_not_writable_is_not_used(public):
     (public / "scratch").mkdir()
-    assert run(AS_SOMEBODY_ELSE, public / "scratch") == f"{public}/scratch-12345"
+    assert run_here(AS_ANOTHER_USER, public / "scratch").stdout == f"{public}/scratch-12345"
 
 
 @as_root
-def test_a_place_that_root_has_opened_to_all_is_used_if_it_is_sticky(public):
+def test_a_directory_of_root_that_all_users_can_write_is_used_if_sticky(public):
     (public / "scratch").mkdir()
     (public / "scratch").chmod(0o1777)
-    assert run(AS_SOMEBODY_ELSE, public / "scratch") == f"{public}/scratch"
+    assert run_here(AS_ANOTHER_USER, public / "scratch").stdout == f"{public}/scratch"
 
 
 @as_root
-def test_a_place_in_which_anybody_can_replace_anything_is_not_used(public):
+def test_a_directory_in_which_all_users_can_replace_files_is_not_used(public):
     (public / "scratch").mkdir()
     (public / "scratch").chmod(0o777)
-    assert run(AS_SOMEBODY_ELSE, public / "scratch") == f"{public}/scratch-12345"
+    assert run_here(AS_ANOTHER_USER, public / "scratch").stdout == f"{public}/scratch-12345"
 
 
 @as_root
-def test_a_writable_place_is_used_if_there_can_be_no_other(public):
+def test_a_writable_directory_is_used_if_its_parent_is_not_writable(public):
     public.chmod(0o755)
     (public / "scratch").mkdir()
     (public / "scratch").chmod(0o777)
-    assert run(AS_SOMEBODY_ELSE, public / "scratch") == f"{public}/scratch"
+    assert run_here(AS_ANOTHER_USER, public / "scratch").stdout == f"{public}/scratch"
 
 
 @as_root
-def test_no_usable_place_is_an_error_that_says_what_to_change(public):
+def test_two_unusable_directories_are_an_error_with_a_suggestion(public):
     for name in ("scratch", "scratch-12345"):
         (public / name).mkdir()
         os.chown(public / name, 54321, -1)
-    message = run(AS_SOMEBODY_ELSE, public / "scratch")
-    assert message.startswith("PermissionError: Cannot make scratch directories in")
+    message = run_here(AS_ANOTHER_USER, public / "scratch").stdout
+    assert message.startswith("PermissionError: Cannot create scratch directories in")
     assert "temporary-directory" in message
 
 
 @not_as_root
-def test_a_place_that_cannot_be_made_is_an_error_that_says_what_to_change(tmp_path):
+def test_a_directory_that_cannot_be_created_is_an_error_with_a_suggestion(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(PermissionError, match="temporary-directory"):
@@ -527,12 +503,12 @@ def test_safe_unlink_removes_a_file(tmp_path):
     assert not path.exists()
 
 
-def test_safe_unlink_does_not_mind_a_file_that_is_gone(tmp_path, caplog):
+def test_safe_unlink_ignores_a_missing_file(tmp_path, caplog):
     safe_unlink(str(tmp_path / "gone"))
     assert caplog.text == ""
 
 
-def test_safe_unlink_logs_a_file_that_stays(tmp_path, caplog):
+def test_safe_unlink_logs_a_file_that_cannot_be_removed(tmp_path, caplog):
     safe_unlink(str(tmp_path))
     assert "Failed to remove" in caplog.text
     assert tmp_path.exists()

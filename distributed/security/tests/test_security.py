@@ -1,4 +1,4 @@
-"""Security: which settings hold, what is made of them, and that no secret is shown."""
+"""Security: its settings, its SSL contexts, and the absence of secrets in messages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import pickle
 import re
 import ssl
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,20 +14,18 @@ import pytest
 
 from distributed.base import config
 from distributed.security.settings import Security
+from distributed.tests.environments import run_here
 from distributed.utils_test import tls_security
 
 CERTIFICATES = Path(__file__).parent / "data" / "tls"
 CA, CERT, KEY, ENCRYPTED_KEY, OTHER = (
     str(CERTIFICATES / f"{name}.pem") for name in ("ca", "cert", "key", "encrypted-key", "other")
 )
+ROLES = ["client", "scheduler", "worker"]
 FIELDS = [
     "tls_ca_file",
     "tls_ciphers",
-    *(
-        f"tls_{role}_{part}"
-        for role in ("client", "scheduler", "worker")
-        for part in ("cert", "key")
-    ),
+    *(f"tls_{role}_{part}" for role in ROLES for part in ("cert", "key")),
 ]
 CIPHER = "ECDHE-RSA-AES128-GCM-SHA256"
 
@@ -42,8 +38,14 @@ def client_security(**kwargs) -> Security:
     return Security(**{"tls_ca_file": CA, "tls_client_cert": CERT, "tls_client_key": KEY, **kwargs})
 
 
+def assert_context_for_each_role(security: Security) -> None:
+    for role in ROLES:
+        assert isinstance(security.get_listen_args(role)["ssl_context"], ssl.SSLContext)
+        assert isinstance(security.get_connection_args(role)["ssl_context"], ssl.SSLContext)
+
+
 def secrets(pem: str) -> list[str]:
-    """The lines of a private key."""
+    """Return the lines of a private key."""
     match = re.search(r"PRIVATE KEY-----\n(.*?)\n-----END [A-Z ]*PRIVATE", pem, re.DOTALL)
     assert match is not None
     return match[1].split("\n")
@@ -63,12 +65,7 @@ def test_nothing_is_set_by_default():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_field_is_set_by_keyword(name):
-    assert getattr(Security(**{name: "value"}), name) == "value"
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_a_field_is_set_by_configuration(name):
+def test_a_field_is_set_by_keyword_or_else_by_configuration(name):
     _, *rest = name.replace("ca_file", "ca-file").split("_")
     with config.set({".".join(["distributed.comm.tls", *rest]): "value"}):
         assert getattr(Security(), name) == "value"
@@ -82,7 +79,7 @@ def test_the_configuration_is_read_once():
         assert security.tls_ca_file is None
 
 
-def test_a_path_object_is_a_path():
+def test_a_file_can_be_a_path_object():
     assert Security(tls_ca_file=Path(CA)).tls_ca_file == CA
 
 
@@ -97,7 +94,7 @@ def test_an_unknown_attribute_cannot_be_set():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_what_is_no_text_is_a_type_error(name):
+def test_a_field_that_is_not_text_is_a_type_error(name):
     with pytest.raises(TypeError, match=f"{name} must be a str, not 'int'"):
         Security(**{name: 3})
 
@@ -106,7 +103,7 @@ def test_the_token_is_kept():
     assert Security(token="open sesame").token == "open sesame"
 
 
-def test_extra_conn_args_are_passed_on_to_connect_only():
+def test_extra_conn_args_are_arguments_of_connect_only():
     security = Security(extra_conn_args={"headers": {"X": "y"}})
     assert security.get_connection_args("client")["extra_conn_args"] == {"headers": {"X": "y"}}
     assert "extra_conn_args" not in security.get_listen_args("client")
@@ -124,14 +121,14 @@ def test_it_can_be_pickled():
 
 @pytest.mark.parametrize("configured", [True, False, None])
 @pytest.mark.parametrize("given", [True, False])
-def test_whether_encryption_is_required_is_first_what_is_given(configured, given):
+def test_the_keyword_require_encryption_overrides_the_configuration(configured, given):
     with config.set({"distributed.comm.require-encryption": configured}):
         security = Security(require_encryption=given, tls_ca_file=CA)
     assert security.require_encryption is given
 
 
 @pytest.mark.parametrize("configured", [True, False])
-def test_whether_encryption_is_required_is_then_what_is_configured(configured):
+def test_the_configured_require_encryption_is_the_default(configured):
     with config.set({"distributed.comm.require-encryption": configured}):
         assert Security(tls_ca_file=CA).require_encryption is configured
         assert Security().require_encryption is configured
@@ -148,12 +145,12 @@ def test_whether_encryption_is_required_is_then_what_is_configured(configured):
         ({"extra_conn_args": {"x": 1}}, False),
     ],
 )
-def test_whether_encryption_is_required_is_last_whether_tls_is_set_up(keywords, required):
+def test_without_configuration_encryption_is_required_if_a_tls_keyword_is_given(keywords, required):
     assert Security(**keywords).require_encryption is required
 
 
-@pytest.mark.parametrize("role", ["client", "scheduler", "worker"])
-def test_the_arguments_say_whether_encryption_is_required(role):
+@pytest.mark.parametrize("role", ROLES)
+def test_the_arguments_contain_require_encryption(role):
     security = Security(require_encryption=True)
     assert security.get_connection_args(role)["require_encryption"] is True
     assert security.get_listen_args(role)["require_encryption"] is True
@@ -166,14 +163,16 @@ def test_the_arguments_say_whether_encryption_is_required(role):
 @pytest.mark.parametrize(
     ("number", "version"), [(1.2, ssl.TLSVersion.TLSv1_2), (1.3, ssl.TLSVersion.TLSv1_3)]
 )
-def test_versions_are_numbers_in_the_configuration_and_of_ssl_in_code(bound, number, version):
+def test_versions_are_numbers_in_the_configuration_and_constants_of_ssl_in_code(
+    bound, number, version
+):
     with config.set({f"distributed.comm.tls.{bound}-version": number}):
         assert getattr(Security(), f"tls_{bound}_version") is version
     security = Security(**{f"tls_{bound}_version": version})
     assert getattr(security, f"tls_{bound}_version") is version
 
 
-def test_the_lowest_version_is_never_below_1_2():
+def test_the_minimum_version_is_at_least_1_2():
     with config.set({"distributed.comm.tls.min-version": None}):
         assert Security().tls_min_version is ssl.TLSVersion.TLSv1_2
     assert Security(tls_min_version=None).tls_min_version is ssl.TLSVersion.TLSv1_2
@@ -181,7 +180,7 @@ def test_the_lowest_version_is_never_below_1_2():
 
 @pytest.mark.parametrize("bound", ["min", "max"])
 @pytest.mark.parametrize("bad", [1.1, "1.2", "bad", [1.2]])
-def test_a_version_that_cannot_be_configured_is_an_error_that_names_the_key(bound, bad):
+def test_an_invalid_configured_version_is_an_error_that_names_the_key(bound, bad):
     key = f"distributed.comm.tls.{bound}-version"
     expected = re.escape(f"{key}={bad!r} is not supported, expected one of [None, 1.2, 1.3]")
     with config.set({key: bad}), pytest.raises(ValueError, match=expected):
@@ -190,13 +189,13 @@ def test_a_version_that_cannot_be_configured_is_an_error_that_names_the_key(boun
 
 @pytest.mark.parametrize("bound", ["min", "max"])
 @pytest.mark.parametrize("bad", [1.3, "TLSv1_3", ssl.TLSVersion.MINIMUM_SUPPORTED])
-def test_a_version_that_is_not_supported_is_an_error_that_names_the_field(bound, bad):
+def test_an_unsupported_version_is_an_error_that_names_the_field(bound, bad):
     with pytest.raises(ValueError, match=f"tls_{bound}_version=.* is not supported"):
         Security(**{f"tls_{bound}_version": bad})
 
 
-def test_versions_that_leave_none_are_an_error():
-    with pytest.raises(ValueError, match="no TLS version is left"):
+def test_a_minimum_version_above_the_maximum_is_an_error():
+    with pytest.raises(ValueError, match="no TLS version is allowed"):
         Security(
             tls_min_version=ssl.TLSVersion.TLSv1_3,
             tls_max_version=ssl.TLSVersion.TLSv1_2,
@@ -206,7 +205,7 @@ def test_versions_that_leave_none_are_an_error():
 # Roles
 
 
-@pytest.mark.parametrize("role", ["client", "scheduler", "worker"])
+@pytest.mark.parametrize("role", ROLES)
 def test_each_role_has_its_certificate_and_key(role):
     security = Security(
         **{
@@ -222,7 +221,7 @@ def test_each_role_has_its_certificate_and_key(role):
         "cert": "cert",
         "key": "key",
     }
-    (another, *_) = {"client", "scheduler", "worker"} - {role}
+    another = next(other for other in ROLES if other != role)
     assert security.get_tls_config_for_role(another)["cert"] is None
 
 
@@ -238,13 +237,13 @@ def test_an_unknown_role_is_a_value_error(method):
 
 
 @pytest.mark.parametrize("missing", ["tls_ca_file", "tls_client_cert"])
-def test_without_authority_or_certificate_there_is_no_context(missing):
+def test_without_an_authority_or_certificate_the_context_is_none(missing):
     security = client_security(**{missing: None})
     assert security.get_connection_args("client")["ssl_context"] is None
     assert security.get_listen_args("client")["ssl_context"] is None
 
 
-def test_another_role_has_no_context():
+def test_the_context_of_a_role_without_certificate_is_none():
     assert client_security().get_connection_args("worker")["ssl_context"] is None
 
 
@@ -255,7 +254,7 @@ def test_another_role_has_no_context():
         ("get_listen_args", ssl.PROTOCOL_TLS_SERVER),
     ],
 )
-def test_both_sides_demand_a_certificate_of_the_authority_for_whatever_host(method, protocol):
+def test_both_sides_require_a_certificate_of_the_authority_for_any_host(method, protocol):
     context = getattr(client_security(), method)("client")["ssl_context"]
     assert context.protocol == protocol
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -279,7 +278,7 @@ def test_a_context_has_the_ciphers():
 
 
 @pytest.mark.parametrize("method", ["get_connection_args", "get_listen_args"])
-def test_authority_certificate_and_key_may_be_text(method, monkeypatch, tmp_path):
+def test_the_authority_certificate_and_key_can_be_text(method, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     security = client_security(
         tls_ca_file=text(CA), tls_client_cert=text(CERT), tls_client_key=text(KEY)
@@ -288,7 +287,7 @@ def test_authority_certificate_and_key_may_be_text(method, monkeypatch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_that_is_text_is_on_disk_for_nobody_else(monkeypatch):
+def test_a_key_given_as_text_is_written_to_a_file_of_this_user_only(monkeypatch):
     seen = []
 
     load_cert_chain = ssl.SSLContext.load_cert_chain
@@ -304,12 +303,12 @@ def test_a_key_that_is_text_is_on_disk_for_nobody_else(monkeypatch):
 
 
 @pytest.mark.parametrize("form", [str, text])
-def test_the_key_may_be_in_the_file_of_the_certificate(form):
+def test_the_key_can_be_in_the_file_of_the_certificate(form):
     security = client_security(tls_client_cert=form(OTHER), tls_client_key=None)
     assert isinstance(security.get_listen_args("client")["ssl_context"], ssl.SSLContext)
 
 
-# Errors name what to change
+# Errors name the setting to change
 
 
 @pytest.mark.parametrize(
@@ -320,7 +319,7 @@ def test_the_key_may_be_in_the_file_of_the_certificate(form):
         ("tls_client_key", "distributed.comm.tls.client.key"),
     ],
 )
-def test_a_file_that_is_missing_is_named_with_its_field_and_key(field, key):
+def test_a_missing_file_is_an_error_with_its_field_and_key(field, key):
     security = client_security(**{field: "/nowhere/x.pem"})
     with pytest.raises(FileNotFoundError) as caught:
         security.get_connection_args("client")
@@ -330,7 +329,7 @@ def test_a_file_that_is_missing_is_named_with_its_field_and_key(field, key):
 
 @pytest.mark.parametrize("field", ["tls_ca_file", "tls_client_cert", "tls_client_key"])
 @pytest.mark.parametrize("as_text", [True, False])
-def test_what_is_no_certificate_or_key_is_a_value_error_that_names_the_field(
+def test_a_malformed_certificate_or_key_is_a_value_error_that_names_the_field(
     field, as_text, tmp_path
 ):
     path = tmp_path / "x.pem"
@@ -345,12 +344,12 @@ def test_a_key_of_another_certificate_is_a_value_error_that_names_both():
         client_security(tls_client_key=OTHER).get_connection_args("client")
 
 
-def test_an_encrypted_key_is_a_value_error_rather_than_a_question():
+def test_an_encrypted_key_is_a_value_error_and_does_not_prompt():
     with pytest.raises(ValueError, match="the key is encrypted"):
         client_security(tls_client_key=ENCRYPTED_KEY).get_connection_args("client")
 
 
-def test_ciphers_that_do_not_exist_are_a_value_error():
+def test_an_unknown_cipher_is_a_value_error():
     with pytest.raises(ValueError, match="tls_ciphers='ROT13'"):
         client_security(tls_ciphers="ROT13").get_connection_args("client")
 
@@ -363,7 +362,7 @@ def test_no_error_shows_a_key():
     assert not any(line in str(caught.value) for line in secrets(text(KEY)))
 
 
-# What is shown
+# Messages without secrets
 
 
 def shown(security: Security) -> str:
@@ -378,7 +377,7 @@ def test_paths_versions_and_ciphers_are_shown():
         assert "tls_worker_cert" not in form
 
 
-def test_repr_is_short_where_nothing_is_set():
+def test_repr_is_short_if_no_field_is_set():
     assert repr(Security()) == "Security(require_encryption=False, tls_min_version=TLSv1_2)"
 
 
@@ -389,19 +388,16 @@ def test_no_key_is_shown():
     assert not any(line in shown(security) for line in secrets(text(KEY)))
 
 
-def test_a_key_without_its_lines_and_header_is_not_taken_for_a_path():
+def test_a_key_in_one_line_without_header_is_not_shown_as_a_path():
     key = "".join(secrets(text(KEY)))
     assert key[:40] not in shown(client_security(tls_client_key=key))
 
 
-def test_no_token_is_shown():
-    security = Security(token="open sesame")
-    assert "sesame" not in shown(security)
+def test_tokens_and_headers_are_not_shown():
+    headers = {"Authorization": "Basic c2VzYW1l"}
+    security = Security(token="open sesame", extra_conn_args={"headers": headers})
     assert "token" in repr(security)
-
-
-def test_no_header_is_shown():
-    security = Security(extra_conn_args={"headers": {"Authorization": "Basic c2VzYW1l"}})
+    assert "sesame" not in shown(security)
     assert "c2VzYW1l" not in shown(security)
 
 
@@ -413,12 +409,18 @@ def test_html_is_escaped():
 # Temporary
 
 
-def test_temporary_says_how_to_install_what_is_missing():
-    code = "import sys; sys.modules['cryptography'] = None; import distributed.security as s\n"
-    code += "try: s.Security.temporary()\nexcept ImportError as exc: print(exc)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "requires `cryptography`" in run.stdout
-    assert "extra `security`" in run.stdout
+def test_temporary_without_cryptography_names_the_extra_to_install():
+    output = run_here("""
+        import sys
+        sys.modules["cryptography"] = None
+        from distributed.security import Security
+        try:
+            Security.temporary()
+        except ImportError as exc:
+            print(exc)
+    """).stdout
+    assert "requires `cryptography`" in output
+    assert "extra `security`" in output
 
 
 class TestTemporary:
@@ -426,19 +428,18 @@ class TestTemporary:
     def _cryptography(self):
         pytest.importorskip("cryptography", reason="makes certificates")
 
-    def test_every_role_gets_the_same_certificate_and_key(self):
+    def test_all_roles_have_the_same_certificate_and_key(self):
         security = Security.temporary()
-        for role in ("client", "scheduler", "worker"):
+        for role in ROLES:
             tls = security.get_tls_config_for_role(role)
             assert tls["ca_file"] == tls["cert"] == security.tls_ca_file
             assert tls["key"] == security.tls_client_key
-            assert isinstance(security.get_listen_args(role)["ssl_context"], ssl.SSLContext)
-            assert isinstance(security.get_connection_args(role)["ssl_context"], ssl.SSLContext)
+        assert_context_for_each_role(security)
 
     def test_encryption_is_required(self):
         assert Security.temporary().require_encryption is True
 
-    def test_each_is_new(self):
+    def test_each_key_is_new(self):
         assert Security.temporary().tls_client_key != Security.temporary().tls_client_key
 
     def test_no_key_is_shown(self):
@@ -446,12 +447,12 @@ class TestTemporary:
         assert repr(security).count("Temporary (In-memory)") == 7
         assert not any(line in shown(security) for line in secrets(security.tls_client_key))
 
-    def test_other_fields_may_be_given(self):
+    def test_other_fields_can_be_given(self):
         security = Security.temporary(tls_ciphers=CIPHER, token="x")
         assert (security.tls_ciphers, security.token) == (CIPHER, "x")
 
     @pytest.mark.parametrize("field", ["tls_ca_file", "tls_worker_key", "require_encryption"])
-    def test_what_it_makes_cannot_be_given(self, field):
+    def test_fields_that_it_sets_cannot_be_given(self, field):
         with pytest.raises(TypeError, match=field):
             Security.temporary(**{field: "x"})
 
@@ -460,14 +461,11 @@ class TestTemporary:
             Security.temporary(tls_cafile="x")
 
 
-# For tests
+# tls_security of distributed.utils_test
 
 
 def test_tls_security_has_a_context_for_each_role():
-    security = tls_security()
-    for role in ("client", "scheduler", "worker"):
-        assert isinstance(security.get_listen_args(role)["ssl_context"], ssl.SSLContext)
-        assert isinstance(security.get_connection_args(role)["ssl_context"], ssl.SSLContext)
+    assert_context_for_each_role(tls_security())
 
 
 def test_tls_security_takes_further_fields():

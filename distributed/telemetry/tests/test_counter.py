@@ -1,21 +1,15 @@
-"""What `distributed.counter` promises."""
+"""Counters and digests over several time scales."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-import distributed
 from distributed.telemetry import counter
 from distributed.telemetry.counter import Counter
+from distributed.tests.environments import run_here
 
-ROOT = str(Path(distributed.__file__).parent.parent)
 
-
-def test_the_first_component_counts_what_is_added():
+def test_new_items_are_counted_in_the_first_component():
     ops = Counter()
     for op in ["identity", "add", "add"]:
         ops.add(op)
@@ -23,15 +17,15 @@ def test_the_first_component_counts_what_is_added():
     assert ops.size() == 3
 
 
-def test_the_intervals_are_seconds_a_minute_and_an_hour_by_default():
+def test_the_default_intervals_are_five_seconds_a_minute_and_an_hour():
     assert tuple(Counter().intervals) == (5, 60, 3600)
 
 
-def test_an_item_that_never_came_counts_zero():
+def test_the_count_of_an_unknown_item_is_zero():
     assert Counter().components[0]["never"] == 0
 
 
-def test_counts_flow_to_longer_intervals_as_in_the_original():
+def test_counts_move_to_longer_intervals_as_in_the_original():
     ops = Counter((1, 2, 4, 9))
     ops.add("a")
     flow = []
@@ -46,7 +40,7 @@ def test_counts_flow_to_longer_intervals_as_in_the_original():
     ]
 
 
-def test_shifting_neither_makes_nor_loses_counts():
+def test_shifting_keeps_the_total():
     ops = Counter()
     for i in range(100):
         ops.add(i % 7)
@@ -54,29 +48,28 @@ def test_shifting_neither_makes_nor_loses_counts():
     assert ops.size() == pytest.approx(100)
 
 
-def test_a_single_interval_keeps_what_it_gets():
+def test_a_single_interval_keeps_its_counts():
     ops = Counter([5])
     ops.add("a")
     ops.shift()
     assert dict(ops.components[0]) == {"a": 1}
 
 
-def test_without_its_library_there_is_no_digest():
-    script = (
-        "import sys; sys.modules['crick'] = None\n"
-        "from distributed import counter\n"
-        "assert counter.Digest is None"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+def test_digest_is_none_without_its_library():
+    run_here("""
+        import sys
+        sys.modules["crick"] = None
+        from distributed import counter
+        assert counter.Digest is None
+    """)
 
 
-def test_the_digest_library_is_not_imported_before_a_digest_is_made():
-    script = (
-        "import sys\n"
-        "from distributed import counter\n"
-        "assert not {'crick', 'numpy'} & set(sys.modules), sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+def test_the_digest_library_is_not_imported_before_a_digest_is_created():
+    run_here("""
+        import sys
+        from distributed import counter
+        assert not {"crick", "numpy"} & set(sys.modules), sys.modules.keys()
+    """)
 
 
 @pytest.fixture
@@ -93,13 +86,13 @@ def test_a_digest_estimates_quantiles(digest):
     assert digest.components[0].quantile(0.5) == pytest.approx(50, abs=1)
 
 
-def test_a_digest_takes_arrays_in(digest):
+def test_a_digest_accepts_arrays(digest):
     numpy = pytest.importorskip("numpy")
     digest.update(numpy.arange(101.0))
     assert digest.size() == 101
 
 
-def test_a_digest_flows_to_longer_intervals_as_in_the_original(digest):
+def test_weights_move_to_longer_intervals_as_in_the_original(digest):
     for i in range(100):
         digest.add(i)
     digest.shift()

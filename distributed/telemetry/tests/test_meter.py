@@ -1,4 +1,4 @@
-"""What `distributed.metrics` promises."""
+"""Clocks, meters, and the callbacks that receive measurements."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from distributed.telemetry.meter import DelayedMetricsLedger, context_meter, met
 
 
 def clock(readings: Iterable[float]) -> Callable[[], float]:
-    """A clock that shows these readings, one after the other."""
+    """Return a clock with these readings, one after the other."""
     return iter(readings).__next__
 
 
 @pytest.fixture
-def heard():
-    """What the context meter hears during a test."""
+def received():
+    """The measurements of the context meter during a test."""
     seen: list[Any] = []
     with context_meter.add_callback(lambda *metric: seen.append(metric)):
         yield seen
@@ -46,7 +46,7 @@ def test_a_metric_reaches_every_callback_from_the_outermost_to_the_innermost():
     assert seen == [("outer", ("a", "b"), 2, "bytes"), ("inner", ("a", "b"), 2, "bytes")]
 
 
-def test_nobody_hears_what_is_measured_outside_the_block():
+def test_measurements_outside_the_block_are_dropped():
     seen = []
     context_meter.digest_metric("before", 1, "s")
     with context_meter.add_callback(lambda *metric: seen.append(metric)):
@@ -55,13 +55,13 @@ def test_nobody_hears_what_is_measured_outside_the_block():
     assert seen == []
 
 
-def test_the_same_callback_installed_twice_is_called_twice(heard):
-    with context_meter.add_callback(lambda *metric: heard.append(metric)):
+def test_the_same_callback_installed_twice_is_called_twice(received):
+    with context_meter.add_callback(lambda *metric: received.append(metric)):
         context_meter.digest_metric("x", 1, "s")
-    assert heard == [("x", 1, "s")] * 2
+    assert received == [("x", 1, "s")] * 2
 
 
-def test_a_callback_with_the_same_key_stands_in_for_the_outer_one():
+def test_a_callback_replaces_an_enclosing_one_with_the_same_key():
     seen = []
     with context_meter.add_callback(lambda label, *_: seen.append(("outer", label)), key="k"):
         with context_meter.add_callback(lambda label, *_: seen.append(("inner", label)), key="k"):
@@ -70,14 +70,14 @@ def test_a_callback_with_the_same_key_stands_in_for_the_outer_one():
     assert seen == [("inner", "x"), ("outer", "y")]
 
 
-def test_clear_callbacks_silences_a_block(heard):
+def test_clear_callbacks_drops_measurements_inside_the_block(received):
     with context_meter.clear_callbacks():
         context_meter.digest_metric("x", 1, "s")
     context_meter.digest_metric("y", 1, "s")
-    assert heard == [("y", 1, "s")]
+    assert received == [("y", 1, "s")]
 
 
-def test_what_a_callback_raises_is_raised_where_it_was_measured():
+def test_an_error_of_a_callback_is_raised_in_the_measuring_code():
     def refuse(*metric):
         raise RuntimeError("no metrics today")
 
@@ -88,36 +88,36 @@ def test_what_a_callback_raises_is_raised_where_it_was_measured():
         context_meter.digest_metric("x", 1, "s")
 
 
-def test_a_meter_digests_how_far_its_clock_went(heard):
+def test_a_meter_reports_the_difference_of_its_clock_readings(received):
     with context_meter.meter("x", unit="steps", func=clock([3, 7])) as m:
         assert m.start == 3
         assert math.isnan(m.stop)
         assert math.isnan(m.delta)
     assert (m.start, m.stop, m.delta) == (3, 7, 4)
-    assert heard == [("x", 4, "steps")]
+    assert received == [("x", 4, "steps")]
 
 
-def test_a_meter_counts_seconds_by_default(heard):
+def test_a_meter_reports_seconds_by_default(received):
     with context_meter.meter("x"):
         pass
-    [(label, value, unit)] = heard
+    [(label, value, unit)] = received
     assert (label, unit) == ("x", "seconds")
     assert 0 <= value < 10
 
 
-def test_a_meter_digests_although_its_block_raises(heard):
+def test_a_meter_reports_if_its_block_raises(received):
     with pytest.raises(KeyError), context_meter.meter("x", func=clock([3, 7])):
         raise KeyError
-    assert heard == [("x", 4, "seconds")]
+    assert received == [("x", 4, "seconds")]
 
 
-def test_a_meter_measures_although_nobody_listens():
+def test_a_meter_measures_without_callbacks():
     with context_meter.meter("x", func=clock([3, 7])) as m:
         pass
     assert m.delta == 4
 
 
-def test_nested_meters_add_up_to_the_time_that_passed(heard):
+def test_nested_meters_add_up_to_the_elapsed_time(received):
     read = clock([0, 1, 2, 4, 7, 10])
     with (
         context_meter.meter("a", func=read),
@@ -125,34 +125,34 @@ def test_nested_meters_add_up_to_the_time_that_passed(heard):
         context_meter.meter("c", func=read),
     ):
         pass
-    assert heard == [("c", 2, "seconds"), ("b", 4, "seconds"), ("a", 4, "seconds")]
+    assert received == [("c", 2, "seconds"), ("b", 4, "seconds"), ("a", 4, "seconds")]
 
 
-def test_a_meter_leaves_out_what_was_digested_in_its_unit_only(heard):
+def test_a_meter_subtracts_only_measurements_of_its_unit(received):
     with context_meter.meter("x", func=clock([0, 10])):
-        context_meter.digest_metric("claimed", 2, "seconds")
+        context_meter.digest_metric("inner", 2, "seconds")
         context_meter.digest_metric("unrelated", 5, "bytes")
-    assert heard[-1] == ("x", 8, "seconds")
+    assert received[-1] == ("x", 8, "seconds")
 
 
 @pytest.mark.parametrize(("floor", "delta"), [(0.0, 0), (0.5, 0.5), (False, -2)])
-def test_a_clock_that_is_set_back_yields_no_less_than_the_floor(heard, floor, delta):
+def test_the_floor_is_the_minimum_result_if_a_clock_is_set_back(received, floor, delta):
     with context_meter.meter("x", func=clock([5, 3]), floor=floor):
         pass
     with meter(func=clock([5, 3]), floor=floor) as m:
         pass
-    assert heard == [("x", delta, "seconds")]
+    assert received == [("x", delta, "seconds")]
     assert m.delta == delta
 
 
-def test_the_plain_meter_tells_nobody(heard):
+def test_the_plain_meter_does_not_report(received):
     with meter(func=clock([3, 7])) as m:
         pass
     assert m.delta == 4
-    assert heard == []
+    assert received == []
 
 
-def test_a_task_inherits_the_callbacks_of_its_maker(heard):
+def test_a_task_inherits_the_callbacks_of_its_creator(received):
     async def measure():
         context_meter.digest_metric("x", 1, "s")
 
@@ -160,18 +160,18 @@ def test_a_task_inherits_the_callbacks_of_its_maker(heard):
         await asyncio.create_task(measure())
 
     asyncio.run(main())
-    assert heard == [("x", 1, "s")]
+    assert received == [("x", 1, "s")]
 
 
-def test_a_plain_thread_does_not_inherit_callbacks(heard):
+def test_a_plain_thread_does_not_inherit_callbacks(received):
     thread = threading.Thread(target=context_meter.digest_metric, args=("x", 1, "s"))
     thread.start()
     thread.join()
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.parametrize("allow_offload", [False, True])
-def test_a_callback_runs_in_the_measuring_thread_unless_it_must_not(allow_offload):
+def test_a_callback_runs_in_its_own_thread_only_with_allow_offload(allow_offload):
     async def main():
         called = asyncio.get_running_loop().create_future()
 
@@ -193,20 +193,20 @@ def test_allow_offload_needs_a_running_loop():
         context_meter.add_callback(print, allow_offload=True).__enter__()
 
 
-def test_a_meter_leaves_out_what_another_thread_measured_on_its_behalf(heard):
+def test_a_meter_subtracts_measurements_of_another_thread(received):
     async def main():
         with context_meter.meter("x", func=clock([0, 10])):
             await asyncio.to_thread(context_meter.digest_metric, "in thread", 4, "seconds")
 
     asyncio.run(main())
-    assert heard == [("in thread", 4, "seconds"), ("x", 6, "seconds")]
+    assert received == [("in thread", 4, "seconds"), ("x", 6, "seconds")]
 
 
 def test_the_context_meter_pickles_as_itself():
     assert pickle.loads(pickle.dumps(context_meter)) is context_meter
 
 
-def test_a_ledger_yields_what_was_recorded_and_the_rest_of_the_time():
+def test_a_ledger_yields_recorded_measurements_and_the_remaining_time():
     ledger = DelayedMetricsLedger(func=clock([100, 110]))
     context_meter.digest_metric("not recorded", 1, "seconds")
     with ledger.record():
@@ -219,7 +219,7 @@ def test_a_ledger_yields_what_was_recorded_and_the_rest_of_the_time():
     ]
 
 
-def test_a_ledger_books_all_time_under_one_label_if_told_so():
+def test_a_ledger_with_coarse_time_yields_all_time_under_one_label():
     ledger = DelayedMetricsLedger(func=clock([100, 110]))
     with ledger.record():
         context_meter.digest_metric("x", 2, "seconds")
@@ -231,7 +231,7 @@ def test_a_ledger_books_all_time_under_one_label_if_told_so():
 
 
 @pytest.mark.parametrize(("floor", "rest"), [(0.0, 0), (False, -10)])
-def test_a_ledger_with_more_recorded_than_passed_yields_no_less_than_the_floor(floor, rest):
+def test_the_remaining_time_of_a_ledger_is_at_least_the_floor(floor, rest):
     ledger = DelayedMetricsLedger(func=clock([100, 110]))
     with ledger.record():
         context_meter.digest_metric("x", 20, "seconds")

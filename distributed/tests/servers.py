@@ -1,9 +1,11 @@
-"""Servers to test, over every transport within reach, and comms to talk to them."""
+"""Servers under test, over every transport, and comms connected to them."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from distributed.utils_test import tls_security
 
 TCP = "tcp://127.0.0.1:0"
 
-#: Parametrizes a test with the addresses to listen at.
+#: An address to listen at for each transport.
 ADDRESSES = [
     TCP,
     "inproc://",
@@ -24,7 +26,7 @@ ADDRESSES = [
     "wss://127.0.0.1:0",
 ]
 
-#: Parametrizes a test with the addresses to listen at.
+#: Runs a test with each of ADDRESSES as its argument ``transport``.
 TRANSPORTS = pytest.mark.parametrize("transport", ADDRESSES)
 
 
@@ -33,13 +35,13 @@ def is_encrypted(address: str) -> bool:
 
 
 def listen_args(address: str) -> dict[str, Any]:
-    """What it takes to listen at an address: certificates, if anything."""
+    """Return the keyword arguments for listening at *address*: certificates, or none."""
     return tls_security().get_listen_args("scheduler") if is_encrypted(address) else {}
 
 
 @contextlib.contextmanager
 def trusting(address: str) -> Iterator[None]:
-    """See that calls from within this process bring the certificates that *address* takes."""
+    """Replace ``core.connect``, so that calls from this process trust a server at *address*."""
     if not is_encrypted(address):
         yield
         return
@@ -58,12 +60,12 @@ def trusting(address: str) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    transport: str,
+    transport: str = "inproc://",
     handlers: Mapping[str, Callable[..., Any]] | None = None,
     cls: Callable[..., Server] = Server,
     **kwargs: Any,
 ) -> AsyncIterator[Any]:
-    """A server that runs and listens."""
+    """Run a server that listens at *transport* and has *handlers*; *kwargs* are for *cls*."""
     async with cls(handlers or {}, **kwargs) as server:
         await server.listen(transport, **listen_args(transport))
         with trusting(transport):
@@ -72,7 +74,7 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[Comm]:
-    """A comm to a server."""
+    """Open a comm to *server*, and close it at the end."""
     comm = await core.connect(server.address)
     try:
         yield comm
@@ -81,11 +83,60 @@ async def connected(server: Server) -> AsyncIterator[Comm]:
 
 
 async def ask(comm: Comm, msg: Any) -> Any:
-    """Write one message as it is and read the answer to it."""
+    """Write *msg* unchanged and return the answer."""
     await comm.write(msg)
     return await comm.read()
 
 
 async def assert_usable(comm: Comm) -> None:
-    """Fail unless a request gets its own answer."""
+    """Fail unless a request on *comm* gets its own answer."""
     assert await ask(comm, {"op": "echo", "data": "still there"}) == "still there"
+
+
+class Gate:
+    """A handler that reports each call, and returns once the test opens the gate.
+
+    Calls with different values of *key* wait independently.
+
+    Attributes
+    ----------
+    handle
+        The handler; it returns its argument *key*.
+    entered, cancelled : dict
+        *key* → event that is set when the handler is called, or cancelled.
+
+    Examples
+    --------
+    >>> async def test():
+    ...     gate = Gate()
+    ...     async with serving("inproc://", {"wait": gate.handle}) as server:
+    ...         async with core.rpc(server.address) as remote:
+    ...             call = await gate.enter(remote.wait())
+    ...             gate.open()
+    ...             await call
+    """
+
+    def __init__(self) -> None:
+        self.entered: defaultdict[Any, asyncio.Event] = defaultdict(asyncio.Event)
+        self.cancelled: defaultdict[Any, asyncio.Event] = defaultdict(asyncio.Event)
+        self._opened: defaultdict[Any, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def handle(self, key: Any = None) -> Any:
+        self.entered[key].set()
+        try:
+            await self._opened[key].wait()
+        except asyncio.CancelledError:
+            self.cancelled[key].set()
+            raise
+        return key
+
+    async def enter(self, call: Awaitable[Any], key: Any = None) -> asyncio.Future[Any]:
+        """Start *call* as a task, and return the task once the handler runs."""
+        task = asyncio.ensure_future(call)
+        await self.entered[key].wait()
+        return task
+
+    def open(self, *keys: Any) -> None:
+        """Let the handler return, for calls with *keys*, or without a key if none is given."""
+        for key in keys or (None,):
+            self._opened[key].set()

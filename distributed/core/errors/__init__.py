@@ -10,8 +10,8 @@ the traceback depends on what is installed:
 * With tblib on both sides it is a traceback object with all its frames.
 * Otherwise it is text in a note (PEP 678), which Python prints with the exception.  A sender
   without tblib adds such a note to each exception of the chain, so every receiver shows it.  A
-  receiver without tblib adds one from the message's ``traceback_text``.  Each hop adds its own note,
-  so an error that passed several servers shows all of them.
+  receiver without tblib adds one from the message's ``traceback_text``.  Each hop adds its own
+  note, so an error that passed several servers shows all of them.
 
 Making the message never fails, because something has failed already when it is made: ``str`` and
 ``repr`` of the exception may raise, its message may fill the memory, and its traceback may have ten

@@ -32,7 +32,7 @@ _MODULES = {
     "Status": "distributed.core",
 }
 
-#: Submodules that need no import of their own: ``import distributed`` suffices, as with the original.
+#: Submodules that are available after ``import distributed`` alone, as with the original.
 _SUBMODULES = frozenset(
     {
         "batched",
@@ -90,8 +90,8 @@ def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}: this is distributed-core, the "
-            f"networking core alone. {name} is in dask.distributed, which has the same import name; "
-            "install it into another environment."
+            f"networking core alone. {name} is in dask.distributed, which has the same import "
+            "name; install it into another environment."
         )
     if name in _SUBMODULES:
         return importlib.import_module(f"distributed.{name}")

@@ -49,19 +49,21 @@ class Inbox:
 
 
 class Reader(Inbox):
-    """A peer that keeps the batches that it reads, and stops reading while not `resumed`."""
+    """A peer that keeps the batches that it reads; if `paused`, it reads nothing until `resumed`."""
 
-    def __init__(self) -> None:
+    def __init__(self, paused: bool) -> None:
         super().__init__()
         self.address = ""
         self.comms: list[Comm] = []
         self.resumed = asyncio.Event()
-        self.resumed.set()
+        if not paused:
+            self.resumed.set()
 
     async def handle(self, comm: Comm) -> None:
         self.comms.append(comm)
         try:
-            while await self.resumed.wait():
+            await self.resumed.wait()
+            while True:
                 await self.add(await comm.read())
         except CommClosedError:
             await comm.close()
@@ -111,10 +113,10 @@ class ScriptedComm(Inbox, Comm):
 
 @asynccontextmanager
 async def streaming(
-    listen_at: str = "inproc://", interval: Any = "1ms", **kwargs: Any
+    listen_at: str = "inproc://", interval: Any = "1ms", paused: bool = False, **kwargs: Any
 ) -> AsyncIterator[tuple[BatchedSend, Reader]]:
     """Start a stream to a reader that listens at *listen_at*; close both at the end."""
-    peer = Reader()
+    peer = Reader(paused)
     async with listen(listen_at, peer.handle) as listener:
         peer.address = listener.contact_address
         stream = BatchedSend(interval=interval, **kwargs)
@@ -133,10 +135,8 @@ def scripted(
     interval: Any = 0, fail_after: int | None = None, blocked: bool = False, **kwargs: Any
 ) -> tuple[BatchedSend, ScriptedComm]:
     """Start a stream on a scripted comm."""
-    stream, comm = (
-        BatchedSend(interval, **kwargs),
-        ScriptedComm(fail_after=fail_after, blocked=blocked),
-    )
+    stream = BatchedSend(interval, **kwargs)
+    comm = ScriptedComm(fail_after=fail_after, blocked=blocked)
     stream.start(comm)
     return stream, comm
 
@@ -362,8 +362,7 @@ def test_zero_means_no_limit():
 @gen_test()
 async def test_a_producer_that_drains_waits_for_a_slow_peer_and_loses_nothing():
     most = 0
-    async with streaming(TCP, interval=0, max_buffer_size=5_000_000) as (stream, peer):
-        peer.resumed.clear()
+    async with streaming(TCP, 0, paused=True, max_buffer_size=5_000_000) as (stream, peer):
 
         async def produce():
             nonlocal most
@@ -530,8 +529,7 @@ def test_abort_before_the_start_closes():
 
 @gen_test()
 async def test_close_aborts_after_the_timeout_and_keeps_the_undelivered_messages():
-    async with streaming(TCP, interval=0) as (stream, peer):
-        peer.resumed.clear()
+    async with streaming(TCP, interval=0, paused=True) as (stream, _):
         stream.send(b"x" * 100_000_000)
         await async_poll_for(lambda: stream.buffer == [], timeout=5)
         stream.send("small")

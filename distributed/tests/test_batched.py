@@ -49,7 +49,7 @@ class Inbox:
 
 
 class Reader(Inbox):
-    """A peer that keeps the batches that it reads; if `paused`, it reads nothing until `resumed`."""
+    """A peer that keeps the batches that it reads; it reads nothing until `resumed` is set."""
 
     def __init__(self, paused: bool) -> None:
         super().__init__()

@@ -237,7 +237,7 @@ async def test_a_pool_does_not_keep_its_server_alive():
     assert pool.server() is None
 
 
-def test_a_pool_needs_no_server():
+def test_the_server_of_a_pool_is_optional():
     assert ConnectionPool().server is None
 
 

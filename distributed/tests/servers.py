@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from distributed import core
 from distributed.core import Comm, Server
-from distributed.utils_test import tls_security
+from distributed.utils_test import captured_logger, tls_security
 
 TCP = "tcp://127.0.0.1:0"
 
@@ -86,6 +88,22 @@ async def ask(comm: Comm, msg: Any) -> Any:
     """Write *msg* unchanged and return the answer."""
     await comm.write(msg)
     return await comm.read()
+
+
+def quiet(level: int = logging.INFO) -> contextlib.AbstractContextManager[io.StringIO]:
+    """Capture the log lines of errors that a test causes."""
+    return captured_logger("distributed.core", level=level)
+
+
+def explode() -> None:
+    raise ZeroDivisionError("cannot be unpickled")
+
+
+class Explosive:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return explode, ()
 
 
 async def assert_usable(comm: Comm) -> None:

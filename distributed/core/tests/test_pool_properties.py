@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 
 from distributed import core
 from distributed.core import Comm, CommClosedError, ConnectionPool, Server, Status
-from distributed.utils_test import captured_logger, gen_test
+from distributed.tests.servers import quiet
+from distributed.utils_test import gen_test
 
 #: Derandomized, so that each run tests the same programs.
 PROFILE = settings(derandomize=True, database=None, deadline=None)
@@ -385,7 +386,7 @@ async def test_each_call_of_real_servers_gets_its_own_answer(limit, programs):
     pool = await ConnectionPool(limit=limit)
     runner = Programs(pool)
     handlers = {"echo": runner.echo, "fail": fail, "leave": lambda comm: comm.abort()}
-    with captured_logger("distributed.core.requests"):
+    with quiet():
         async with Server(handlers) as one, Server(handlers) as two:
             for server in (one, two):
                 await server.listen("inproc://")

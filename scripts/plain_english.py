@@ -45,7 +45,6 @@ ALLOWED = re.compile(
 #: Files that are quoted from elsewhere, or that list the words themselves.
 EXCLUDED = {
     "LICENSE",
-    "distributed/tests/data/api.md",
     "distributed/tests/data/foundations.rst",
     "docs/foundations.rst",
     "scripts/plain_english.py",

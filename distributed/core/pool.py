@@ -45,9 +45,9 @@ class PoolState:
     # * A connection is in `available` or in `occupied`, never in both.
     # * No call waits while a place is free or a connection is idle: each method that frees a
     #   connection or a place calls _settle().
-    def __init__(self, limit: int) -> None:
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"the limit of a pool must be at least one connection, not {limit!r}")
+    def __init__(self, limit: float) -> None:
+        if not isinstance(limit, int | float) or not limit >= 1:
+            raise ValueError(f"the limit of a pool must be a number from 1, got {limit!r}")
         self.limit = limit
         # Address → idle connections.  Callers that look up an address leave an empty set.
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
@@ -81,7 +81,7 @@ class PoolState:
         return len(self._waiting)
 
     @property
-    def _free(self) -> int:
+    def _free(self) -> float:
         """Number of free places."""
         return self.limit - self.open - self._connecting_count
 
@@ -192,7 +192,7 @@ class Places:
         self._pool = weakref.proxy(pool)
 
     @property
-    def _value(self) -> int:
+    def _value(self) -> float:
         """Number of free places."""
         return self._pool._free
 
@@ -279,7 +279,7 @@ class ConnectionPool(PoolState):
 
     def __init__(
         self,
-        limit: int = 512,
+        limit: float = 512,
         deserialize: bool = True,
         serializers: Sequence[str] | None = None,
         allow_offload: bool = True,

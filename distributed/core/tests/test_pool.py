@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -768,7 +769,15 @@ async def test_options_of_the_pool_apply_to_its_connections():
         assert comm.deserialize is False
 
 
-@pytest.mark.parametrize("limit", [0, -1, "5", None, 2.5])
+@pytest.mark.parametrize("limit", [0, -1, 0.5, math.nan, "5", None])
 def test_a_limit_below_one_is_an_error(limit):
-    with pytest.raises(ValueError, match="at least one connection"):
+    with pytest.raises(ValueError, match="must be a number from 1"):
         ConnectionPool(limit=limit)
+
+
+@gen_test()
+async def test_a_pool_without_a_limit_has_always_a_free_place():
+    async with serving() as server, ConnectionPool(limit=math.inf) as pool:
+        await pool.connect(server.address)
+        assert not pool.semaphore.locked()
+        pool._validate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import enum
 import importlib
 import importlib.util
 import inspect
@@ -322,26 +321,6 @@ def test_tcp_backends_name_their_classes():
     assert tcp.TCPBackend._connector_class is tcp.TCPConnector
     assert tcp.TCPBackend._listener_class is tcp.TCPListener
     assert issubclass(tcp.TCPBackend, tcp.BaseTCPBackend)
-
-
-def test_the_states_and_their_names():
-    assert issubclass(core.Status, enum.Enum)
-    assert [status.name for status in core.Status] == [
-        "undefined",
-        "created",
-        "init",
-        "starting",
-        "running",
-        "paused",
-        "stopping",
-        "stopped",
-        "closing",
-        "closing_gracefully",
-        "closed",
-        "failed",
-        "dont_reply",
-    ]
-    assert core.Status.lookup == {status.name: status for status in core.Status}
 
 
 def test_an_unknown_keyword_of_a_server_is_a_type_error():

@@ -97,10 +97,7 @@ def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
             return _round_trip(e, _reductions(nodes, text or "", limit))[0]
         except Exception as exc:  # noqa: BLE001  (the caller is shown it)
             problem = safe_repr(exc)
-    function, args, state = _stand_in(e, problem, limit)
-    bare = function(*args)
-    bare.__dict__.update(state)
-    return pickle.dumps(bare)
+    return _round_trip(e, {id(e): _stand_in(e, problem, limit)})[0]
 
 
 def _round_trip(obj: Any, reductions: Mapping[int, Any]) -> tuple[bytes, Any]:
@@ -134,11 +131,10 @@ def _reductions(nodes: list[BaseException], text: str, limit: int) -> dict[int, 
     reductions: dict[int, Any] = {}
     for node in reversed(nodes):
         if node is not nodes[0]:
-            text_of_node = format_traceback(node.__traceback__, limit)
+            extra = _extra_state(node, format_traceback(node.__traceback__, limit), present)
         else:
-            text_of_node = text
+            extra = _extra_state(node, text, present)
         reduction = _working_reduction(node, reductions, limit)
-        extra = _extra_state(node, text_of_node, present)
         reductions[id(node)] = _with_state(node, reduction, extra)
     return reductions
 
@@ -197,9 +193,7 @@ def _c_attributes(exc: BaseException) -> dict[str, Any]:
     return found
 
 
-def _stand_in(
-    exc: BaseException, problem: str, limit: int
-) -> tuple[type[Exception], tuple[str], dict[str, Any]]:
+def _stand_in(exc: BaseException, problem: str, limit: int) -> Any:
     """Return the reduction of an `Exception` that replaces one that cannot be pickled."""
     notes = [bounded(note, limit) for note in notes_of(exc)]
     notes.append(f"(A {type_name(exc)} that could not be pickled: {bounded(problem, limit)})")

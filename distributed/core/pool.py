@@ -92,7 +92,7 @@ class PoolState:
         assert len(set(idle) | set(used)) == len(idle) + len(used)
         assert self._connecting_count >= 0
         assert self._free >= 0, self
-        assert not self._waiting or (self._free == 0 and not idle), self
+        assert not self._waiting or (self._free < 1 and not idle), self
 
     async def _wait_for_place(self, addr: str) -> Comm | None:
         """Wait for an idle connection to *addr*, or for a place to open one.
@@ -144,7 +144,7 @@ class PoolState:
             if not ready.done():
                 comm = self._take_idle(addr)
                 if comm is None:
-                    if self._free <= 0 and not self._evict():
+                    if self._free < 1 and not self._evict():
                         return
                     self._connecting_count += 1
                 ready.set_result(comm)
@@ -198,7 +198,7 @@ class Places:
 
     def locked(self) -> bool:
         """Return whether all places are taken."""
-        return self._pool._free <= 0
+        return self._pool._free < 1
 
 
 class PooledRPCCall(RemoteCalls):

@@ -775,9 +775,10 @@ def test_a_limit_below_one_is_an_error(limit):
         ConnectionPool(limit=limit)
 
 
+@pytest.mark.parametrize(("limit", "locked"), [(math.inf, False), (1.5, True)])
 @gen_test()
-async def test_a_pool_without_a_limit_has_always_a_free_place():
-    async with serving() as server, ConnectionPool(limit=math.inf) as pool:
+async def test_a_limit_can_be_infinite_or_a_fraction(limit, locked):
+    async with serving() as server, ConnectionPool(limit=limit) as pool:
         await pool.connect(server.address)
-        assert not pool.semaphore.locked()
+        assert pool.semaphore.locked() is locked
         pool._validate()

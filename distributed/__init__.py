@@ -1,11 +1,11 @@
-"""The networking core of dask.distributed, built anew.
+"""The networking core of dask.distributed, rebuilt.
 
 Servers that answer operations, and objects that call them::
 
     from distributed import Server, rpc
 
-What is named here is imported on first use, so that a lower floor alone
-(``import distributed.protocol``, say) does not load those above it.
+The names of this module are imported on first use, so that importing a lower floor alone (such as
+``distributed.protocol``) does not load those above it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MODULES = {
     "Status": "distributed.core",
 }
 
-#: Imported on first use too: the original has imported them by then.
+#: Submodules that are available after ``import distributed`` alone, as with the original.
 _SUBMODULES = frozenset(
     {
         "batched",
@@ -49,8 +49,8 @@ _SUBMODULES = frozenset(
     }
 )
 
-#: What code that was written for the original may look for here, and dask where it finds
-#: something of this name.  It must be absent, not broken: callers do without it.
+#: Names of the original that this package lacks.  Looking one up raises AttributeError, not another
+#: error, because dask and other callers then do without it.
 _ELSEWHERE = frozenset(
     {
         "Actor",
@@ -89,9 +89,9 @@ _ELSEWHERE = frozenset(
 def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
         raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}: this is distributed-core, which is "
-            f"the networking core alone. {name} is in dask.distributed; as that is imported by "
-            "the same name, install it into another environment."
+            f"module {__name__!r} has no attribute {name!r}: this is distributed-core, the "
+            f"networking core alone. {name} is in dask.distributed, which has the same import "
+            "name; install it into another environment."
         )
     if name in _SUBMODULES:
         return importlib.import_module(f"distributed.{name}")

@@ -1,12 +1,11 @@
-"""Many small messages on one comm: gathered, and written a list at a time.
+"""A stream of small messages on one comm, written in batches.
 
-A stream of messages (heartbeats, task states, …) costs one write each unless they are gathered.
-`BatchedSend` takes them one by one, synchronously, and writes what has gathered at most once per
-interval.  The other end reads lists, as `Server.handle_stream` does.
+Writing each message of a stream (heartbeats, task states, …) separately is slow.  `BatchedSend`
+accepts messages one by one, synchronously, and writes them as lists, at most one list per interval.
+The peer reads lists, as `Server.handle_stream` does.
 
-It stands between the code that sends and `Comm.write`, and knows nothing of operations, addresses
-or frames.  It never skips a message: what the peer has read is at any time a prefix of what was
-sent, and what did not get through stays in `BatchedSend.buffer`.
+No message is skipped: the messages that the peer has read are always a prefix of the messages that
+were sent.  Those not delivered stay in `BatchedSend.buffer`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import asyncio
 import logging
 import reprlib
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.base import config
@@ -29,53 +29,53 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A batch that takes more bytes than this is not kept in the log of recent messages.
+#: Maximum number of bytes of a batch that is kept in the log of recent messages.
 LOGGED_BATCH_BYTES = 1_000_000
 
 
 class BatchedSend:
-    """Send messages on a comm in batches, at most one batch per interval.
+    """Sender of messages on a comm in batches, at most one batch per interval.
 
-    The first message after a pause of an interval or more goes out at once, together with those
-    that are sent in the same turn of the event loop.  What is sent before `start` waits for it.
-    When the comm breaks, the messages that were not delivered stay in ``buffer``, in order, and a
-    `start` with another comm sends them first.  A batch during whose writing the comm breaks
-    counts as not delivered, although the peer may have read it.
+    After a pause of at least one interval, a message is written at the end of the current
+    event-loop iteration, in one batch with all others sent in this iteration.  Messages sent before
+    `start` wait in ``buffer``.  If the comm breaks, the undelivered messages stay in ``buffer``, in
+    order; a `start` with another comm sends them first.  If the comm breaks during a write, the
+    whole batch counts as undelivered, although the peer may have read it.
 
-    A message that cannot be serialized ends the stream: those before it are delivered, the error
-    is logged, the comm is closed, the message is dropped, and those after it stay in ``buffer``.
-    To go on without it would leave the peer with a gap that it has no means of noticing.
+    A message that cannot be serialized ends the stream.  The messages before it are delivered, the
+    error is logged, the comm is closed, the message is dropped, and those after it stay in
+    ``buffer``.  Continuing without the message would leave a gap that the peer cannot notice.
 
-    All methods belong to the event loop that `start` was called on.
+    All methods must be called on the event loop on which `start` was called.
 
     Parameters
     ----------
     interval : float or str
-        Least time from the start of one batch to that of the next: milliseconds, or with a unit,
-        such as ``"2ms"``.
+        Minimum time between the starts of two batches, in milliseconds or with a unit (``"2ms"``).
     loop : tornado.ioloop.IOLoop, optional
-        Where the batches are written from; the loop that runs when `start` is called if not given.
-    serializers : list of str, optional
+        The loop that writes the batches; by default the loop that runs when `start` is called.
+    serializers : sequence of str, optional
         Passed to `Comm.write`.
     max_buffer_size : int or str, optional
-        About how many bytes of messages may wait, those that are being written included, before
-        `send` raises; 0 for any number.  ``distributed.comm.batched.max-buffer-size`` if not given.
+        Approximate size in bytes of the waiting messages, including the batch being written, from
+        which on `send` raises; 0 for no limit.  By default
+        ``distributed.comm.batched.max-buffer-size``.
 
     Attributes
     ----------
     comm : Comm or None
-        What was last given to `start`.
+        The comm last passed to `start`.
     buffer : list
-        Messages that no write has taken yet, or that a failed write has put back.
+        Messages that wait to be written, and those that a failed write returned.
     message_count, batch_count, byte_count : int
-        Messages taken by `send`, batches and bytes handed over to comms.
+        Number of messages accepted by `send`, and of batches and bytes written.
     recent_message_log : collections.deque
-        The last batches that were written, as many as ``distributed.admin.low-level-log-length``
-        says; ``"large-message"`` stands for one that is too large to be kept.
+        The last ``distributed.admin.low-level-log-length`` batches that were written, with
+        ``"large-message"`` in place of each batch larger than 1 MB.
     buffered_bytes : int
-        About how large the messages are that wait or are being written.
+        Approximate size of the messages that wait or are being written.
     next_deadline : float or None
-        When the next batch may go, on the clock of the event loop; None before the first.
+        Earliest time of the next batch, on the clock of the event loop; None before the first.
 
     Examples
     --------
@@ -87,26 +87,15 @@ class BatchedSend:
     ...     await stream.close()
     """
 
-    # Mutable state, changed by nothing but the methods of this class:
-    #
-    #   comm, buffer     as above
-    #   buffered_bytes   the sum of rough_size() over the buffer and the batch being written
-    #   _drained         what calls of `drain` wait for; done when it is worth another look
-    #   _writer          the one background task; it runs exactly while there is work to do (a
-    #                    buffer that is not empty and an open comm), so that an idle stream leaves
-    #                    nothing behind when it is dropped or its comm breaks
-    #   _idle            `start` was called and there is no such task: the next `send` wakes one
-    #   _pause           what `_run` waits for between two batches, else None
-    #   please_stop      `close` was called: batches no longer wait for their interval
-    #   _ended           nothing more will be sent on `comm`: `send` raises
-    #   _failure         why, where a message was the reason
-    #   _epoch           counts `abort`s: a batch of an earlier epoch is not put back
-
+    # Invariants:
+    # * `_writer` runs exactly while there are messages to write and an open comm to write them to.
+    #   An idle stream therefore leaves no task when it is deleted or its comm breaks.
+    # * `buffered_bytes` is the sum of rough_size() of `buffer` and of the batch being written.
     def __init__(
         self,
         interval: float | str,
         loop: IOLoop | None = None,
-        serializers: list[str] | None = None,
+        serializers: Sequence[str] | None = None,
         *,
         max_buffer_size: int | str | None = None,
     ) -> None:
@@ -115,7 +104,7 @@ class BatchedSend:
         self.max_buffer_size = parse_bytes(max_buffer_size)
         if interval is None:
             raise TypeError(
-                "interval is a number of milliseconds or a text such as '2ms', not None"
+                "interval must be a number of milliseconds or a text such as '2ms', not None"
             )
         self.interval = parse_timedelta(interval, default="ms")
         self.loop = loop
@@ -123,7 +112,6 @@ class BatchedSend:
         self.comm: Comm | None = None
         self.buffer: list[Any] = []
         self.buffered_bytes = 0
-        self._drained: asyncio.Future[None] | None = None
         self.message_count = 0
         self.batch_count = 0
         self.byte_count = 0
@@ -131,13 +119,23 @@ class BatchedSend:
             maxlen=config.get("distributed.admin.low-level-log-length")
         )
         self.next_deadline: float | None = None
+        # Set by close(): batches no longer wait for the interval.
         self.please_stop = False
+        # The loop that runs `_writer`; None before start().
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
+        # The task that writes batches, running or done.
         self._writer: asyncio.Task[None] | None = None
+        # Whether start() was called and `_writer` is not running, so that send() must start it.
         self._idle = False
+        # Ends the writer's wait for the interval; None while it does not wait.
         self._pause: asyncio.Future[None] | None = None
+        # Wakes the calls of drain(), which then check the size again; None before the first.
+        self._drained: asyncio.Future[None] | None = None
+        # Whether send() raises although `comm` may still be open.
         self._ended = False
+        # The error that ended the stream, if a message could not be serialized.
         self._failure: BaseException | None = None
+        # Number of calls of abort(): a batch of an earlier epoch is not returned to `buffer`.
         self._epoch = 0
 
     def __repr__(self) -> str:
@@ -146,18 +144,17 @@ class BatchedSend:
         return f"<BatchedSend: {len(self.buffer)} in buffer>"
 
     def start(self, comm: Comm) -> None:
-        """Begin to send on this comm, with what is in the buffer.
+        """Start to send on this comm, beginning with the messages in the buffer.
 
         Parameters
         ----------
         comm : Comm
-            An open comm whose other end reads lists of messages.  From now on nothing else may
-            write to it.
+            An open comm whose peer reads lists of messages.  No other code may write to it.
 
         Raises
         ------
         RuntimeError
-            An earlier comm is still open; messages could overtake each other.
+            An earlier comm is still open, so messages could arrive out of order.
         """
         if self.comm is not None and self.comm is not comm and not self.closed():
             raise RuntimeError(
@@ -175,7 +172,7 @@ class BatchedSend:
         self._wake()
 
     def send(self, *msgs: Any) -> None:
-        """Take messages, to be written in this order with the next batch.
+        """Accept messages, to be written in this order with the next batch.
 
         Parameters
         ----------
@@ -185,18 +182,18 @@ class BatchedSend:
         Raises
         ------
         CommClosedError
-            The comm is closed; none of the messages was taken.
+            The comm is closed.  None of the messages was accepted.
         BufferError
-            The peer does not keep up, and too much waits already; none of the messages was taken.
-            ``await drain()`` to wait until there is room.
+            Too many bytes wait already, because the peer reads slowly.  None of the messages was
+            accepted.  ``await drain()`` waits until there is room.
         """
         comm = self.comm
         if self._ended or (comm is not None and comm.closed()):
             raise self._closed_error() from self._failure
         if 0 < self.max_buffer_size <= self.buffered_bytes:
             raise BufferError(
-                f"about {self.buffered_bytes:,} bytes of messages wait to be sent on {comm!r}, and "
-                f"{self.max_buffer_size:,} may ('distributed.comm.batched.max-buffer-size'); "
+                f"about {self.buffered_bytes:,} bytes of messages wait to be sent on {comm!r}; the "
+                f"limit is {self.max_buffer_size:,} ('distributed.comm.batched.max-buffer-size'): "
                 "await drain() before sending more"
             )
         self.buffered_bytes += rough_size(msgs[0]) if len(msgs) == 1 else sum(map(rough_size, msgs))
@@ -206,12 +203,12 @@ class BatchedSend:
             self._wake()
 
     async def drain(self) -> None:
-        """Wait until at most half of what may wait does, so that `send` will not raise at once.
+        """Wait until the waiting messages take at most half of the maximum size.
 
         Raises
         ------
         CommClosedError
-            The comm is closed, so that nothing will leave any more.
+            The comm is closed, so no more messages will be written.
         """
         while 0 < self.max_buffer_size < 2 * self.buffered_bytes:
             if self.closed():
@@ -220,69 +217,68 @@ class BatchedSend:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
 
-    def _tell_drained(self) -> None:
+    def _wake_drain(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
     async def close(self, timeout: float | str | None = None) -> None:
-        """Write what is in the buffer without waiting for the interval, then close the comm.
+        """Flush the buffer without waiting for the interval, then close the comm.
 
-        If the comm breaks before all is written, the rest stays in the buffer.  Messages that are
-        sent during the flush are part of it; after it, `send` raises.  When this is cancelled, the
-        comm is aborted.
+        Messages sent during the flush are written too; after it, `send` raises.  If the comm breaks
+        during the flush, the unwritten messages stay in the buffer.  Cancelling this call aborts
+        the comm.
 
         Parameters
         ----------
         timeout : float or str, optional
-            Seconds, or with a unit; how long the flush may take.  Unlimited if not given.
+            Maximum time for the flush, in seconds or with a unit; unlimited by default.
 
         Raises
         ------
         TimeoutError
-            The flush took longer; the comm was aborted and what was not written is in the buffer.
+            The flush took longer.  The comm was aborted, and the unwritten messages are in the
+            buffer.
         """
         seconds = None if timeout is None else parse_timedelta(timeout)
         self.please_stop = True
         self._wake()
         comm, writer = self.comm, self._writer
-        if writer is not None and not writer.done():
+        if comm is not None and writer is not None and not writer.done():
             try:
-                # `wait`, since a cancellation of `close` is none of the task, which puts back
-                # what it could not write.
+                # asyncio.wait() does not cancel the writer when this call is cancelled.
                 await asyncio.wait({writer}, timeout=seconds)
-                if not writer.done() and comm is not None:
-                    self._ended = True
-                    comm.abort()
-                    await asyncio.wait({writer})
-                    raise TimeoutError(
-                        f"BatchedSend could not deliver {len(self.buffer)} messages on {comm!r} "
-                        f"within {seconds} s; the comm was aborted"
-                    )
             except asyncio.CancelledError:
                 self._ended = True
-                if comm is not None:
-                    comm.abort()
+                comm.abort()
                 raise
+            if not writer.done():
+                self._ended = True
+                comm.abort()
+                await asyncio.wait({writer})
+                raise TimeoutError(
+                    f"BatchedSend could not deliver {len(self.buffer)} messages on {comm!r} "
+                    f"within {seconds} s; the comm was aborted"
+                )
         self._ended = True
-        self._tell_drained()
+        self._wake_drain()
         if self.buffer:
             logger.info("Closing with %d messages not delivered on %r", len(self.buffer), comm)
         if comm is not None:
             await comm.close()
 
     def abort(self) -> None:
-        """Close the comm at once and forget what is in the buffer."""
+        """Close the comm at once and discard the buffer."""
         self._epoch += 1
         self._ended = self.please_stop = True
         self.buffer.clear()
         self.buffered_bytes = 0
-        self._tell_drained()
+        self._wake_drain()
         if self.comm is not None:
             self.comm.abort()
         self._wake()
 
     def closed(self) -> bool:
-        """Whether `send` would raise: closed by either end, or broken."""
+        """Return whether `send` raises, because either side closed the comm or it broke."""
         return self._ended or (self.comm is not None and self.comm.closed())
 
     def _closed_error(self) -> CommClosedError:
@@ -294,7 +290,7 @@ class BatchedSend:
         return CommClosedError(f"Comm {self.comm!r} already closed.")
 
     def _wake(self) -> None:
-        """See that the background task runs if there is something for it to do, and now."""
+        """End the writer's pause, or start the writer if there are messages to write."""
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
         if self._idle and self._has_work():
@@ -304,10 +300,10 @@ class BatchedSend:
             self._writer.add_done_callback(self._writer_ended)
 
     def _writer_ended(self, writer: asyncio.Task[None]) -> None:
-        # For a task that was cancelled before its first step, which has seen no `finally`.
+        # A task cancelled before its first step does not reach the `finally` of _run().
         if writer is self._writer:
             self._idle = True
-        self._tell_drained()
+        self._wake_drain()
 
     def _has_work(self) -> bool:
         return bool(self.buffer) and self.comm is not None and not self.closed()
@@ -339,7 +335,7 @@ class BatchedSend:
                 self._pause = None
 
     async def _deliver(self, batch: list[Any], comm: Comm) -> None:
-        """Write a batch, or as much of it as can be written; put the rest back."""
+        """Write a batch, and return the messages that could not be written to the buffer."""
         epoch = self._epoch
         size = self.buffered_bytes
         self.next_deadline = asyncio.get_running_loop().time() + self.interval
@@ -351,7 +347,7 @@ class BatchedSend:
             except Exception as exc:
                 if _is_broken(comm, exc) or len(batch) == 1:
                     raise
-                # Some message cannot be serialized; nothing of the batch has left yet.
+                # One of the messages cannot be serialized, and none has been written.
                 for msg in batch:
                     await self._write([msg], comm)
                     done += 1
@@ -364,7 +360,7 @@ class BatchedSend:
                 done += 1
                 logger.exception(
                     "Closing %r: message %s of the stream could not be serialized and is dropped; "
-                    "%d messages behind it are not delivered",
+                    "%d messages after it are not delivered",
                     comm,
                     reprlib.repr(bad),
                     len(batch) - done + len(self.buffer),
@@ -377,7 +373,7 @@ class BatchedSend:
                 left = batch[done:]
                 self.buffered_bytes += sum(map(rough_size, left)) - size
                 self.buffer[:0] = left
-                self._tell_drained()
+                self._wake_drain()
 
     async def _write(self, batch: list[Any], comm: Comm) -> None:
         nbytes = await comm.write(batch, serializers=self.serializers, on_error="raise")
@@ -387,7 +383,7 @@ class BatchedSend:
 
 
 def _is_broken(comm: Comm, exc: Exception) -> bool:
-    """Whether a write failed for the comm's sake, not for that of the message."""
+    """Return whether a write failed because of the comm and not because of the message."""
     return isinstance(exc, CommClosedError) or comm.closed()
 
 
@@ -395,9 +391,9 @@ _FIXED_SIZE = frozenset({int, float, bool, type(None)})
 
 
 def rough_size(msg: Any) -> int:
-    """About how many bytes a message takes, told in less time than sending it takes.
+    """Return the approximate size of a message in bytes, much faster than serializing it.
 
-    Texts and buffers count, on the surface of the message and one level below it.
+    Texts and buffers are counted in the message itself and one level below.
 
     Examples
     --------
@@ -427,6 +423,6 @@ def _value_size(value: Any) -> int:
     if kind is dict or kind is list or kind is tuple or kind is set:
         items = value.values() if kind is dict else value
         return 16 * len(value) + sum(len(x) for x in items if type(x) is str or type(x) is bytes)
-    # Asked of the type: an instance may answer to any attribute, as proxies do.
+    # Ask the type, because some instances (proxies) have any attribute.
     size = value.nbytes if hasattr(kind, "nbytes") else 16
     return size if isinstance(size, int) else 16

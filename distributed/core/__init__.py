@@ -1,7 +1,7 @@
-"""Servers that answer operations, and objects that call them: the faithful names of this package.
+"""Servers that answer operations, and objects that call them: the original's names.
 
-``connect`` and ``tick_maximum_delay`` may be replaced here: this core looks both up in this module
-each time it uses them (:mod:`distributed.core.host`).
+``connect`` and ``tick_maximum_delay`` may be replaced in this module, because this package looks
+them up here at each use (:mod:`distributed.core.host`).
 """
 
 from __future__ import annotations

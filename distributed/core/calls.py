@@ -1,8 +1,8 @@
-"""What a remote call is, whatever connection it goes over.
+"""A remote call over any comm: one request, and its answer or error.
 
-One request and its answer on a comm (:func:`send_recv`), objects whose attributes
-are remote operations (:class:`RemoteCalls`), and the forms in which callers name
-a server.  Where the comms come from is :mod:`distributed.core`'s business.
+:func:`send_recv` makes one call on a given comm.  :class:`RemoteCalls` turns attributes into calls;
+its subclasses ``rpc`` and ``PooledRPCCall`` decide which comm each call uses.  The address helpers
+accept all forms in which callers name a server.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
 from distributed.core.errors.messages import exception_from
+from distributed.core.tasks import NoOpAwaitable
+
+__all__ = ["RPCClosed", "RemoteCalls", "addr_from_args", "coerce_to_address", "send_recv"]
 
 
 class RPCClosed(OSError):
-    """A call was made through an ``rpc`` object that is closed."""
+    """Raised by a call through an ``rpc`` object that is closed."""
 
-    # Where the original has it, so that a peer of either kind finds it.
+    # The original's module: both this package and the original can unpickle the error.
     __module__ = "distributed.core"
 
 
 def coerce_to_address(o: str | tuple[str, int | None] | list[Any]) -> str:
-    """Return the address that *o*, an address or ``(host, port)``, stands for.
+    """Return the normalized form of *o*, an address or ``(host, port)``.
 
     Examples
     --------
@@ -43,12 +46,12 @@ def addr_from_args(
     ip: str | None = None,
     port: int | None = None,
 ) -> str:
-    """Return the address that is given by either *addr* or *ip* and *port*.
+    """Return the address given either as *addr* or as *ip* and *port*.
 
     Raises
     ------
     TypeError
-        If it is given in both ways or in none.
+        If both forms or neither are given.
     """
     if (addr is None) == (ip is None) or (addr is not None and port is not None):
         raise TypeError(f"expected either addr or ip and port, got {addr=}, {ip=}, {port=}")
@@ -71,27 +74,26 @@ async def send_recv(
     Parameters
     ----------
     comm
-        An open comm on which nothing is in progress.
+        An open comm with no request in progress.
     reply
-        Whether the other side is to answer; None is returned if not.
+        Whether the server sends an answer.  If false, return None once the request is written.
     serializers
         Names of the serialization families to use for the request.
     deserializers
-        Names of those to accept in the answer; by default *serializers*.
+        Names of the serialization families to accept in the answer; by default *serializers*.
     kwargs
-        The request: ``op`` and the handler's keyword arguments.  With
-        ``close=True`` the comm is closed after the answer.
+        The request: ``op`` and the handler's keyword arguments.  With ``close=True`` the comm is
+        closed after the answer.
 
     Raises
     ------
     Exception
-        Whatever the handler raised.
+        The handler's exception.
     OSError
-        If the connection breaks; *comm* is closed then, as it is when the call
-        is cancelled or times out.
+        If the connection breaks.  *comm* is then closed, as after a cancellation or a timeout.
     RuntimeError
-        If a request is already in progress on *comm*; both fail then, since
-        neither could tell which answer is whose.
+        If a request is already in progress on *comm*.  Both requests fail, because the answers
+        could not be told apart.
 
     Examples
     --------
@@ -107,8 +109,8 @@ async def send_recv(
         await comm.write(msg, serializers=serializers, on_error="raise")
         response = await comm.read(deserializers=deserializers) if reply else None
     except (OSError, RuntimeError, asyncio.CancelledError):
-        # Whatever still arrives must not be taken for the answer to another call,
-        # nor must this answer where another coroutine reads from the comm already.
+        # A late answer would be mistaken for the answer to the next request on this comm, or to
+        # the request that is already in progress on it.
         comm.abort()
         raise
     if kwargs.get("close"):
@@ -119,28 +121,40 @@ async def send_recv(
 
 
 class RemoteCalls(ABC):
-    """Turns attributes into remote calls."""
+    """Base of the objects whose attributes are remote calls."""
 
+    #: Names of the serialization families to use for requests; None for the defaults.
     serializers: Sequence[str] | None
+    #: Names of the serialization families to accept in answers; None for the defaults.
     deserializers: Sequence[str] | None
-    # What a comm is named during a call, before a dot and the operation.
+    #: First part of a comm's name during a call, before a dot and the operation.
     _comm_name: ClassVar[str]
 
     @abstractmethod
     def _take(self) -> Comm | None:
-        """Return an open comm on which nothing is in progress, if there is one already."""
+        """Take an idle open comm into use and return it; return None if there is none."""
 
     @abstractmethod
     async def _acquire(self) -> Comm:
-        """Return such a comm, however long that takes."""
+        """Take an open comm into use, connecting or waiting if necessary, and return it."""
 
     @abstractmethod
     def _release(self, comm: Comm) -> None:
-        """Take back a comm, open or closed."""
+        """Accept a comm, open or closed, after its call."""
+
+    @abstractmethod
+    def close_rpc(self) -> NoOpAwaitable:
+        """Close this object; the result may be awaited."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close_rpc()
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         if name.startswith("__"):
-            # Protocols of the language and of tools, not operations.
+            # Python and its tools look these up; they are not operations.
             raise AttributeError(name)
 
         async def remote_call(**kwargs: Any) -> Any:
@@ -161,13 +175,13 @@ class RemoteCalls(ABC):
                 return await send_recv(comm, op=name, **kwargs)
             except (RPCClosed, CommClosedError) as exc:
                 if not comm.closed():
-                    # The handler raised it, about a connection of its own.
+                    # The handler raised it, about one of its own connections.
                     raise
                 raise type(exc)(f"{_failed(name)} using comm {comm!r}.") from exc
             finally:
                 self._release(comm)
 
-        # For who forgets to await it, or passes arguments without their names.
+        # Python shows this name when a call is not awaited or gets positional arguments.
         remote_call.__qualname__ = f"{type(self).__name__}.{name}"
         return remote_call
 

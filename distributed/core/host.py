@@ -10,9 +10,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from distributed.comm import Comm
 from distributed.metrics import context_meter
 
-__all__ = ["context_meter", "replaceable"]
+__all__ = ["connect", "context_meter", "replaceable"]
 
 
 def replaceable(name: str, default: Any) -> Any:
@@ -22,3 +23,9 @@ def replaceable(name: str, default: Any) -> Any:
     ``distributed.core.tick_maximum_delay``, so both are looked up at each use.
     """
     return vars(sys.modules["distributed.core"]).get(name, default)
+
+
+async def connect(addr: str, *args: Any, **kwargs: Any) -> Comm:
+    """Connect to *addr* by ``distributed.core.connect``, looked up now."""
+    comm: Comm = await vars(sys.modules["distributed.core"])["connect"](addr, *args, **kwargs)
+    return comm

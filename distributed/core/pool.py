@@ -1,8 +1,14 @@
-"""Who has which connection of a pool: all of its state, and none of its I/O.
+"""A pool of connections to many servers, limited in number and shared by all calls.
 
-:class:`PoolState` keeps the books of a :class:`~distributed.core.ConnectionPool`:
-connections that are idle, in use, or being made, and the calls that wait for one.
-It never makes a connection, and closes only idle ones, to make room.
+:class:`PoolState` holds the state: which connections are idle, in use or being opened, and which
+calls wait for one.  It does no I/O, except that it closes idle connections.
+:class:`ConnectionPool` opens connections and closes the pool; :class:`PooledRPCCall` calls one
+server over them.
+
+Theory of operation: the pool has *limit* places.  Each connection, also one being opened, takes
+one.  A call takes an idle connection to its server if there is one.  Otherwise it waits in a queue
+for an idle connection or a free place; an idle connection to another server is closed to free a
+place.  ``PoolState._settle`` is the only method that serves this queue.
 """
 
 from __future__ import annotations
@@ -12,88 +18,90 @@ import logging
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from distributed.comm import Comm, CommClosedError, connect
-from distributed.core.calls import (
-    RemoteCalls,
-    addr_from_args,
-)
-from distributed.core.host import replaceable
+from distributed.comm import Comm, CommClosedError
+from distributed.core.calls import RemoteCalls, addr_from_args
+from distributed.core.host import connect
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
+
+__all__ = ["ConnectionPool", "PoolState", "PooledRPCCall"]
 
 logger = logging.getLogger(__name__)
 
 
 class PoolState:
-    """Which connections there are, and which calls wait for one.
+    """The connections of a pool, and the calls that wait for one.
 
     Parameters
     ----------
     limit
-        How many connections may be open, or being made, at a time.
+        Maximum number of connections that are open or being opened at a time.
     """
 
-    # State.  A connection is either in `available` or in `occupied`, under its
-    # address; a set that becomes empty is dropped.  `_connecting_count` places
-    # are taken by connections being made; the rest of `limit` is free, which is
-    # not kept anywhere.  `_waiting` are calls that need a place, in the order in
-    # which they came.  Invariants: open + _connecting_count <= limit; nobody
-    # waits while a place is free or a connection idle.  Only `_settle` gives
-    # waiting calls what they need; whatever makes room calls it.
-    def __init__(self, limit: int) -> None:
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"a pool has place for at least one connection, not for {limit!r}")
+    # Invariants:
+    # * The sum of `open` and `_connecting_count` is at most `limit`.
+    # * A connection is in `available` or in `occupied`, never in both.
+    # * No call waits while a place is free or a connection is idle: each method that frees a
+    #   connection or a place calls _settle().
+    def __init__(self, limit: float) -> None:
+        if not isinstance(limit, int | float) or not limit >= 1:
+            raise ValueError(f"the limit of a pool must be a number from 1, got {limit!r}")
         self.limit = limit
+        # Address → idle connections.  Callers that look up an address leave an empty set.
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
+        # Address → connections in use.
         self.occupied: defaultdict[str, set[Comm]] = defaultdict(set)
         self.semaphore = Places(self)
+        # Address and future of each waiting call, in order of arrival.  The result is an idle
+        # connection, or None for a place.
         self._waiting: deque[tuple[str, asyncio.Future[Comm | None]]] = deque()
+        # Number of places taken by connections being opened.
         self._connecting_count = 0
 
     @property
     def active(self) -> int:
-        """The number of connections in use."""
+        """Number of connections in use."""
         return sum(map(len, self.occupied.values()))
 
     @property
     def open(self) -> int:
-        """The number of connections in use or idle."""
+        """Number of connections in use or idle."""
         return self.active + sum(map(len, self.available.values()))
 
     @property
     def _n_connecting(self) -> int:
-        """The number of connections being made."""
+        """Number of connections being opened."""
         return self._connecting_count
 
     @property
     def _pending_count(self) -> int:
-        """The number of calls that wait for a place."""
+        """Number of calls that wait for a connection or a place."""
         return len(self._waiting)
 
     @property
-    def _free(self) -> int:
+    def _free(self) -> float:
+        """Number of free places."""
         return self.limit - self.open - self._connecting_count
 
     def _validate(self) -> None:
-        """Raise AssertionError if the state contradicts itself."""
+        """Raise AssertionError if an invariant does not hold."""
         idle = [comm for comms in self.available.values() for comm in comms]
         used = [comm for comms in self.occupied.values() for comm in comms]
         assert len(set(idle) | set(used)) == len(idle) + len(used)
         assert self._connecting_count >= 0
         assert self._free >= 0, self
-        assert not self._waiting or (self._free == 0 and not idle), self
+        assert not self._waiting or (self._free < 1 and not idle), self
 
     async def _wait_for_place(self, addr: str) -> Comm | None:
-        """Wait for an idle connection to *addr*, or for a place to make one.
+        """Wait for an idle connection to *addr*, or for a place to open one.
 
         Returns
         -------
         Comm or None
-            The connection, in use; or None, and :meth:`_leave_place` is to be
-            called once the connection is made or could not be.
+            The connection, in use; or None for a place.  The caller must then call
+            :meth:`_leave_place` when the attempt to connect has ended.
         """
         ready: asyncio.Future[Comm | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((addr, ready))
@@ -110,12 +118,12 @@ class PoolState:
             raise
 
     def _leave_place(self) -> None:
-        """Give up the place of a connection that was being made."""
+        """Stop counting one connection as being opened, and serve waiting calls."""
         self._connecting_count -= 1
         self._settle()
 
     def _take_idle(self, addr: str) -> Comm | None:
-        """Take an open idle connection to *addr* into use, if there is one."""
+        """Take an open idle connection to *addr* into use, or return None if there is none."""
         idle = self.available.get(addr)
         comm = None
         while idle and comm is None:
@@ -130,21 +138,20 @@ class PoolState:
         return comm
 
     def _settle(self) -> None:
-        """Give waiting calls the connections and places there are."""
+        """Give idle connections and free places to waiting calls, in order of arrival."""
         while self._waiting:
             addr, ready = self._waiting[0]
             if not ready.done():
                 comm = self._take_idle(addr)
                 if comm is None:
-                    if self._free <= 0 and not self._evict():
+                    if self._free < 1 and not self._evict():
                         return
                     self._connecting_count += 1
                 ready.set_result(comm)
             self._waiting.popleft()
 
     def _evict(self) -> bool:
-        """Close one idle connection to make room; return whether there was one."""
-        # An onlooker who asks `available` for an address leaves an empty set there.
+        """Close one idle connection to free its place; return False if there is none."""
         addr = next((addr for addr, idle in self.available.items() if idle), None)
         if addr is None:
             return False
@@ -155,10 +162,10 @@ class PoolState:
         return True
 
     def reuse(self, addr: str, comm: Comm) -> None:
-        """Take back a connection that :meth:`connect` gave, open or closed."""
+        """Return a connection, open or closed, that :meth:`connect` gave out."""
         used = self.occupied.get(addr)
         if used is None or comm not in used:
-            # Its address was removed, or the pool closed.
+            # Its address was removed, the pool was closed, or it was returned before.
             return
         used.discard(comm)
         if not used:
@@ -179,25 +186,25 @@ class PoolState:
 
 
 class Places:
-    """The places of a pool in the form of a semaphore, for those who look on."""
+    """Read-only view of the places of a pool, with the interface of a semaphore."""
 
     def __init__(self, pool: PoolState):
         self._pool = weakref.proxy(pool)
 
     @property
-    def _value(self) -> int:
-        """The number of free places."""
+    def _value(self) -> float:
+        """Number of free places."""
         return self._pool._free
 
     def locked(self) -> bool:
-        """Return whether no place is free."""
-        return self._pool._free <= 0
+        """Return whether all places are taken."""
+        return self._pool._free < 1
 
 
 class PooledRPCCall(RemoteCalls):
-    """Calls one server over the connections of a pool.
+    """Calls of one server over the connections of a pool.
 
-    Made by calling a :class:`ConnectionPool`; otherwise used like :class:`rpc`.
+    Calling a :class:`ConnectionPool` returns one.  It is used like :class:`~distributed.core.rpc`.
     """
 
     _comm_name = "ConnectionPool"
@@ -231,43 +238,32 @@ class PooledRPCCall(RemoteCalls):
         self.pool.reuse(self.addr, comm)
 
     def close_rpc(self) -> NoOpAwaitable:
-        """Do nothing: the connections are the pool's."""
+        """Do nothing, because the connections belong to the pool."""
         return NoOpAwaitable()
-
-    async def __aenter__(self) -> PooledRPCCall:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
 
     def __repr__(self) -> str:
         return f"<pooled rpc to {self.addr!r}>"
 
 
 class ConnectionPool(PoolState):
-    """Connections to many servers, shared out among calls and bounded in number.
+    """Connections to many servers, shared among calls and limited in number.
 
     Parameters
     ----------
     limit
-        How many connections may be open, or being opened, at a time.  A call
-        that needs one more takes the place of an idle one, or waits.
+        Maximum number of connections that are open or being opened at a time.  A call that needs
+        one more closes an idle connection, or waits.
     deserialize, timeout, connection_args, serializers, deserializers
-        As for :class:`rpc`.
+        As for :class:`~distributed.core.rpc`.
     allow_offload
         Whether expensive (de)serialization may run in a thread.
     server
-        The server whose pool this is.
+        The server that owns this pool, if any.
 
     Attributes
     ----------
     available, occupied : dict
-        The open connections that are idle, and those in use: address → set of comms.
+        The idle connections and the connections in use: address → set of comms.
     status : Status
         init, running or closed.
 
@@ -278,15 +274,12 @@ class ConnectionPool(PoolState):
     ...         return await asyncio.gather(*(pool(addr).add(x=1, y=2) for addr in addresses))
     """
 
+    #: All pools that still exist.
     _instances: ClassVar[weakref.WeakSet[ConnectionPool]] = weakref.WeakSet()
-
-    # State, besides that of PoolState: `_connecting` are the tasks that wait for a
-    # place or connect, by address, each with the reason for which it was called
-    # off, if it was.
 
     def __init__(
         self,
-        limit: int = 512,
+        limit: float = 512,
         deserialize: bool = True,
         serializers: Sequence[str] | None = None,
         allow_offload: bool = True,
@@ -304,9 +297,13 @@ class ConnectionPool(PoolState):
         self.timeout = timeout
         self.server = weakref.ref(server) if server is not None else None
         self.status = Status.init
+        # Address → tasks that wait for a place or connect → why remove() cancelled the task; None
+        # if it did not.
         self._connecting: defaultdict[str, dict[asyncio.Task[Comm], str | None]]
         self._connecting = defaultdict(dict)
+        # Maximum number of seconds that close() waits for these tasks.
         self._connecting_close_timeout = 5.0
+        # Every comm made by this pool that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
         self._instances.add(self)
 
@@ -329,7 +326,7 @@ class ConnectionPool(PoolState):
         addr
             The server's address, or ``(host, port)``.
         ip, port
-            The same in two.
+            Host and port, instead of *addr*.
         """
         return PooledRPCCall(
             addr_from_args(addr, ip, port),
@@ -342,7 +339,7 @@ class ConnectionPool(PoolState):
         return self.start().__await__()
 
     async def start(self) -> Self:
-        """Make the pool ready to be used."""
+        """Allow the pool to connect, unless it is closed."""
         if self.status is Status.init:
             self.status = Status.running
         return self
@@ -350,32 +347,28 @@ class ConnectionPool(PoolState):
     async def __aenter__(self) -> Self:
         return await self.start()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def connect(self, addr: str, timeout: float | str | None = None) -> Comm:
-        """Return a connection to *addr*, idle or new; give it back with :meth:`reuse`.
+        """Return a connection to *addr*, idle or new; return it to the pool by :meth:`reuse`.
 
         Parameters
         ----------
         addr
             The address.
         timeout
-            Time for making a connection; waiting for a place does not count.
+            Maximum time for connecting, not counting the wait for a place; by default that of the
+            pool.
 
         Raises
         ------
         RuntimeError
             If the pool is not running.
         CommClosedError
-            If the pool is closed or the address removed meanwhile.
+            If the pool is closed, or the address removed, while this waits.
         OSError
-            If no connection can be made.
+            If connecting fails or times out.
         """
         if self.status is not Status.running:
             state = "closed"
@@ -397,7 +390,7 @@ class ConnectionPool(PoolState):
             if reason is not None and not cancelled:
                 raise CommClosedError(f"{reason} (connecting to {addr})") from None
             if task.done() and not task.cancelled() and task.exception() is None:
-                # Cancelled after the connection was made, but before it was taken.
+                # Cancelled after the task made the connection, but before it was returned.
                 self.reuse(addr, task.result())
             raise
         finally:
@@ -411,7 +404,7 @@ class ConnectionPool(PoolState):
         if comm is not None:
             return comm
         try:
-            comm = await replaceable("connect", connect)(
+            comm = await connect(
                 addr,
                 self.timeout if timeout is None else timeout,
                 deserialize=self.deserialize,
@@ -419,9 +412,9 @@ class ConnectionPool(PoolState):
             )
             task = asyncio.current_task()
             assert task is not None
-            reason = self._connecting.get(addr, {}).get(task, "Nobody waits any more.")
+            reason = self._connecting.get(addr, {}).get(task, "The call was cancelled.")
             if reason is not None:
-                # It was called off, but did not heed that.
+                # connect() ignored the cancellation.
                 comm.abort()
                 raise CommClosedError(f"{reason} (connecting to {addr})")
             comm.name = "ConnectionPool"
@@ -433,14 +426,14 @@ class ConnectionPool(PoolState):
         return comm
 
     def remove(self, addr: str, *, reason: str = "Address removed.") -> None:
-        """Close all connections to *addr*, also those in use and being made.
+        """Close all connections to *addr*: idle, in use, or being opened.
 
         Parameters
         ----------
         addr
             The address.
         reason
-            What the calls that are concerned are told.
+            Error message for the calls that wait for a connection to *addr*.
         """
         comms = self.available.pop(addr, set()) | self.occupied.pop(addr, set())
         for comm in comms:

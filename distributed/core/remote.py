@@ -5,29 +5,23 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from distributed.comm import Comm, connect
-from distributed.core.calls import (
-    RemoteCalls,
-    RPCClosed,
-    coerce_to_address,
-)
-from distributed.core.host import replaceable
+from distributed.comm import Comm
+from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
+from distributed.core.host import connect
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
+
+__all__ = ["rpc"]
 
 logger = logging.getLogger(__name__)
 
 
-__all__ = ["rpc"]
-
-
 class rpc(RemoteCalls):
-    """Calls one server; its attributes are the server's operations.
+    """Calls of one server; each attribute is one of the server's operations.
 
-    Calls that overlap use connections of their own, which are kept for later
+    Each of several overlapping calls uses its own connection.  Connections stay open for later
     calls.
 
     Parameters
@@ -35,14 +29,14 @@ class rpc(RemoteCalls):
     arg
         The server's address, or ``(host, port)``.
     comm
-        An open comm to begin with.
+        An open comm to the server, to be used first.
     deserialize
         See :class:`~distributed.comm.core.Comm`.
     timeout
-        Time for making a connection, in seconds or like ``"500ms"``; by default
+        Maximum time for connecting, in seconds or with a unit (``"500ms"``); by default
         ``distributed.comm.timeouts.connect``.
     connection_args
-        What the transport needs besides.
+        Additional arguments for the transport, such as ``ssl_context``.
     serializers, deserializers
         Names of the serialization families to use and to accept.
 
@@ -62,12 +56,12 @@ class rpc(RemoteCalls):
     ...         return await remote.add(x=1, y=2)
     """
 
+    #: All ``rpc`` objects that are not closed.
     active: ClassVar[weakref.WeakSet[rpc]] = weakref.WeakSet()
     _comm_name = "rpc"
 
-    # State.  `comms` are all comms that were not found closed, and whether they are
-    # idle.  `_released` makes those quick to find: it has comms that were idle once,
-    # the last one used last, but not necessarily all that are.
+    # Invariant: a comm in use has the value False in `comms`.  `_released` only makes idle comms
+    # quick to find: it may lack idle comms, and may contain comms that are not idle any more.
     def __init__(
         self,
         arg: str | tuple[str, int],
@@ -79,7 +73,9 @@ class rpc(RemoteCalls):
         deserializers: Sequence[str] | None = None,
     ) -> None:
         self.status: Status = Status.running
+        # Every comm not yet found closed → whether it is idle.
         self.comms: dict[Comm, bool] = {}
+        # Comms that became idle, the one used last at the end.
         self._released: list[Comm] = []
         self.address = coerce_to_address(arg)
         self.timeout = timeout
@@ -87,6 +83,7 @@ class rpc(RemoteCalls):
         self.serializers = serializers
         self.deserializers = serializers if deserializers is None else deserializers
         self.connection_args = dict(connection_args or {})
+        # Every comm made by or given to this object that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
         if comm is not None:
             self.comms[comm] = True
@@ -94,24 +91,21 @@ class rpc(RemoteCalls):
         rpc.active.add(self)
 
     async def live_comm(self) -> Comm:
-        """Return an open comm; it is in use until ``comms[comm] = True``.
+        """Return an open comm, in use until the caller sets ``comms[comm] = True``.
 
         Raises
         ------
         RPCClosed
             If this object is closed.
         OSError
-            If no connection can be made.
+            If connecting fails or times out.
         """
         self._check_open()
         idle = self._take_idle()
         if idle is not None:
             return idle
-        comm = await replaceable("connect", connect)(
-            self.address,
-            self.timeout,
-            deserialize=self.deserialize,
-            **self.connection_args,
+        comm = await connect(
+            self.address, self.timeout, deserialize=self.deserialize, **self.connection_args
         )
         try:
             self._check_open()
@@ -138,7 +132,7 @@ class rpc(RemoteCalls):
                         return comm
                     del self.comms[comm]
                     comm.abort()
-            # Whoever took a comm by live_comm() only marks it.
+            # Callers of live_comm() mark a comm as idle without calling _release().
             self._released += [comm for comm, idle in self.comms.items() if idle]
             if not self._released:
                 return None
@@ -164,38 +158,19 @@ class rpc(RemoteCalls):
         for comm in comms:
             comm.abort()
 
-    def _close(self) -> None:
+    def close_rpc(self) -> NoOpAwaitable:
+        """Close this object and its connections; calls in progress fail."""
         if self.status is not Status.closed:
             rpc.active.discard(self)
             self.status = Status.closed
             self.close_comms()
-
-    def close_rpc(self) -> NoOpAwaitable:
-        """Close this object and its connections; calls in progress fail."""
-        self._close()
         return NoOpAwaitable()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
+    def __exit__(self, *exc_info: object) -> None:
+        self.close_rpc()
 
     def __del__(self) -> None:
         status = self.__dict__.get("status")

@@ -1,9 +1,12 @@
+"""Streams of messages in batches: order, intervals, the buffer's limit, closing and failures."""
+
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
 import threading
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,75 +15,73 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from distributed.base import config
-from distributed.batched import BatchedSend
+from distributed.batched import BatchedSend, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
-from distributed.protocol import to_serialize
+from distributed.protocol import Serialize, Serialized, to_serialize
+from distributed.tests.servers import TCP
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
-over_each_transport = pytest.mark.parametrize("listen_at", ["tcp://127.0.0.1:0", "inproc://"])
+over_each_transport = pytest.mark.parametrize("listen_at", [TCP, "inproc://"])
 
 
-class Reader:
-    """The other end of comms: keeps the lists that it reads, or reads nothing while `paused`."""
+class Inbox:
+    """The batches that arrived, in order."""
 
     def __init__(self) -> None:
-        self.address = ""
+        super().__init__()
         self.batches: list[list[Any]] = []
-        self.comms: list[Comm] = []
-        self.paused = asyncio.Event()
-        self.resumed = asyncio.Event()
-        self.resumed.set()
-        self._news = asyncio.Condition()
+        self._arrived = asyncio.Condition()
 
     @property
     def messages(self) -> list[Any]:
         return [msg for batch in self.batches for msg in batch]
 
+    async def add(self, batch: Any) -> None:
+        async with self._arrived:
+            self.batches.append(list(batch))
+            self._arrived.notify_all()
+
+    async def has(self, count: int) -> None:
+        """Wait until *count* messages have arrived."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: len(self.messages) >= count)
+
+
+class Reader(Inbox):
+    """A peer that keeps the batches that it reads; it reads nothing until `resumed` is set."""
+
+    def __init__(self, paused: bool) -> None:
+        super().__init__()
+        self.address = ""
+        self.comms: list[Comm] = []
+        self.resumed = asyncio.Event()
+        if not paused:
+            self.resumed.set()
+
     async def handle(self, comm: Comm) -> None:
         self.comms.append(comm)
         try:
+            await self.resumed.wait()
             while True:
-                await self.resumed.wait()
-                batch = list(await comm.read())
-                async with self._news:
-                    self.batches.append(batch)
-                    self._news.notify_all()
+                await self.add(await comm.read())
         except CommClosedError:
-            pass
-        finally:
             await comm.close()
 
-    async def has(self, count: int) -> None:
-        """Wait until so many messages have arrived."""
-        async with self._news:
-            await self._news.wait_for(lambda: len(self.messages) >= count)
 
+class ScriptedComm(Inbox, Comm):
+    """A comm without a peer, for failures at a moment that no real peer can choose."""
 
-@asynccontextmanager
-async def reader(listen_at: str) -> AsyncIterator[Reader]:
-    peer = Reader()
-    listener = await listen(listen_at, peer.handle)
-    peer.address = listener.contact_address
-    try:
-        yield peer
-    finally:
-        peer.resumed.set()
-        for comm in peer.comms:
-            comm.abort()
-        await listener.stop() if asyncio.iscoroutinefunction(listener.stop) else listener.stop()
+    local_address = "scripted://here"
+    peer_address = "scripted://there"
 
-
-class ScriptedComm(Comm):
-    """A comm without a peer, for failures that no peer can be made to cause at a given moment."""
-
-    def __init__(self, *, fail_after: int | None = None) -> None:
+    def __init__(self, *, fail_after: int | None = None, blocked: bool = False) -> None:
         super().__init__()
-        self.written: list[list[Any]] = []
         self.arguments: list[tuple[Any, Any]] = []
         self.fail_after = fail_after
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.unblocked = asyncio.Event()
+        if not blocked:
+            self.unblocked.set()
         self._closed = False
 
     async def read(self, deserializers=None):
@@ -89,14 +90,14 @@ class ScriptedComm(Comm):
     async def write(self, msg, serializers=None, on_error=None):
         self.arguments.append((serializers, on_error))
         if self._closed:
-            raise CommClosedError("it was closed before")
-        await self.gate.wait()
+            raise CommClosedError("closed before the write")
+        await self.unblocked.wait()
         if self._closed:
-            raise CommClosedError("it was closed meanwhile")
-        if self.fail_after is not None and len(self.written) >= self.fail_after:
+            raise CommClosedError("closed during the write")
+        if self.fail_after is not None and len(self.batches) >= self.fail_after:
             self.abort()
-            raise CommClosedError("it broke")
-        self.written.append(list(msg))
+            raise CommClosedError("broken")
+        await self.add(msg)
         return len(msg)
 
     async def close(self):
@@ -104,22 +105,40 @@ class ScriptedComm(Comm):
 
     def abort(self):
         self._closed = True
-        self.gate.set()
+        self.unblocked.set()
 
     def closed(self):
         return self._closed
 
-    @property
-    def local_address(self):
-        return "scripted://here"
 
-    @property
-    def peer_address(self):
-        return "scripted://there"
+@asynccontextmanager
+async def streaming(
+    listen_at: str = "inproc://", interval: Any = "1ms", paused: bool = False, **kwargs: Any
+) -> AsyncIterator[tuple[BatchedSend, Reader]]:
+    """Start a stream to a reader that listens at *listen_at*; close both at the end."""
+    peer = Reader(paused)
+    async with listen(listen_at, peer.handle) as listener:
+        peer.address = listener.contact_address
+        stream = BatchedSend(interval=interval, **kwargs)
+        stream.start(await connect(peer.address))
+        try:
+            yield stream, peer
+            await stream.close()
+        finally:
+            stream.abort()
+            peer.resumed.set()
+            for comm in peer.comms:
+                comm.abort()
 
-    @property
-    def messages(self) -> list[Any]:
-        return [msg for batch in self.written for msg in batch]
+
+def scripted(
+    interval: Any = 0, fail_after: int | None = None, blocked: bool = False, **kwargs: Any
+) -> tuple[BatchedSend, ScriptedComm]:
+    """Start a stream on a scripted comm."""
+    stream = BatchedSend(interval, **kwargs)
+    comm = ScriptedComm(fail_after=fail_after, blocked=blocked)
+    stream.start(comm)
+    return stream, comm
 
 
 # Batches and their interval
@@ -128,37 +147,30 @@ class ScriptedComm(Comm):
 @over_each_transport
 @gen_test()
 async def test_messages_arrive_in_order(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+    async with streaming(listen_at) as (stream, peer):
         for i in range(1000):
             stream.send(i)
             if i % 100 == 0:
                 await asyncio.sleep(0)
         await peer.has(1000)
         assert peer.messages == list(range(1000))
-        await stream.close()
 
 
 @over_each_transport
 @gen_test()
-async def test_what_is_sent_in_one_turn_of_the_loop_is_one_batch(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+async def test_messages_sent_in_one_iteration_of_the_loop_are_one_batch(listen_at):
+    async with streaming(listen_at) as (stream, peer):
         stream.send("a")
         stream.send("b", "c")
         await peer.has(3)
         assert peer.batches == [["a", "b", "c"]]
-        await stream.close()
 
 
 @gen_test()
-async def test_sending_nothing_writes_nothing():
-    async with reader("inproc://") as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+async def test_sending_no_message_writes_nothing():
+    async with streaming() as (stream, peer):
         stream.send()
+        await asyncio.sleep(0)
         stream.send(1)
         await peer.has(1)
         await stream.close()
@@ -168,29 +180,21 @@ async def test_sending_nothing_writes_nothing():
 @over_each_transport
 @gen_test()
 async def test_the_first_message_does_not_wait(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1 hour")
-        stream.start(await connect(peer.address))
+    async with streaming(listen_at, interval="1 hour") as (stream, peer):
         stream.send("now")
         await peer.has(1)
-        await stream.close()
 
 
 @gen_test()
 async def test_later_messages_wait_for_the_interval_together():
-    async with reader("inproc://") as peer:
-        stream = BatchedSend(interval="100ms")
-        stream.start(await connect(peer.address))
-        start = asyncio.get_running_loop().time()
+    async with streaming(interval="100ms") as (stream, peer):
         stream.send(1)
         await peer.has(1)
         stream.send(2)
         await asyncio.sleep(0)
         stream.send(3)
         await peer.has(3)
-        assert asyncio.get_running_loop().time() - start >= 0.099
         assert peer.batches == [[1], [2, 3]]
-        await stream.close()
 
 
 @pytest.mark.parametrize(
@@ -200,42 +204,42 @@ def test_an_interval_without_a_unit_is_in_milliseconds(interval, seconds):
     assert BatchedSend(interval=interval).interval == pytest.approx(seconds)
 
 
+def test_an_interval_of_none_is_a_type_error():
+    with pytest.raises(TypeError, match="interval"):
+        BatchedSend(None)
+
+
 @gen_test()
-async def test_messages_wait_for_the_start():
-    async with reader("inproc://") as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.send(1, 2)
-        stream.send(3)
-        assert stream.buffer == [1, 2, 3]
-        assert not stream.closed()
-        stream.start(await connect(peer.address))
-        await peer.has(3)
-        assert peer.batches == [[1, 2, 3]]
-        assert stream.buffer == []
-        await stream.close()
+async def test_messages_sent_before_the_start_wait_for_it():
+    stream = BatchedSend(interval="1ms")
+    stream.send(1, 2)
+    stream.send(3)
+    assert stream.buffer == [1, 2, 3]
+    assert not stream.closed()
+    comm = ScriptedComm()
+    stream.start(comm)
+    await comm.has(3)
+    assert comm.batches == [[1, 2, 3]]
+    assert stream.buffer == []
 
 
-def test_it_can_be_made_and_filled_without_a_running_loop():
+def test_messages_can_be_sent_without_a_running_loop():
     stream = BatchedSend(interval="1ms")
     stream.send(1)
     assert stream.buffer == [1]
 
 
 @gen_test()
-async def test_it_writes_from_the_loop_that_it_is_given():
-    stream = BatchedSend(interval="1ms", loop=IOLoop.current())
-    comm = ScriptedComm()
-    stream.start(comm)
+async def test_batches_are_written_from_the_given_loop():
+    stream, comm = scripted(loop=IOLoop.current())
     stream.send(1)
-    await async_poll_for(lambda: comm.messages == [1], timeout=5)
-    await stream.close()
+    await comm.has(1)
+    assert comm.messages == [1]
 
 
 @gen_test()
-async def test_serializers_reach_the_comm_and_errors_are_raised_here():
-    stream = BatchedSend(interval="1ms", serializers=["msgpack"])
-    comm = ScriptedComm()
-    stream.start(comm)
+async def test_serializers_are_passed_to_the_comm():
+    stream, comm = scripted(serializers=["msgpack"])
     stream.send(1)
     await stream.close()
     assert comm.arguments == [(["msgpack"], "raise")]
@@ -243,27 +247,21 @@ async def test_serializers_reach_the_comm_and_errors_are_raised_here():
 
 @gen_test()
 async def test_an_idle_stream_has_no_task():
-    stream = BatchedSend(interval="1ms")
-    comm = ScriptedComm()
     tasks = asyncio.all_tasks()
-    stream.start(comm)
-    stream.send(1)
-    await async_poll_for(lambda: comm.messages == [1], timeout=5)
-    await async_poll_for(lambda: asyncio.all_tasks() == tasks, timeout=5)
-    stream.send(2)
-    await async_poll_for(lambda: comm.messages == [1, 2], timeout=5)
-    await stream.close()
+    stream, comm = scripted()
+    for i in (1, 2):
+        stream.send(i)
+        await comm.has(i)
+        await async_poll_for(lambda: asyncio.all_tasks() == tasks, timeout=5)
 
 
-# What can be read from it
+# Counters, log and repr
 
 
 @over_each_transport
 @gen_test()
-async def test_it_counts_messages_batches_and_bytes(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+async def test_messages_batches_and_bytes_are_counted(listen_at):
+    async with streaming(listen_at) as (stream, peer):
         stream.send(1, 2)
         await peer.has(2)
         stream.send(3)
@@ -274,30 +272,25 @@ async def test_it_counts_messages_batches_and_bytes(listen_at):
 
 
 @gen_test()
-async def test_the_log_keeps_the_last_batches_as_configured():
+async def test_the_log_keeps_the_configured_number_of_batches():
     with config.set({"distributed.admin.low-level-log-length": 2}):
-        stream = BatchedSend(interval=0)
-    comm = ScriptedComm()
-    stream.start(comm)
+        stream, comm = scripted()
     for i in range(4):
         stream.send(i)
-        await async_poll_for(lambda: len(comm.messages) > i, timeout=5)  # noqa: B023
+        await comm.has(i + 1)
     await stream.close()
     assert list(stream.recent_message_log) == [[2], [3]]
 
 
 @gen_test()
 async def test_the_log_does_not_keep_large_batches():
-    async with reader("tcp://127.0.0.1:0") as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+    async with streaming(TCP) as (stream, _):
         stream.send(b"x" * 2_000_000)
         await stream.close()
         assert list(stream.recent_message_log) == ["large-message"]
 
 
-@gen_test()
-async def test_repr_tells_the_buffer_or_that_it_is_closed():
+def test_the_repr_shows_the_buffer_or_that_the_stream_is_closed():
     stream = BatchedSend(interval="1ms")
     stream.send(1, 2)
     assert repr(stream) == "<BatchedSend: 2 in buffer>"
@@ -305,21 +298,128 @@ async def test_repr_tells_the_buffer_or_that_it_is_closed():
     assert repr(stream) == "<BatchedSend: closed>"
 
 
-# The end
+# The limit of the buffer
+
+
+@pytest.mark.parametrize(
+    ("msg", "at_least", "at_most"),
+    [
+        ({}, 0, 0),
+        ({"op": "x", "n": 1, "f": 2.5, "b": True, "none": None}, 80, 90),
+        ({"data": b"x" * 1000}, 1000, 1100),
+        ({"data": "x" * 1000}, 1000, 1100),
+        ({"data": ["x" * 500, b"y" * 500]}, 1000, 1100),
+        ({"data": {"k": "x" * 1000}}, 1000, 1100),
+        ({"data": bytearray(1000)}, 1000, 1100),
+        ({"data": memoryview(bytes(8000)).cast("d")}, 8000, 8100),
+        ({"data": Serialize(b"x" * 1000)}, 1000, 1100),
+        ({"data": Serialized({}, [b"x" * 500, bytearray(500)])}, 1000, 1100),
+        ({"data": array("d", [0] * 10)}, 16, 200),
+        ("x" * 1000, 1000, 1100),
+        ([1, 2, 3], 40, 60),
+        (object(), 1, 100),
+    ],
+)
+def test_sizes_are_about_right(msg, at_least, at_most):
+    assert at_least <= rough_size(msg) <= at_most
+
+
+def test_an_object_with_any_attribute_has_a_size():
+    class Proxy:
+        def __getattr__(self, name):
+            return self
+
+    assert rough_size({"x": Proxy()}) < 100
+
+
+@pytest.mark.parametrize("size", [10_000, "10 kB"])
+def test_send_beyond_the_limit_raises_and_accepts_nothing(size):
+    stream = BatchedSend(interval="1ms", max_buffer_size=size)
+    for _ in range(10):
+        stream.send({"data": b"x" * 1000})
+    with pytest.raises(BufferError, match=r"max-buffer-size.*drain"):
+        stream.send({"data": b"y"})
+    assert len(stream.buffer) == stream.message_count == 10
+    stream.abort()
+    assert stream.buffered_bytes == 0
+
+
+def test_the_limit_is_configurable_and_large_by_default():
+    assert BatchedSend(interval=1).max_buffer_size == 2**30
+    with config.set({"distributed.comm.batched.max-buffer-size": "1kiB"}):
+        assert BatchedSend(interval=1).max_buffer_size == 1024
+    with config.set({"distributed.comm.batched.max-buffer-size": None}):
+        assert BatchedSend(interval=1).max_buffer_size == 0
+
+
+def test_zero_means_no_limit():
+    stream = BatchedSend(interval=1, max_buffer_size=0)
+    for _ in range(100):
+        stream.send(b"x" * 100_000)
+    assert len(stream.buffer) == 100
+
+
+@gen_test()
+async def test_a_producer_that_drains_waits_for_a_slow_peer_and_loses_nothing():
+    most = 0
+    async with streaming(TCP, 0, paused=True, max_buffer_size=5_000_000) as (stream, peer):
+
+        async def produce():
+            nonlocal most
+            for i in range(200):
+                while True:
+                    try:
+                        stream.send({"i": i, "data": b"x" * 500_000})
+                        break
+                    except BufferError:
+                        await stream.drain()
+                most = max(most, stream.buffered_bytes)
+
+        producer = asyncio.create_task(produce())
+        await async_poll_for(lambda: stream.buffered_bytes >= 5_000_000, timeout=10)
+        assert not producer.done()
+        peer.resumed.set()
+        await producer
+        await stream.close()
+        assert most < 5_600_000
+        await peer.has(200)
+        assert [msg["i"] for msg in peer.messages] == list(range(200))
+        assert stream.buffered_bytes == 0
+
+
+@gen_test()
+async def test_drain_raises_when_the_comm_breaks():
+    stream, comm = scripted(blocked=True, max_buffer_size=1000)
+    stream.send(b"x" * 5_000)
+    waiting = asyncio.create_task(stream.drain())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    comm.abort()
+    with pytest.raises(CommClosedError):
+        await waiting
+    assert stream.buffer == [b"x" * 5_000]
+    assert stream.buffered_bytes >= 5_000
+
+
+@gen_test()
+async def test_drain_does_not_wait_while_there_is_room():
+    stream = BatchedSend(interval=1, max_buffer_size=1000)
+    stream.send(b"x" * 400)
+    await stream.drain()
+
+
+# Closing
 
 
 @over_each_transport
 @gen_test()
-async def test_close_delivers_what_is_in_the_buffer_without_waiting(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1 hour")
-        comm = await connect(peer.address)
-        stream.start(comm)
+async def test_close_flushes_the_buffer_without_waiting_for_the_interval(listen_at):
+    async with streaming(listen_at, interval="1 hour") as (stream, peer):
         stream.send(1)
         await peer.has(1)
         stream.send(2)
         await stream.close()
-        assert comm.closed()
+        assert stream.comm.closed()
         assert stream.closed()
         await peer.has(2)
         assert peer.batches == [[1], [2]]
@@ -327,37 +427,30 @@ async def test_close_delivers_what_is_in_the_buffer_without_waiting(listen_at):
 
 @gen_test()
 async def test_close_ends_a_wait_for_the_interval():
-    stream = BatchedSend(interval="1 hour")
-    comm = ScriptedComm()
-    stream.start(comm)
+    stream, comm = scripted(interval="1 hour")
     stream.send(1)
-    await async_poll_for(lambda: comm.messages == [1], timeout=5)
+    await comm.has(1)
     stream.send(2)
-    await asyncio.sleep(0)  # the background task now waits for the hour to pass
+    await asyncio.sleep(0)  # the writer now waits for the hour to pass
     await stream.close(timeout=10)
     assert comm.messages == [1, 2]
 
 
 @gen_test()
-async def test_what_is_sent_while_it_closes_is_delivered():
-    stream = BatchedSend(interval="1ms")
-    comm = ScriptedComm()
-    comm.gate.clear()
-    stream.start(comm)
+async def test_messages_sent_during_close_are_delivered():
+    stream, comm = scripted(blocked=True)
     stream.send(1)
     closing = asyncio.create_task(stream.close())
     await asyncio.sleep(0)
     stream.send(2)
-    comm.gate.set()
+    comm.unblocked.set()
     await closing
     assert comm.messages == [1, 2]
 
 
 @gen_test()
-async def test_close_twice_does_no_more_than_once():
-    stream = BatchedSend(interval="1ms")
-    comm = ScriptedComm()
-    stream.start(comm)
+async def test_close_can_be_repeated():
+    stream, comm = scripted()
     stream.send(1)
     await asyncio.gather(stream.close(), stream.close())
     await stream.close()
@@ -367,9 +460,7 @@ async def test_close_twice_does_no_more_than_once():
 @over_each_transport
 @gen_test()
 async def test_send_raises_after_close(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
+    async with streaming(listen_at) as (stream, _):
         await stream.close()
         with pytest.raises(CommClosedError, match="already closed"):
             stream.send(1)
@@ -380,22 +471,18 @@ async def test_send_raises_after_close(listen_at):
 @over_each_transport
 @gen_test()
 async def test_send_raises_after_the_peer_closed(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
-        comm = await connect(peer.address)
-        stream.start(comm)
+    async with streaming(listen_at) as (stream, peer):
         stream.send(1)
         await peer.has(1)
         peer.comms[0].abort()
-        await async_poll_for(comm.closed, timeout=5)
+        await async_poll_for(stream.comm.closed, timeout=5)
         assert stream.closed()
         with pytest.raises(CommClosedError, match="already closed"):
             stream.send(2)
-        await stream.close()
 
 
 @gen_test()
-async def test_closing_what_was_never_started_keeps_the_messages_readable():
+async def test_closing_a_stream_that_was_not_started_keeps_its_messages():
     stream = BatchedSend(interval="1ms")
     stream.send(1)
     with captured_logger("distributed.batched", level=logging.INFO) as log:
@@ -409,14 +496,11 @@ async def test_closing_what_was_never_started_keeps_the_messages_readable():
 
 @over_each_transport
 @gen_test()
-async def test_abort_closes_at_once_and_forgets_the_buffer(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1 hour")
-        comm = await connect(peer.address)
-        stream.start(comm)
+async def test_abort_closes_at_once_and_discards_the_buffer(listen_at):
+    async with streaming(listen_at, interval="1 hour") as (stream, _):
         stream.send(1)
         stream.abort()
-        assert comm.closed()
+        assert stream.comm.closed()
         assert stream.closed()
         assert stream.buffer == []
         await asyncio.sleep(0)
@@ -424,11 +508,8 @@ async def test_abort_closes_at_once_and_forgets_the_buffer(listen_at):
 
 
 @gen_test()
-async def test_abort_during_a_write_forgets_that_batch_too():
-    stream = BatchedSend(interval="1ms")
-    comm = ScriptedComm()
-    comm.gate.clear()
-    stream.start(comm)
+async def test_abort_during_a_write_discards_that_batch_too():
+    stream, _ = scripted(blocked=True)
     stream.send(1)
     await asyncio.sleep(0)
     stream.abort()
@@ -447,29 +528,21 @@ def test_abort_before_the_start_closes():
 
 
 @gen_test()
-async def test_close_gives_up_after_the_timeout_and_keeps_what_is_left():
-    async with reader("tcp://127.0.0.1:0") as peer:
-        peer.resumed.clear()
-        stream = BatchedSend(interval=0)
-        comm = await connect(peer.address)
-        stream.start(comm)
-        large = b"x" * 100_000_000
-        stream.send(large)
+async def test_close_aborts_after_the_timeout_and_keeps_the_undelivered_messages():
+    async with streaming(TCP, interval=0, paused=True) as (stream, _):
+        stream.send(b"x" * 100_000_000)
         await async_poll_for(lambda: stream.buffer == [], timeout=5)
         stream.send("small")
         with pytest.raises(TimeoutError, match=r"could not deliver 2 messages .* within 0.1 s"):
             await stream.close(timeout="100ms")
-        assert comm.closed()
+        assert stream.comm.closed()
         assert stream.closed()
         assert [len(msg) for msg in stream.buffer] == [100_000_000, 5]
 
 
 @gen_test()
-async def test_a_close_that_is_cancelled_aborts():
-    stream = BatchedSend(interval="1ms")
-    comm = ScriptedComm()
-    comm.gate.clear()
-    stream.start(comm)
+async def test_cancelling_close_aborts():
+    stream, comm = scripted(blocked=True)
     stream.send(1)
     closing = asyncio.create_task(stream.close())
     await asyncio.sleep(0)
@@ -484,15 +557,12 @@ async def test_a_close_that_is_cancelled_aborts():
 
 
 @gen_test()
-async def test_a_batch_that_could_not_be_written_is_put_back_in_front():
-    stream = BatchedSend(interval=0)
-    comm = ScriptedComm(fail_after=1)
-    comm.gate.clear()
-    stream.start(comm)
+async def test_a_batch_that_could_not_be_written_returns_to_the_buffer():
+    stream, comm = scripted(fail_after=1, blocked=True)
     stream.send(1)
     await asyncio.sleep(0)
     stream.send(2, 3)
-    comm.gate.set()
+    comm.unblocked.set()
     await async_poll_for(comm.closed, timeout=5)
     assert comm.messages == [1]
     assert stream.buffer == [2, 3]
@@ -501,24 +571,19 @@ async def test_a_batch_that_could_not_be_written_is_put_back_in_front():
 
 @gen_test()
 async def test_messages_sent_during_a_write_that_fails_stay_behind_its_batch():
-    stream = BatchedSend(interval=0)
-    comm = ScriptedComm(fail_after=0)
-    comm.gate.clear()
-    stream.start(comm)
+    stream, comm = scripted(fail_after=0, blocked=True)
     stream.send(1, 2)
     await asyncio.sleep(0)
     stream.send(3)
-    comm.gate.set()
+    comm.unblocked.set()
     await async_poll_for(comm.closed, timeout=5)
     assert stream.buffer == [1, 2, 3]
 
 
 @gen_test()
-async def test_a_comm_that_breaks_is_logged_without_alarm():
+async def test_a_broken_comm_is_logged_without_a_traceback():
     with captured_logger("distributed.batched", level=logging.INFO) as log:
-        stream = BatchedSend(interval=0)
-        comm = ScriptedComm(fail_after=0)
-        stream.start(comm)
+        stream, comm = scripted(fail_after=0)
         stream.send(1)
         await async_poll_for(lambda: stream.buffer == [1] and comm.closed(), timeout=5)
     assert "scripted://there" in log.getvalue()
@@ -527,9 +592,9 @@ async def test_a_comm_that_breaks_is_logged_without_alarm():
 
 @over_each_transport
 @gen_test()
-async def test_a_start_with_another_comm_sends_what_is_left(listen_at):
-    async with reader(listen_at) as peer:
-        stream = BatchedSend(interval="1ms")
+async def test_a_start_on_another_comm_sends_the_undelivered_messages(listen_at):
+    async with streaming(listen_at) as (stream, peer):
+        stream.abort()
         broken = ScriptedComm(fail_after=0)
         stream.start(broken)
         stream.send(1, 2)
@@ -538,28 +603,24 @@ async def test_a_start_with_another_comm_sends_what_is_left(listen_at):
         stream.send(3)
         await peer.has(3)
         assert peer.messages == [1, 2, 3]
-        await stream.close()
 
 
 @gen_test()
-async def test_a_start_before_the_broken_write_has_ended_keeps_the_order():
-    stream = BatchedSend(interval=0)
-    broken, good = ScriptedComm(), ScriptedComm()
-    broken.gate.clear()
-    stream.start(broken)
+async def test_a_start_before_the_failed_write_has_ended_keeps_the_order():
+    stream, broken = scripted(blocked=True)
     stream.send(1)
     await asyncio.sleep(0)
     broken.abort()
-    stream.start(good)
+    comm = ScriptedComm()
+    stream.start(comm)
     stream.send(2)
     await stream.close()
-    assert good.messages == [1, 2]
+    assert comm.messages == [1, 2]
 
 
 @gen_test()
-async def test_it_can_be_started_again_after_close():
-    stream = BatchedSend(interval=0)
-    stream.start(ScriptedComm())
+async def test_a_stream_can_be_started_again_after_close():
+    stream, _ = scripted()
     stream.send(1)
     await stream.close()
     comm = ScriptedComm()
@@ -571,86 +632,65 @@ async def test_it_can_be_started_again_after_close():
 
 
 @gen_test()
-async def test_a_start_while_another_comm_is_open_is_refused():
-    stream = BatchedSend(interval=0)
-    stream.start(ScriptedComm())
+async def test_a_start_while_another_comm_is_open_is_an_error():
+    stream, _ = scripted()
     with pytest.raises(RuntimeError, match="still sending on"):
         stream.start(ScriptedComm())
-    await stream.close()
 
 
 @gen_test()
-async def test_a_message_that_cannot_be_serialized_ends_the_stream_after_those_before_it():
-    async with reader("tcp://127.0.0.1:0") as peer:
-        stream = BatchedSend(interval="1ms")
-        comm = await connect(peer.address)
-        stream.start(comm)
-        lock = threading.Lock()
+async def test_a_message_that_cannot_be_serialized_ends_the_stream():
+    async with streaming(TCP) as (stream, peer):
         with captured_logger("distributed.batched") as log:
-            stream.send("before", {"lock": to_serialize(lock)}, "after")
+            stream.send("before", {"lock": to_serialize(threading.Lock())}, "after")
             await async_poll_for(stream.closed, timeout=5)
             await async_poll_for(lambda: stream.buffer != [], timeout=5)
         await peer.has(1)
         assert peer.messages == ["before"]
         assert stream.buffer == ["after"]
-        assert comm.closed()
+        assert stream.comm.closed()
         assert "could not be serialized" in log.getvalue()
         assert "lock" in log.getvalue()
         with pytest.raises(CommClosedError, match="could not be serialized") as info:
             stream.send("more")
         assert isinstance(info.value.__cause__, TypeError)
 
-
-@gen_test()
-async def test_a_start_after_a_message_that_cannot_be_serialized_goes_on_behind_it():
-    async with reader("tcp://127.0.0.1:0") as peer:
-        stream = BatchedSend(interval="1ms")
-        stream.start(await connect(peer.address))
-        with captured_logger("distributed.batched"):
-            stream.send(1, to_serialize(threading.Lock()), 2)
-            await async_poll_for(lambda: stream.buffer == [2], timeout=5)
         stream.start(await connect(peer.address))
         await peer.has(2)
-        assert peer.messages == [1, 2]
-        await stream.close()
+        assert peer.messages == ["before", "after"]
 
 
 @gen_test()
-async def test_the_background_task_can_be_cancelled_without_loss():
-    stream = BatchedSend(interval=0)
-    comm = ScriptedComm()
-    comm.gate.clear()
+async def test_cancelling_the_writer_loses_no_message():
     tasks = asyncio.all_tasks()
-    stream.start(comm)
+    stream, comm = scripted(blocked=True)
     stream.send(1)
     await asyncio.sleep(0)
     (task,) = asyncio.all_tasks() - tasks
     task.cancel()
     await asyncio.wait({task})
     assert stream.buffer == [1]
-    comm.gate.set()
+    comm.unblocked.set()
     await stream.close()
     assert comm.messages == [1]
 
 
 @gen_test()
-async def test_the_background_task_can_be_cancelled_before_it_begins():
-    stream = BatchedSend(interval=0)
-    comm = ScriptedComm()
+async def test_cancelling_the_writer_before_its_first_step_loses_no_message():
     tasks = asyncio.all_tasks()
-    stream.start(comm)
+    stream, comm = scripted()
     stream.send(1)
     (task,) = asyncio.all_tasks() - tasks
     task.cancel()
     await asyncio.wait({task})
     stream.send(2)
-    await async_poll_for(lambda: comm.messages == [1, 2], timeout=5)
-    await stream.close()
+    await comm.has(2)
+    assert comm.messages == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(20))
 @gen_test()
-async def test_whatever_happens_each_message_is_delivered_once_and_in_order(seed):
+async def test_random_failures_leave_each_message_delivered_once_and_in_order(seed):
     dice = random.Random(seed)
     stream = BatchedSend(interval=dice.choice([0, 0.1, 1]))
     comms: list[ScriptedComm] = []
@@ -667,23 +707,22 @@ async def test_whatever_happens_each_message_is_delivered_once_and_in_order(seed
             stream.send(*range(sent, sent + (n := dice.randrange(4))))
             sent += n
         elif action < 0.65:
-            comms[-1].gate.clear()
+            comms[-1].unblocked.clear()
         elif action < 0.7:
-            comms[-1].gate.set()
+            comms[-1].unblocked.set()
         elif action < 0.73:
             comms[-1].abort()
         elif action < 0.76 and not comms[-1].closed():
-            comms[-1].gate.set()
+            comms[-1].unblocked.set()
             await stream.close()
         if stream.closed() and dice.random() < 0.5:
             start()
         if dice.random() < 0.5:
             await asyncio.sleep(dice.choice([0, 0, 0.001]))
     if not stream.closed():
-        comms[-1].gate.set()
+        comms[-1].unblocked.set()
         await stream.close()
-    last = ScriptedComm()
-    comms.append(last)
-    stream.start(last)
+    comms.append(ScriptedComm())
+    stream.start(comms[-1])
     await stream.close()
     assert [msg for comm in comms for msg in comm.messages] == list(range(sent))

@@ -1,24 +1,4 @@
-"""An exception's way from the handler that raised it to the caller that must see it.
-
-The side where it was raised makes a message of it (`error_message`); the side that called makes an
-exception of the message again (`exception_from`, or `clean_exception` for the parts).  Between the
-two is the wire, which knows nothing of exceptions: the exception and the traceback are pickles in
-`Serialize` values, beside them the texts of both for readers that do not unpickle.
-
-The caller gets the type, the message, the attributes, the causes and contexts, the notes and the
-traceback.  How the traceback travels depends on what is installed:
-
-* With tblib on both sides it is a traceback, frames and all.
-* Otherwise it is text, in a note (PEP 678) on the exception, which is printed with it.  Where tblib
-  is missing at the sender, the sender adds these notes, one to each exception of the chain, so
-  that any receiver shows them; where it is missing at the receiver, the receiver adds one from the
-  message's ``traceback_text``.  Each hop adds its own, so that an error that came over several
-  servers tells of them all.
-
-Making the message never fails, whatever the exception does.  One that cannot be pickled, or not
-be unpickled again, travels as an `Exception` that carries its ``repr``; `exception_pickle` has the
-details.
-"""
+"""Messages made of exceptions, and exceptions made of messages.  The package has the theory."""
 
 from __future__ import annotations
 
@@ -45,6 +25,8 @@ from distributed.protocol.tblib_pickles import loads_exception
 
 logger = logging.getLogger(__name__)
 
+_BYTES = (bytes, bytearray, memoryview)
+
 
 def raise_later(exc: BaseException) -> Callable[..., NoReturn]:
     """Return a function that accepts any arguments and raises *exc*."""
@@ -56,7 +38,7 @@ def raise_later(exc: BaseException) -> Callable[..., NoReturn]:
 
 
 class ErrorMessage(TypedDict):
-    """What a caller is answered when its request failed."""
+    """The answer to a request that failed."""
 
     status: str
     exception: Serialize
@@ -66,28 +48,28 @@ class ErrorMessage(TypedDict):
 
 
 class OKMessage(TypedDict):
-    """What a caller is answered by handlers that have nothing to say."""
+    """The answer of handlers that return no other value."""
 
     status: Literal["OK"]
 
 
 def error_message(e: BaseException, status: str = "error") -> ErrorMessage:
-    """Make a message of an exception.  Never raises.
+    """Return a message that carries an exception, without ever raising.
 
     Parameters
     ----------
     e : BaseException
-        What went wrong; its message, and the text of its traceback, are bounded by
-        ``distributed.admin.max-error-length`` characters each.
+        The exception.  Its message and the text of its traceback are each limited to
+        ``distributed.admin.max-error-length`` characters.
     status : str
-        ``"error"`` where failing is an expected answer, ``"uncaught-error"`` where the caller is
-        to raise the exception.
+        ``"error"`` if the caller treats the failure as an answer, ``"uncaught-error"`` if the
+        caller must raise the exception.
 
     Returns
     -------
     ErrorMessage
-        To be written to a comm.  ``exception`` and ``traceback`` are pickles, the latter None
-        unless tblib is installed.
+        A message for a comm.  ``exception`` and ``traceback`` are pickles; ``traceback`` is None
+        without tblib.
 
     Examples
     --------
@@ -119,15 +101,15 @@ def truncate_exception(e: BaseException, n: int = DEFAULT_MAX_ERROR_LENGTH) -> B
     ----------
     e : BaseException
     n : int
-        Characters of the message to keep.
+        Number of characters of the message to keep.
 
     Returns
     -------
     BaseException
-        ``e`` itself if its message is short enough; else one of its type that carries
-        ``"Long error message"`` and the beginning of the message, or a plain `Exception` that
-        names the type too where the type cannot be made from that.  It has the traceback, cause,
-        context and notes of ``e``.
+        ``e`` itself if its message is short enough.  Otherwise one of the same type with the
+        arguments ``"Long error message"`` and the beginning of the message; or, if the type does
+        not accept these arguments, a plain `Exception` that also names the type.  It has the
+        traceback, cause, context and notes of ``e``.
 
     Examples
     --------
@@ -144,8 +126,8 @@ def truncate_exception(e: BaseException, n: int = DEFAULT_MAX_ERROR_LENGTH) -> B
         else:
             short = type(e)("Long error message", text[:n])
         if len(safe_str(short)) > n + 100:
-            raise ValueError("the type makes a long message of a short one")
-    except Exception:  # noqa: BLE001  (any constructor, any reason not to take these)
+            raise ValueError("the type makes its message long")
+    except Exception:  # noqa: BLE001  (a constructor may raise any error)
         short = Exception("Long error message", type(e), text[:n])
     for note in notes_of(e):
         short.add_note(bounded(note, n))
@@ -158,31 +140,31 @@ def truncate_exception(e: BaseException, n: int = DEFAULT_MAX_ERROR_LENGTH) -> B
 def clean_exception(
     exception: Any, traceback: Any = None, **kwargs: Any
 ) -> tuple[type[BaseException | None], BaseException | None, TracebackType | None]:
-    """Make exception and traceback of what is left of them in a message.
+    """Return the exception and traceback that a message carries, in any of their forms.
 
     Parameters
     ----------
     exception : bytes, str, BaseException, Serialize, Serialized or None
         A pickle, a text, or the object.
     traceback : bytes, str, TracebackType, Serialize, Serialized or None
-        Likewise.  A text becomes a note on the exception.
+        A pickle, a text, or the object.  A text becomes a note of the exception.
     **kwargs
-        The other keys of the message; ``exception_text`` and ``traceback_text`` stand in for what
-        cannot be unpickled.
+        The other keys of the message.  ``exception_text`` and ``traceback_text`` are used in place
+        of pickles that cannot be unpickled.
 
     Returns
     -------
     type, exception, traceback
-        As `sys.exc_info` gives them.  ``exception`` is what was raised remotely, `SystemExit` and
-        its like included; use `exception_from` for what is to be raised again.
+        As `sys.exc_info` returns them.  ``exception`` may be a `SystemExit` or `KeyboardInterrupt`;
+        use `exception_from` for an exception that is safe to raise.
 
     Examples
     --------
     >>> clean_exception("out of coffee")
     (<class 'Exception'>, Exception('out of coffee'), None)
     """
-    exc = _revive_exception(exception, str(kwargs.get("exception_text") or ""))
-    tb = _revive_traceback(traceback)
+    exc = _exception_of(exception, str(kwargs.get("exception_text") or ""))
+    tb = _traceback_of(traceback)
     text = traceback if isinstance(traceback, str) else kwargs.get("traceback_text")
     if exc is not None and tb is None and text:
         _show_remote_traceback(exc, str(text), str(kwargs.get("peer") or ""))
@@ -190,25 +172,24 @@ def clean_exception(
 
 
 def exception_from(msg: Mapping[str, Any], peer: str = "", unpickle: bool = True) -> Exception:
-    """Return what a caller is to raise for an error message that it has got.
+    """Return the exception that a caller should raise for an error message.
 
     Parameters
     ----------
     msg : mapping
         An `ErrorMessage` as it was read from a comm; keys may be missing.
     peer : str
-        Address of who sent it, named with a traceback that comes as text.
+        Address of the sender, named in notes that show a traceback.
     unpickle : bool
-        False if nothing that this peer sends may be unpickled: the texts must do.
+        False if data from this peer must not be unpickled; the texts are used instead.
 
     Returns
     -------
     Exception
-        The remote exception, with the remote traceback.  What would end the caller's task or loop
-        instead of being handled as an error (anything that is no `Exception`, such as
-        `SystemExit`, `KeyboardInterrupt`, `asyncio.CancelledError` or `GeneratorExit`, and
-        `StopIteration`, which coroutines cannot raise) comes as the cause of a `RuntimeError` that
-        names it.
+        The remote exception, with the remote traceback.  An exception that would end the caller's
+        task or loop is the cause of a `RuntimeError` that names it: those that are not subclasses
+        of `Exception` (`SystemExit`, `KeyboardInterrupt`, `asyncio.CancelledError`,
+        `GeneratorExit`), and `StopIteration`, which coroutines cannot raise.
 
     Examples
     --------
@@ -226,59 +207,57 @@ def exception_from(msg: Mapping[str, Any], peer: str = "", unpickle: bool = True
         peer=peer,
     )
     if exc is None:
-        exc = Exception(exc_text or f"{peer or 'The peer'} reported an error, but not which")
+        exc = Exception(exc_text or f"{peer or 'The peer'} reported an error without details")
     if tb is not None:
         exc = exc.with_traceback(tb)
     if isinstance(exc, Exception) and not isinstance(exc, (StopIteration, StopAsyncIteration)):
         return exc
     error = RuntimeError(
-        f"The remote handler ended with {safe_repr(exc)}, which is not raised here as such "
-        "because it would end the caller's own task"
+        f"The remote handler raised {safe_repr(exc)}, which is not raised here because it would "
+        "end the caller's own task"
     )
     error.__cause__ = exc
     return error
 
 
 def _unwrap(value: Any) -> Any:
-    """Return what stands in a message, whether it has been over a wire or not."""
+    """Return a value of a message, without its `Serialize` or `Serialized` wrapper."""
     if isinstance(value, Serialized):
         return deserialize(value.header, value.frames)
     return value.data if isinstance(value, Serialize) else value
 
 
-def _revive_exception(value: Any, text: str) -> BaseException | None:
+def _exception_of(value: Any, text: str) -> BaseException | None:
     value = _unwrap(value)
     if value is None or isinstance(value, BaseException):
         return value
-    if not isinstance(value, bytes | bytearray | memoryview):
+    if not isinstance(value, _BYTES):
         return Exception(value)
     try:
-        revived = loads_exception(value)
-    except Exception as e:  # noqa: BLE001  (whatever it is, it is told to the caller)
+        exc = loads_exception(value)
+    except Exception as e:  # noqa: BLE001  (the caller is shown it)
         exc = Exception(text or value)
-        exc.add_note(f"(It could not be unpickled by the receiver: {safe_repr(e)})")
+        exc.add_note(f"(The receiver could not unpickle it: {safe_repr(e)})")
+    if isinstance(exc, BaseException):
         return exc
-    if isinstance(revived, BaseException):
-        return revived
-    return Exception(text or f"An error message with a {type_name(revived)} for its exception")
+    return Exception(text or f"Error message with a {type_name(exc)} in place of an exception")
 
 
-def _revive_traceback(value: Any) -> TracebackType | None:
+def _traceback_of(value: Any) -> TracebackType | None:
     value = _unwrap(value)
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BYTES):
         try:
             value = wire_pickle.loads(value)
         except Exception:
             logger.debug("Showing a remote traceback as text", exc_info=True)
-            return None
     return value if isinstance(value, TracebackType) else None
 
 
 def _show_remote_traceback(exc: BaseException, text: str, peer: str) -> None:
-    """Add the note with the remote traceback, unless it is to be seen already."""
+    """Add a note with the remote traceback, unless the exception shows it already."""
     if exc.__traceback__ is None and not any(text.rstrip() in note for note in notes_of(exc)):
         note = traceback_note(text, peer)
         try:
             exc.add_note(note)
         except Exception:
-            logger.warning("%s takes no notes; its %s", type_name(exc), note, exc_info=True)
+            logger.warning("%s does not accept this note: %s", type_name(exc), note, exc_info=True)

@@ -1,15 +1,14 @@
-"""Pickles of exceptions that can be unpickled, with all that belongs to the exception.
+"""Pickles of exceptions and tracebacks that are known to unpickle.
 
-Plain pickle calls an exception's constructor again with ``args``, which many constructors do not
-take, and forgets the traceback, the cause and the context.  With tblib nothing of that is a
-problem, and its form is used where it is installed.  Without it, the attributes that plain pickle
-forgets are added to the exception's state, where `BaseException.__setstate__` of any Python
-restores them, and tracebacks become notes (PEP 678), so that the receiver needs nothing at all.
+Plain pickle calls the exception's constructor again with ``args``, which many constructors do not
+accept, and loses the traceback, the cause and the context.  With tblib, tblib's form is used, which
+keeps all of them.  Without it, the lost attributes are added to the exception's state:
+`BaseException.__setstate__` restores them, so the receiver needs nothing installed.  Tracebacks
+become notes.
 
-Each pickle is tried here, at the sender, where another way can still be taken: without calling
-the constructor, without the chain of causes, and at last as an `Exception` with the ``repr``.
-
-This module knows nothing of messages; `distributed.core.errors.messages` makes them.
+Each pickle is unpickled here, at the sender, where another way is still possible.  The ways are, in
+order: as pickle does it; without calling the constructor; without the chain of causes; and an
+`Exception` with the ``repr``.
 """
 
 from __future__ import annotations
@@ -39,16 +38,15 @@ from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
 logger = logging.getLogger(__name__)
 
-# Exceptions further down a chain of causes than this stay behind: each adds to the depth of the
-# pickle, and nobody reads that far.
+#: Maximum number of exceptions of a chain or group in one pickle.  Each adds to the pickle's depth.
 MAX_CHAIN = 50
 
 
-# A "reduction" is what `object.__reduce__` documents: how pickle is to take an object apart.
+# A "reduction" is the value that `object.__reduce__` returns: how to rebuild an object.
 
 
 class _ExceptionPickler(cloudpickle.Pickler):
-    """A pickler that has been told how to reduce certain objects."""
+    """A pickler with given reductions for certain objects, by their `id`."""
 
     def __init__(self, file: io.BytesIO, reductions: Mapping[int, Any]) -> None:
         super().__init__(file, protocol=HIGHEST_PROTOCOL)
@@ -60,12 +58,9 @@ class _ExceptionPickler(cloudpickle.Pickler):
 
 
 def pickle_traceback(e: BaseException) -> bytes | None:
-    """Pickle the traceback of an exception, as tblib does.
+    """Return a pickle of an exception's traceback, as tblib makes it.
 
-    Returns
-    -------
-    bytes or None
-        None without tblib, or where the traceback is too deep to be pickled.
+    None without tblib, or if the traceback is too deep for pickle.
     """
     try:
         from tblib import pickling_support
@@ -80,21 +75,16 @@ def pickle_traceback(e: BaseException) -> bytes | None:
 
 
 def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
-    """Pickle an exception with its chain of causes, or what can be of it.
+    """Return a pickle of an exception with its chain of causes, as far as these can be pickled.
 
     Parameters
     ----------
     e : BaseException
     text : str or None
-        The traceback of ``e``, to be put in a note; None if `pickle_traceback` has pickled it, so
-        that tblib is there for those of the causes too.
+        The traceback of ``e``, for a note.  None if `pickle_traceback` has pickled it; the
+        tracebacks of the causes are then pickled too.
     limit : int
-        How many characters each text that is added may have.
-
-    Returns
-    -------
-    bytes
-        A pickle that was seen to be one of an exception.
+        Maximum number of characters of each text that is added.
     """
     if text is None:
         try:
@@ -105,27 +95,24 @@ def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
     for nodes in (_chain(e), [e]):
         try:
             return _round_trip(e, _reductions(nodes, text or "", limit))[0]
-        except Exception as exc:  # noqa: BLE001  (whatever it is, it is told to the caller)
+        except Exception as exc:  # noqa: BLE001  (the caller is shown it)
             problem = safe_repr(exc)
-    function, args, state = _stand_in(e, problem, limit)
-    bare = function(*args)
-    bare.__dict__.update(state)
-    return pickle.dumps(bare)
+    return _round_trip(e, {id(e): _stand_in(e, problem, limit)})[0]
 
 
 def _round_trip(obj: Any, reductions: Mapping[int, Any]) -> tuple[bytes, Any]:
-    """Pickle an object and unpickle it again."""
+    """Return a pickle of an object, and the object that it unpickles to."""
     file = io.BytesIO()
     _ExceptionPickler(file, reductions).dump(obj)
     data = file.getvalue()
     copy = pickle.loads(data)
     if isinstance(obj, BaseException) and not isinstance(copy, BaseException):
-        raise pickle.PicklingError(f"{type(obj)} is unpickled as {type(copy)}")
+        raise pickle.PicklingError(f"{type(obj)} unpickles as {type(copy)}")
     return data, copy
 
 
 def _chain(e: BaseException) -> list[BaseException]:
-    """Return an exception and those it hangs together with, each before what it refers to."""
+    """Return an exception and its causes, contexts and members, nearest first."""
     nodes: dict[int, BaseException] = {id(e): e}
     queue = deque([e])
     while queue and len(nodes) < MAX_CHAIN:
@@ -139,22 +126,21 @@ def _chain(e: BaseException) -> list[BaseException]:
 
 
 def _reductions(nodes: list[BaseException], text: str, limit: int) -> dict[int, Any]:
-    """Find out for each exception how it can be pickled; ``text`` is the first one's traceback."""
+    """Return a reduction for each exception; ``text`` is the traceback of the first."""
     present = {id(node) for node in nodes}
     reductions: dict[int, Any] = {}
     for node in reversed(nodes):
         if node is not nodes[0]:
-            text_of_node = format_traceback(node.__traceback__, limit)
+            extra = _extra_state(node, format_traceback(node.__traceback__, limit), present)
         else:
-            text_of_node = text
+            extra = _extra_state(node, text, present)
         reduction = _working_reduction(node, reductions, limit)
-        extra = _extra_state(node, text_of_node, present)
         reductions[id(node)] = _with_state(node, reduction, extra)
     return reductions
 
 
 def _working_reduction(exc: BaseException, others: Mapping[int, Any], limit: int) -> Any:
-    """Return the first reduction of one exception, its chain aside, that brings it back."""
+    """Return the first reduction of one exception, without its chain, that can be unpickled."""
     message = safe_str(exc)
     problem = ""
     second_best = None
@@ -162,18 +148,18 @@ def _working_reduction(exc: BaseException, others: Mapping[int, Any], limit: int
         try:
             reduction = reduce(exc)
             _, copy = _round_trip(exc, {**others, id(exc): reduction})
-        except Exception as e:  # noqa: BLE001  (whatever it is, it is told to the caller)
+        except Exception as e:  # noqa: BLE001  (the caller is shown it)
             problem = problem or safe_repr(e)
             continue
         if safe_str(copy) == message:
             return reduction
-        # A constructor that takes something else than what it passes on to Exception.__init__.
+        # Its constructor changes the arguments before it passes them to Exception.__init__.
         second_best = second_best or reduction
     return second_best or _stand_in(exc, problem, limit)
 
 
 def _reduction(exc: BaseException) -> Any:
-    """Reduce an exception as pickle would, had tblib not told it otherwise."""
+    """Return the reduction that pickle uses, ignoring tblib's."""
     registered = copyreg.dispatch_table.get(type(exc))
     if registered is not None and not registered.__module__.startswith("tblib"):
         return registered(exc)
@@ -181,10 +167,10 @@ def _reduction(exc: BaseException) -> Any:
 
 
 def _reduction_without_init(exc: BaseException) -> Any:
-    """Reduce an exception so that its constructor is not called again."""
+    """Return a reduction that does not call the constructor again."""
     cls = type(exc)
     if not isinstance(cls.__reduce__, MethodDescriptorType):
-        raise pickle.PicklingError(f"{cls} has a __reduce__ of its own")
+        raise pickle.PicklingError(f"{cls} overrides __reduce__")
     state = dict(exc.__dict__)
     if not isinstance(exc, BaseExceptionGroup):
         state.update(_c_attributes(exc))
@@ -192,11 +178,11 @@ def _reduction_without_init(exc: BaseException) -> Any:
 
 
 def _c_attributes(exc: BaseException) -> dict[str, Any]:
-    """Return what an exception keeps outside its ``__dict__``, such as ``errno``."""
+    """Return the attributes of an exception outside its ``__dict__``, such as ``errno``."""
     found = {}
     for cls in type(exc).__mro__:
         for name, descriptor in vars(cls).items():
-            # An AttributeError's `obj` is left out by its own __reduce__, too.
+            # AttributeError.__reduce__ omits `obj` too.
             if (
                 isinstance(descriptor, MemberDescriptorType | GetSetDescriptorType)
                 and not name.startswith("__")
@@ -207,24 +193,22 @@ def _c_attributes(exc: BaseException) -> dict[str, Any]:
     return found
 
 
-def _stand_in(
-    exc: BaseException, problem: str, limit: int
-) -> tuple[type[Exception], tuple[str], dict[str, Any]]:
-    """Return the reduction of the `Exception` that travels in the place of another."""
+def _stand_in(exc: BaseException, problem: str, limit: int) -> Any:
+    """Return the reduction of an `Exception` that replaces one that cannot be pickled."""
     notes = [bounded(note, limit) for note in notes_of(exc)]
     notes.append(f"(A {type_name(exc)} that could not be pickled: {bounded(problem, limit)})")
     return Exception, (bounded(safe_repr(exc), limit),), {"__notes__": notes}
 
 
 def _extra_state(exc: BaseException, text: str, present: Set[int]) -> dict[str, Any]:
-    """Return the attributes that pickle forgets, in the order in which they must be set."""
+    """Return the attributes that pickle loses, in the order in which they must be set."""
     extra: dict[str, Any] = {}
     for name in ("__cause__", "__context__"):
         other = getattr(exc, name)
         if other is not None and id(other) in present:
             extra[name] = other
     if exc.__suppress_context__ or "__cause__" in extra:
-        # Setting the cause has set this one, so it comes last.
+        # Setting __cause__ sets this attribute too, so it comes last.
         extra["__suppress_context__"] = exc.__suppress_context__
     if text:
         extra["__notes__"] = [traceback_note(text, this_process())]
@@ -232,7 +216,7 @@ def _extra_state(exc: BaseException, text: str, present: Set[int]) -> dict[str, 
 
 
 def _with_state(exc: BaseException, reduction: Any, extra: dict[str, Any]) -> Any:
-    """Add attributes to a reduction; `BaseException.__setstate__` will set them one by one."""
+    """Return a reduction with more attributes, which `BaseException.__setstate__` sets in order."""
     if not extra or not isinstance(reduction, tuple) or len(reduction) not in (2, 3):
         return reduction
     function, args, state = reduction if len(reduction) == 3 else (*reduction, None)

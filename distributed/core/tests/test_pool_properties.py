@@ -1,8 +1,7 @@
-"""What holds for a ``ConnectionPool`` under any interleaving of what may happen to it.
+"""Properties of a ``ConnectionPool`` under any interleaving of events.
 
-In the first test the transport is an imitation, so that the test decides when each attempt to
-connect succeeds or fails, down to the turn of the event loop; the second one runs random calls of
-real servers.
+The first test replaces the transport, so that it decides in which event-loop iteration each attempt
+to connect succeeds or fails.  The second test makes random calls of real servers.
 """
 
 from __future__ import annotations
@@ -26,22 +25,23 @@ from hypothesis.stateful import (
 
 from distributed import core
 from distributed.core import Comm, CommClosedError, ConnectionPool, Server, Status
-from distributed.utils_test import captured_logger, gen_test
+from distributed.tests.servers import quiet
+from distributed.utils_test import gen_test
 
-#: The same programs in each run: a failure is one of the commit, not of the day.
+#: Derandomized, so that each run tests the same programs.
 PROFILE = settings(derandomize=True, database=None, deadline=None)
 
 ADDRESSES = [f"tcp://10.0.0.{i}:8786" for i in range(3)]
 
-#: More turns of the event loop than anything here takes to come to rest.
-MANY_TURNS = 30
+#: More event-loop iterations than any operation here takes to finish.
+MANY_ITERATIONS = 30
 
-#: Which call an attempt to connect belongs to; tasks inherit it.
+#: The number of the call that an attempt to connect belongs to; tasks inherit it.
 call_number: contextvars.ContextVar[int] = contextvars.ContextVar("call_number")
 
 
 class Line(Comm):
-    """A comm that carries nothing, open until somebody closes it."""
+    """A comm that carries no messages, open until it is closed."""
 
     def __init__(self, addr: str):
         super().__init__()
@@ -73,10 +73,15 @@ class Line(Comm):
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """A pool, calls of it that are at any stage, and attempts to connect.
+    """A pool, calls at any stage, and attempts to connect.
 
-    Nothing runs between two steps, except in the steps that let the loop take some turns.
+    The event loop runs only in the steps that let it run some iterations.
     """
+
+    # `attempts` are the pending calls of connect(): number of the call, and a future that decides
+    # its outcome.  `held` are connections that calls got and did not return, with their addresses.
+    # `served` and `waited` are numbers of calls: those that got a connection or a place since the
+    # last rest, and those that waited at the last rest.
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.collect_results()
 
     def collect_results(self) -> None:
-        """Judge what became of the calls that are done."""
+        """Check the results of the calls that are done."""
         for number, (addr, task) in list(self.calls.items()):
             if not task.done():
                 continue
@@ -133,7 +138,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert str(error) == "refused"
                 assert number in self.failed
 
-    # What may happen
+    # Steps
 
     @initialize(limit=st.integers(1, 3))
     def make(self, limit: int) -> None:
@@ -153,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.calls[number] = addr, task
 
     @rule(turns=st.integers(1, 4))
-    def let_some_turns_pass(self, turns: int) -> None:
+    def the_loop_runs(self, turns: int) -> None:
         self.turn(turns)
 
     @property
@@ -182,7 +187,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), close=st.booleans(), twice=st.booleans())
-    def a_connection_is_given_back(self, data: st.DataObject, close: bool, twice: bool) -> None:
+    def a_connection_is_returned(self, data: st.DataObject, close: bool, twice: bool) -> None:
         addr, comm = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         if close:
             comm.abort()
@@ -205,7 +210,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.collect()
 
     @rule(addr=st.sampled_from(ADDRESSES))
-    def somebody_looks_on(self, addr: str) -> None:
+    def an_address_is_looked_up(self, addr: str) -> None:
         assert len(self.pool.available[addr]) + len(self.pool.occupied[addr]) <= self.pool.limit
 
     @precondition(lambda self: self.closing is None and len(self.lines) > 3)
@@ -213,17 +218,17 @@ class PoolMachine(RuleBasedStateMachine):
     def the_pool_is_closed(self) -> None:
         self.closing = self.loop.create_task(self.pool.close())
 
-    # What holds after each step
+    # Invariants
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def the_numbers_are_right(self) -> None:
         self.pool._validate()
         idle = [comm for comms in self.pool.available.values() for comm in comms]
         used = [comm for comms in self.pool.occupied.values() for comm in comms]
         assert len({*idle, *used}) == len(idle) + len(used) == self.pool.open
         assert self.pool.active == len(used)
-        for books in (self.pool.available, self.pool.occupied):
-            for addr, comms in books.items():
+        for comms_of in (self.pool.available, self.pool.occupied):
+            for addr, comms in comms_of.items():
                 assert all(comm.addr == addr for comm in comms if isinstance(comm, Line))
 
     @invariant()
@@ -236,24 +241,24 @@ class PoolMachine(RuleBasedStateMachine):
         assert really_open + len(self.attempts) <= self.pool.limit
 
     @invariant()
-    def nobody_waits_while_there_is_room(self) -> None:
+    def no_call_waits_while_a_place_is_free(self) -> None:
         if self.pool._pending_count:
             assert self.pool.semaphore.locked()
             assert not any(self.pool.available.values())
 
     @invariant()
-    def no_open_connection_is_forgotten(self) -> None:
+    def each_open_connection_is_listed(self) -> None:
         known = {
             comm
-            for books in (self.pool.available, self.pool.occupied)
-            for comms in books.values()
+            for comms_of in (self.pool.available, self.pool.occupied)
+            for comms in comms_of.values()
             for comm in comms
         }
         assert {line for line in self.lines if not line.closed()} <= known
 
     @rule()
-    def all_comes_to_rest(self) -> None:
-        self.turn(MANY_TURNS)
+    def all_calls_come_to_rest(self) -> None:
+        self.turn(MANY_ITERATIONS)
         assert set(self.calls).isdisjoint(self.cancelled)
         assert len(self.attempts) == self.pool._connecting_count
         assert len(self.calls) == self.pool._connecting_count + self.pool._pending_count
@@ -262,7 +267,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(asyncio.all_tasks(self.loop)) == 2 * tasks
         used = {comm for comms in self.pool.occupied.values() for comm in comms}
         assert used <= {comm for _, comm in self.held}
-        # A call that waited since the last rest was overtaken by none that came later.
+        # No later call overtook a call that has waited since the last rest.
         waiting = set(self.calls) - {number for number, _ in self.attempts}
         assert len(waiting) == self.pool._pending_count
         for number in self.waited & waiting:
@@ -279,12 +284,12 @@ class PoolMachine(RuleBasedStateMachine):
             self.loop.close()
 
     def finish(self) -> None:
-        self.all_comes_to_rest()
+        self.all_calls_come_to_rest()
         if self.closing is None:
             self.the_pool_is_closed()
         assert self.closing is not None
         self.loop.run_until_complete(self.closing)
-        self.turn(MANY_TURNS)
+        self.turn(MANY_ITERATIONS)
         assert not asyncio.all_tasks(self.loop)
         assert not self.calls
         assert not self.attempts
@@ -295,9 +300,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool._validate()
 
 
-# What goes wrong is made as short as can be before it is shown, which takes minutes.
+# Hypothesis takes minutes to shorten a failing program.
 @pytest.mark.timeout(600)
-def test_the_pool_keeps_its_books_under_any_interleaving():
+def test_the_pool_keeps_its_invariants_under_any_interleaving():
     run_state_machine_as_test(
         PoolMachine, settings=settings(PROFILE, max_examples=250, stateful_step_count=60)
     )
@@ -305,7 +310,7 @@ def test_the_pool_keeps_its_books_under_any_interleaving():
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["call", "give up", "break", "fail", "remove", "collect", "borrow"]),
+        st.sampled_from(["call", "cancel", "break", "fail", "remove", "collect", "borrow"]),
         st.integers(0, 1),
         st.integers(0, 12),
     ),
@@ -314,8 +319,8 @@ STEPS = st.lists(
 )
 
 
-class Shop:
-    """Two real servers and the pool through which customers call them."""
+class Programs:
+    """Two real servers, and programs of steps that call them through one pool."""
 
     def __init__(self, pool: ConnectionPool):
         self.pool = pool
@@ -332,11 +337,11 @@ class Shop:
             await asyncio.sleep(0)
         return data
 
-    async def buy(self, customer: int, steps: list[tuple[str, int, int]]) -> None:
+    async def run(self, program: int, steps: list[tuple[str, int, int]]) -> None:
         for i, (what, which, turns) in enumerate(steps):
             before = self.removals
             try:
-                await self.step((customer, i), what, self.addresses[which], turns)
+                await self.step((program, i), what, self.addresses[which], turns)
             except CommClosedError:
                 assert what == "break" or self.removals > before
             self.check()
@@ -346,7 +351,7 @@ class Shop:
         match what:
             case "call":
                 assert await remote.echo(data=own, turns=turns) == own
-            case "give up":
+            case "cancel":
                 call = asyncio.create_task(remote.echo(data=own, turns=3))
                 for _ in range(turns):
                     await asyncio.sleep(0)
@@ -379,14 +384,14 @@ async def test_each_call_of_real_servers_gets_its_own_answer(limit, programs):
         raise LookupError
 
     pool = await ConnectionPool(limit=limit)
-    shop = Shop(pool)
-    handlers = {"echo": shop.echo, "fail": fail, "leave": lambda comm: comm.abort()}
-    with captured_logger("distributed.core.requests"):
+    runner = Programs(pool)
+    handlers = {"echo": runner.echo, "fail": fail, "leave": lambda comm: comm.abort()}
+    with quiet():
         async with Server(handlers) as one, Server(handlers) as two:
             for server in (one, two):
                 await server.listen("inproc://")
-                shop.addresses.append(server.address)
-            await asyncio.gather(*(shop.buy(i, steps) for i, steps in enumerate(programs)))
+                runner.addresses.append(server.address)
+            await asyncio.gather(*(runner.run(i, steps) for i, steps in enumerate(programs)))
             assert (pool.active, pool._connecting_count, pool._pending_count) == (0, 0, 0)
             assert not pool._connecting
             await pool.close()

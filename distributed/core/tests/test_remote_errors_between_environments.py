@@ -1,4 +1,4 @@
-"""Errors that travel between Pythons that have tblib, have not, or run the original."""
+"""Errors sent between processes with tblib, without tblib, and with the original."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from distributed.tests.environments import ROOT, _or_skip, run_in
 
-# Each process takes the frames of an error message from its input and answers with those of its
-# own, or with what it would print.
+# Each process reads the frames of an error message from its arguments, and prints those of its own
+# message or a description of the error.
 FRAMES = """
 import json, sys
 from {protocol} import dumps, loads
@@ -76,9 +76,15 @@ SHOW_ORIGINAL = SHOW.replace(
 
 
 def run(python, code, message=None):
-    """Return what a process makes of a message."""
+    """Return the output of a process that runs *code* on a message."""
     arguments = [] if message is None else [json.dumps(message)]
     return json.loads(run_in(python, ["-c", code, *arguments]).stdout)
+
+
+def assert_shown(shown):
+    assert (shown["type"], shown["text"], shown["answer"]) == ("ValueError", "boom", 42)
+    assert shown["cause"] == "KeyError('root')"
+    assert shown["printed"].count("in first_hop") == 1
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +104,21 @@ def test_an_error_shows_the_frames_of_each_hop_once(hops, bare_python, tblib_pyt
     pythons = {"bare": bare_python, "tblib": tblib_python}
     first, second, last = (pythons[hop] for hop in hops)
     shown = run(last, OURS + SHOW, run(second, OURS + PASS_ON, run(first, OURS + RAISE)))
-    assert (shown["type"], shown["text"], shown["answer"]) == ("ValueError", "boom", 42)
-    assert shown["cause"] == "KeyError('root')"
-    assert shown["printed"].count("in first_hop") == 1
+    assert_shown(shown)
     assert shown["printed"].count("in second_hop") == 1
 
 
 def test_an_error_from_the_original_arrives(python, original_python):
-    shown = run(python, OURS + SHOW, run(original_python, ORIGINAL + RAISE))
-    assert (shown["type"], shown["text"], shown["answer"]) == ("ValueError", "boom", 42)
-    assert shown["cause"] == "KeyError('root')"
-    assert shown["printed"].count("in first_hop") == 1
+    assert_shown(run(python, OURS + SHOW, run(original_python, ORIGINAL + RAISE)))
 
 
 def test_an_error_arrives_at_the_original(python, original_python):
     shown = run(original_python, ORIGINAL + SHOW_ORIGINAL, run(python, OURS + RAISE))
-    assert (shown["type"], shown["text"], shown["answer"]) == ("ValueError", "boom", 42)
-    assert shown["cause"] == "KeyError('root')"
-    assert shown["printed"].count("in first_hop") == 1
+    assert_shown(shown)
     assert shown["printed"].count("in root") == 1
 
 
-def test_what_cannot_be_pickled_arrives_at_the_original(python, original_python):
+def test_an_error_that_cannot_be_pickled_arrives_at_the_original(python, original_python):
     code = OURS + (
         "import threading\n"
         "try:\n"

@@ -43,9 +43,9 @@ class PoolState:
     # which they came.  Invariants: open + _connecting_count <= limit; nobody
     # waits while a place is free or a connection idle.  Only `_settle` gives
     # waiting calls what they need; whatever makes room calls it.
-    def __init__(self, limit: int) -> None:
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"a pool has place for at least one connection, not for {limit!r}")
+    def __init__(self, limit: float) -> None:
+        if not isinstance(limit, int | float) or not limit >= 1:
+            raise ValueError(f"the limit of a pool must be a number from 1, got {limit!r}")
         self.limit = limit
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
         self.occupied: defaultdict[str, set[Comm]] = defaultdict(set)
@@ -74,7 +74,7 @@ class PoolState:
         return len(self._waiting)
 
     @property
-    def _free(self) -> int:
+    def _free(self) -> float:
         return self.limit - self.open - self._connecting_count
 
     def _validate(self) -> None:
@@ -185,7 +185,7 @@ class Places:
         self._pool = weakref.proxy(pool)
 
     @property
-    def _value(self) -> int:
+    def _value(self) -> float:
         """The number of free places."""
         return self._pool._free
 
@@ -286,7 +286,7 @@ class ConnectionPool(PoolState):
 
     def __init__(
         self,
-        limit: int = 512,
+        limit: float = 512,
         deserialize: bool = True,
         serializers: Sequence[str] | None = None,
         allow_offload: bool = True,

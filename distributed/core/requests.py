@@ -404,7 +404,7 @@ class Dispatcher(LifeCycle):
                             return
                         continue
                     try:
-                        result = handler(**extra, **msg) if extra else handler(**msg)
+                        result = handler(**{**extra, **msg}) if extra else handler(**msg)
                         if result is None or not asyncio.iscoroutine(result):
                             continue
                         await result

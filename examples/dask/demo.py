@@ -1,7 +1,8 @@
 """Run a dask program on dask.distributed as released, and on this core over tcp and unix.
 
-``make dask`` runs this.  It creates two environments in a directory (by default ``.dask``), installs
-``dask[distributed]`` into both and the grafted wheel over one of them, and runs program.py in each.
+``make dask`` runs this.  It creates two environments in a directory (by default ``.dask``),
+installs ``dask[distributed]`` into both and the grafted wheel over one of them, and runs program.py
+in each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 
 
 def environment(path: Path) -> Path:
-    """Return the interpreter of a virtual environment with dask[distributed]; create it if needed."""
+    """Return the interpreter of an environment with dask[distributed]; create it if needed."""
     python = path / "bin" / "python"
     complete = path / f"complete-{VERSION}"
     if not complete.exists():

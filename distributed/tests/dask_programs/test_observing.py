@@ -71,7 +71,6 @@ def test_logs_and_stacks(client):
     client.call_stack()
     client.get_task_stream()
     client.get_versions(check=True)
-    client.dump_cluster_state
 
 
 def test_the_system_monitor(client):

@@ -53,7 +53,9 @@ def test_a_task_that_fails_twice_succeeds_with_retries(client, tmp_path):
     def flaky(path):
         with open(path, "a") as file:
             file.write("x")
-        if len(open(path).read()) < 3:
+        with open(path) as file:
+            attempts = len(file.read())
+        if attempts < 3:
             raise OSError("not yet")
         return "done"
 

@@ -2,4 +2,11 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["distributed.tests.environments", "distributed.tests.leaks"]
+pytest_plugins = [
+    "distributed.tests.environments",
+    "distributed.tests.grafts",
+    "distributed.tests.leaks",
+]
+
+# These run in another environment; see distributed/tests/test_dask_programs.py.
+collect_ignore = ["distributed/tests/dask_programs"]

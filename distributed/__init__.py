@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from distributed._version import __version__
+from distributed.base.version import __version__
 
 if TYPE_CHECKING:
     from distributed.comm import CommClosedError, connect

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from distributed.base import config
+from distributed.base.version import __version__ as __core_version__
 from distributed.comm import Comm, CommClosedError, connect, get_address_host_port, listen
 from distributed.core.calls import RPCClosed, addr_from_args, coerce_to_address, send_recv
 from distributed.core.errors.messages import (
@@ -39,6 +40,7 @@ __all__ = [
     "RPCClosed",
     "Server",
     "Status",
+    "__core_version__",
     "_expects_comm",
     "addr_from_args",
     "clean_exception",

@@ -399,7 +399,7 @@ def test_a_key_that_is_no_string_is_an_error_where_it_is_submitted(key):
     @gen_test()
     async def run():
         async with cluster(1) as (_, client):
-            with pytest.raises(TypeError, match="a key is a string"):
+            with pytest.raises(TypeError, match="a key must be a string"):
                 client.submit(abs, -1, key=key)
             assert await client.submit(abs, -1) == 1
 

@@ -99,7 +99,7 @@ def test_the_demo_says_that_its_port_is_taken():
     with socket.create_server(("", 8888)):
         demo = run_demo()
     assert demo.returncode == 1
-    assert "port 8888, which the examples name, is taken by another process" in demo.stderr
+    assert "port 8888, which the examples use, is taken by another process" in demo.stderr
     assert demo.stdout == ""
 
 

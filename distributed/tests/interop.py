@@ -22,7 +22,7 @@ from typing import Any
 from distributed.batched import BatchedSend
 from distributed.core import ConnectionPool, Server, Status, connect, rpc
 from distributed.protocol import Serialize, Serialized, to_serialize
-from distributed.security.settings import Security
+from distributed.security import Security
 
 MB = 2**20
 KEY_PAIR = ("cert", "key")

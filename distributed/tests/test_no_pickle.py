@@ -327,13 +327,13 @@ async def test_remote_errors_arrive_as_text(how, protocol):
 
 @gen_test()
 async def test_a_client_that_does_not_unpickle_gets_values_that_need_no_pickle():
-    async with serving(Example) as server:
-        async with rpc(server.address, connection_args={"allow_pickle": False}) as remote:
-            assert await remote.give(what="bytes") == b"abc"
-            assert await remote.give(what="int") == 5
-            with pytest.raises(Exception, match=FORBIDDEN):
-                await remote.give(what="complex")
-            assert await remote.inc(x=1) == 2
+    args = {"allow_pickle": False}
+    async with serving(Example) as server, rpc(server.address, connection_args=args) as remote:
+        assert await remote.give(what="bytes") == b"abc"
+        assert await remote.give(what="int") == 5
+        with pytest.raises(Exception, match=FORBIDDEN):
+            await remote.give(what="complex")
+        assert await remote.inc(x=1) == 2
 
 
 @gen_test()
@@ -344,14 +344,16 @@ async def test_a_server_that_does_not_unpickle_does_not_in_its_own_calls_either(
     assert type(caught.value) is Exception
 
 
-@gen_test()
+@gen_test(config={FORBIDDEN: False})
 async def test_a_connection_argument_overrides_the_configuration():
-    with config.set({FORBIDDEN: False}):
-        async with serving(Example, allow_pickle=True) as server:
-            async with rpc(server.address, connection_args={"allow_pickle": True}) as remote:
-                assert await remote.inc(x=1j) == 1 + 1j
-                with pytest.raises(ValueError, match="out of coffee"):
-                    await remote.fail()
+    args = {"allow_pickle": True}
+    async with (
+        serving(Example, **args) as server,
+        rpc(server.address, connection_args=args) as remote,
+    ):
+        assert await remote.inc(x=1j) == 1 + 1j
+        with pytest.raises(ValueError, match="out of coffee"):
+            await remote.fail()
 
 
 @gen_test()

@@ -26,8 +26,8 @@ async def cluster(nannies=2, *, nthreads=1, address="tcp://127.0.0.1:0", **kwarg
     """Run a scheduler and a client here, and workers in processes, each with a nanny."""
     async with contextlib.AsyncExitStack() as stack:
         scheduler = await stack.enter_async_context(Scheduler(address, **kwargs))
-        made = [Nanny(scheduler.address, f"--nthreads={nthreads}") for _ in range(nannies)]
-        scheduler.nannies = await asyncio.gather(*map(stack.enter_async_context, made))
+        started = [Nanny(scheduler.address, f"--nthreads={nthreads}") for _ in range(nannies)]
+        scheduler.nannies = await asyncio.gather(*map(stack.enter_async_context, started))
         client = await stack.enter_async_context(Client(scheduler.address))
         await workers_come(scheduler, nannies)
         yield scheduler, client

@@ -57,7 +57,7 @@ def security(address: str) -> Security | None:
 
 async def serve(address: str) -> None:
     """Listen on *address*, print the actual address, and run until the standard input ends."""
-    # Errors are returned to the caller. Log lines would fill the pipe, of which one line is read.
+    # The test reads one line: log lines would fill the pipe. Errors are returned to the caller.
     logging.disable(logging.CRITICAL)
     notes: list[Any] = []
     noted = asyncio.Condition()
@@ -122,8 +122,8 @@ async def serve(address: str) -> None:
         "lock": lambda: threading.Lock(),
         "cancelled": cancelled,
     }
-    found = security(address)
-    args = found.get_listen_args("scheduler") if found else {}
+    secure = security(address)
+    args = secure.get_listen_args("scheduler") if secure else {}
     server = Server(handlers, stream_handlers={"note": note})
     relay = Server(handlers, deserialize=False)
     for each in (server, relay):
@@ -145,8 +145,8 @@ class Client:
     def __init__(self, address: str, options: dict[str, Any]):
         self.address = address
         self.options = options
-        found = security(address)
-        self.args = found.get_connection_args("client") if found else {}
+        secure = security(address)
+        self.args = secure.get_connection_args("client") if secure else {}
         self.remote = self.rpc(address)
 
     def rpc(self, address: str, **kwargs: Any) -> Any:
@@ -386,9 +386,9 @@ async def several_messages_as_an_answer(client: Client) -> None:
 
 @case
 async def identity(client: Client) -> None:
-    told = await client.remote.identity()
-    assert told["type"] == "Server"
-    assert told["id"].startswith("Server-")
+    identity = await client.remote.identity()
+    assert identity["type"] == "Server"
+    assert identity["id"].startswith("Server-")
 
 
 @case
@@ -429,10 +429,10 @@ async def streams_to_the_server(client: Client) -> None:
 async def streams_from_the_server(client: Client) -> None:
     comm = await client.connect()
     await comm.write({"op": "subscribe", "n": 1000})
-    news: list[int] = []
-    while len(news) < 1000:
-        news += [message["i"] for message in await comm.read()]
-    assert news == list(range(1000))
+    received: list[int] = []
+    while len(received) < 1000:
+        received += [message["i"] for message in await comm.read()]
+    assert received == list(range(1000))
     await comm.close()
 
 
@@ -468,8 +468,12 @@ async def compression(client: Client) -> None:
 
 @case
 async def handshake_overrides(client: Client) -> None:
-    told = {"compression": "none that the other side names", "pickle-protocol": 4, "unknown": 1}
-    comm = await client.connect(handshake_overrides=told)
+    overrides = {
+        "compression": "none that the other side names",
+        "pickle-protocol": 4,
+        "unknown": 1,
+    }
+    comm = await client.connect(handshake_overrides=overrides)
     assert comm.handshake_options == {"compression": None, "pickle-protocol": 4}
     await comm.write({"op": "agreed", "reply": True})
     assert await comm.read() is None

@@ -87,8 +87,8 @@ try:
 except RuntimeError as exc:
     print(json.dumps(str(exc)))
 """
-    told = run_beside_dask(dask_collections_python, BEFORE[before] + code)
-    assert told == "Requested distributed scheduler but no Client active."
+    error = run_beside_dask(dask_collections_python, BEFORE[before] + code)
+    assert error == "Requested distributed scheduler but no Client active."
 
 
 def test_only_the_defaults_of_this_package_are_added_to_the_configuration_of_dask(
@@ -120,10 +120,10 @@ print(json.dumps([seen, there, dask.config.get("array.chunk-size")]))
 
 
 def test_the_command_line_of_dask_works(dask_collections_python):
-    told = run_in(dask_collections_python, ["-m", "dask", "info", "versions"]).stdout
+    versions = run_in(dask_collections_python, ["-m", "dask", "info", "versions"]).stdout
     from distributed import __version__
 
-    assert json.loads(told)["distributed"] == __version__
+    assert json.loads(versions)["distributed"] == __version__
     assert "Commands:" in run_in(dask_collections_python, ["-m", "dask", "--help"]).stdout
 
 
@@ -140,12 +140,12 @@ import distributed
 try:
     distributed.{name}
 except AttributeError as exc:
-    told = str(exc)
-print(json.dumps(told))
+    error = str(exc)
+print(json.dumps(error))
 """
-    told = run_beside_dask(dask_collections_python, code)
-    assert told.startswith(f"module 'distributed' has no attribute '{name}'")
-    assert f"{name} is in dask.distributed" in told
+    error = run_beside_dask(dask_collections_python, code)
+    assert error.startswith(f"module 'distributed' has no attribute '{name}'")
+    assert f"{name} is in dask.distributed" in error
 
 
 def test_code_can_detect_that_a_role_is_missing(dask_collections_python):
@@ -154,8 +154,8 @@ import distributed
 try:
     from distributed import get_client
 except ImportError as exc:
-    told = type(exc).__name__
-print(json.dumps([told, hasattr(distributed, "Client")]))
+    error = type(exc).__name__
+print(json.dumps([error, hasattr(distributed, "Client")]))
 """
     assert run_beside_dask(dask_collections_python, code) == ["ImportError", False]
 
@@ -202,5 +202,5 @@ async def main():
 
 asyncio.run(main())
 """
-    told = run_beside_dask(dask_collections_python, code)
-    assert told.startswith("Comm handler returned unknown awaitable")
+    error = run_beside_dask(dask_collections_python, code)
+    assert error.startswith("Comm handler returned unknown awaitable")

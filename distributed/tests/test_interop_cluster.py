@@ -25,7 +25,7 @@ import asyncio, logging, sys
 from distributed import LocalCluster
 
 async def main():
-    logging.disable(logging.CRITICAL)  # log lines would fill the pipe, of which one line is read
+    logging.disable(logging.CRITICAL)  # the test reads one line: log lines would fill the pipe
     async with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
         dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0", asynchronous=True,
@@ -100,10 +100,10 @@ def scheduler(original_python):
 @gen_test()
 async def test_identity_describes_the_scheduler_and_its_workers(scheduler):
     async with rpc(scheduler) as remote:
-        told = await remote.identity()
-    assert told["type"] == "Scheduler"
-    assert told["address"] == scheduler
-    assert {worker["type"] for worker in told["workers"].values()} == {"Worker"}
+        identity = await remote.identity()
+    assert identity["type"] == "Scheduler"
+    assert identity["address"] == scheduler
+    assert {worker["type"] for worker in identity["workers"].values()} == {"Worker"}
 
 
 @gen_test()
@@ -162,8 +162,8 @@ async def test_a_client_registers_and_is_notified_of_its_keys(scheduler):
         await remote.scatter(
             data={"k2": to_serialize(2)}, workers=None, client="me", broadcast=False
         )
-    [news] = await comm.read()
-    assert (news["op"], news["key"]) == ("key-in-memory", "k2")
+    [message] = await comm.read()
+    assert (message["op"], message["key"]) == ("key-in-memory", "k2")
     await comm.write([{"op": "close-client"}, {"op": "close-stream"}])
     await comm.close()
 
@@ -175,8 +175,8 @@ async def test_a_client_registers_and_is_notified_of_its_keys(scheduler):
 async def test_a_subclass_registers_as_a_worker_and_sends_heartbeats(scheduler):
     async with Guest(scheduler) as guest, rpc(scheduler) as remote:
         assert guest.reply["heartbeat-interval"] > 0
-        told = (await remote.identity())["workers"][guest.address]
-        assert (told["name"], told["status"], told["type"]) == ("guest", "running", "Worker")
+        known = (await remote.identity())["workers"][guest.address]
+        assert (known["name"], known["status"], known["type"]) == ("guest", "running", "Worker")
         assert (await guest.heartbeat())["status"] == "OK"
 
 
@@ -213,8 +213,8 @@ async def test_the_scheduler_frees_keys_of_a_subclass_over_the_stream(scheduler,
 async def test_the_client_of_the_original_runs_functions_in_a_subclass(scheduler, original_python):
     async with Guest(scheduler) as guest:
         code = f"print(client.run(len, 'four', workers=[{guest.address!r}]))"
-        told = await asyncio.to_thread(run_client, original_python, scheduler, code)
-        assert told == f"{{{guest.address!r}: 4}}\n"
+        output = await asyncio.to_thread(run_client, original_python, scheduler, code)
+        assert output == f"{{{guest.address!r}: 4}}\n"
 
 
 def test_a_subclass_computes_the_tasks_of_the_original(scheduler, original_python, dask_python):
@@ -225,8 +225,8 @@ print(client.gather(futures))
 print(set(map(tuple, client.who_has(futures).values())))
 """
     with running(dask_python, ["-P", program, scheduler]) as guest:
-        told = run_client(original_python, scheduler, code)
-    assert told == f"{[x * x for x in range(20)]}\n{{({guest!r},)}}\n"
+        output = run_client(original_python, scheduler, code)
+    assert output == f"{[x * x for x in range(20)]}\n{{({guest!r},)}}\n"
 
 
 # A subclass of this package's Server acts as the scheduler of the original's Worker
@@ -238,7 +238,7 @@ class Host(Server):
     def __init__(self):
         self.workers: dict[str, dict] = {}
         self.heartbeats = asyncio.Event()
-        self.told: list[str] = []
+        self.statuses: list[str] = []
         super().__init__(
             {"register-worker": self.register, "heartbeat_worker": self.heartbeat},
             stream_handlers={"worker-status-change": self.status_change, "log-event": self.log},
@@ -258,7 +258,7 @@ class Host(Server):
         return {"status": "OK", "time": 0, "heartbeat-interval": 0.1}
 
     def status_change(self, worker, status, stimulus_id):
-        self.told.append(status)
+        self.statuses.append(status)
 
     def log(self, **kwargs):
         pass
@@ -283,7 +283,7 @@ async def test_a_worker_of_the_original_registers_with_a_subclass_and_serves_it(
             await worker.terminate(reason="enough", reply=False)
             assert await asyncio.to_thread(process.wait, 20) == 0
             await async_poll_for(lambda: not host.workers, timeout=10)
-    assert host.told[0] == "running"
+    assert host.statuses[0] == "running"
 
 
 # This package relays between a Client and a Scheduler of the original
@@ -316,5 +316,5 @@ except ZeroDivisionError as exc:
 """
     async with listen("tcp://127.0.0.1:0", relay, deserialize=False) as listener:
         address = listener.contact_address
-        told = await asyncio.to_thread(run_client, original_python, address, code)
-    assert told == "3\n100000\ndivision by zero\n"
+        output = await asyncio.to_thread(run_client, original_python, address, code)
+    assert output == "3\n100000\ndivision by zero\n"

@@ -1,4 +1,4 @@
-"""With ``allow-pickle`` off, values that need no pickle still arrive, and others are refused."""
+"""With ``allow-pickle`` off, only values that do not need pickle arrive, and others are refused."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ async def test_remote_errors_arrive_as_text(how, protocol):
 
 
 @gen_test()
-async def test_a_client_that_does_not_unpickle_gets_values_that_need_no_pickle():
+async def test_a_client_that_does_not_unpickle_gets_values_that_do_not_need_pickle():
     args = {"allow_pickle": False}
     async with serving(Example) as server, rpc(server.address, connection_args=args) as remote:
         assert await remote.give(what="bytes") == b"abc"

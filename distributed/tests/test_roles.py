@@ -1,4 +1,4 @@
-"""Two roles use all that the core offers to roles; and a server that uses none of it is cheap."""
+"""Two roles use what the core offers to roles; a server that uses none of it is cheap."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Hub(Server):
 
     def __init__(self) -> None:
         self.members: dict[str, dict] = {}
-        self.told = asyncio.Condition()
+        self.changed = asyncio.Condition()
         super().__init__({"register": self.register, "heartbeat": self.heartbeat})
 
     def register(self, address):
         self.members[address] = {}
 
     async def heartbeat(self, address, digests):
-        async with self.told:
+        async with self.changed:
             for name, value in digests.items():
                 self.members[address][name] = self.members[address].get(name, 0) + value
-            self.told.notify_all()
+            self.changed.notify_all()
 
 
 class Member(Server):
@@ -71,11 +71,11 @@ async def test_digests_of_handlers_are_sent_to_another_role_once(tmp_path):
         async with Member(hub.address, local_directory=str(tmp_path)) as member:
             for n in (1, 2, 3):
                 await hub.rpc(member.address).work(n=n)
-            heard = hub.members[member.address]
+            digests = hub.members[member.address]
             names = [("work", "items", "count"), ("work", "read", "bytes")]
-            async with hub.told:
-                await hub.told.wait_for(lambda: heard.get(names[1]) == 12)
-            assert [heard[name] for name in names] == [6, 12]
+            async with hub.changed:
+                await hub.changed.wait_for(lambda: digests.get(names[1]) == 12)
+            assert [digests[name] for name in names] == [6, 12]
             assert [member.digests_total[name] for name in names] == [6, 12]
             assert member.digests_max[names[0]] == 3
 
@@ -90,11 +90,11 @@ async def test_a_module_uploaded_by_a_call_can_be_imported_until_the_role_closes
             )
             assert answer["status"] == "OK"
             assert sys.modules.pop("uploaded_by_a_call").x == 5
-            made = member.local_directory
-            assert "uploaded_by_a_call.py" in os.listdir(made)
-            assert made in sys.path
-        assert os.path.basename(made) not in os.listdir(os.path.dirname(made))
-        assert made not in sys.path
+            directory = member.local_directory
+            assert "uploaded_by_a_call.py" in os.listdir(directory)
+            assert directory in sys.path
+        assert os.path.basename(directory) not in os.listdir(os.path.dirname(directory))
+        assert directory not in sys.path
 
 
 @gen_test()

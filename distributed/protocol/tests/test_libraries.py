@@ -14,7 +14,7 @@ from distributed.protocol.dispatch import MODULES
 
 ROOT = Path(__file__).parents[3]
 
-#: An expression for an object of each library that needs no special hardware.
+#: An expression for an object of each library that does not need special hardware.
 OBJECTS = {
     "numpy": "numpy.arange(3)",
     "scipy": "__import__('scipy.sparse').sparse.eye(3, format='csr')",

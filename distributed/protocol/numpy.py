@@ -239,20 +239,20 @@ def plain_dtype(name: Any) -> np.dtype[Any]:
         If there is no such type.
     """
     if not isinstance(name, str):
-        raise _bad("element type", name)
+        raise _invalid("element type", name)
     try:
         return np.dtype(name)
     except (TypeError, ValueError, SyntaxError) as e:
         raise HeaderError(f"an array cannot have elements of type {name!r:.100}: {e}") from e
 
 
-def _bad(key: str, value: Any) -> HeaderError:
+def _invalid(key: str, value: Any) -> HeaderError:
     return HeaderError(f"the {key} of an array is given as {value!r:.100}")
 
 
 def _read_dtype(described: Any) -> np.dtype[Any]:
     if not isinstance(described, (tuple, list)) or len(described) != 2:
-        raise _bad("element type", described)
+        raise _invalid("element type", described)
     kind, value = described
     if kind == _PLAIN:
         return plain_dtype(value)
@@ -261,9 +261,9 @@ def _read_dtype(described: Any) -> np.dtype[Any]:
     if kind == _PICKLED and isinstance(value, bytes):
         dtype = pickle.loads(value)
     else:
-        raise _bad("element type", described)
+        raise _invalid("element type", described)
     if not isinstance(dtype, np.dtype):
-        raise _bad("element type", dtype)
+        raise _invalid("element type", dtype)
     return dtype
 
 
@@ -278,8 +278,8 @@ def checked_layout(
     Raises
     ------
     HeaderError
-        If the array would reach beyond *nbytes*, or its elements would overlap in any other way
-        than by an axis that is repeated with "broadcast_to".
+        If the array would reach beyond *nbytes*, or has more elements than fit into them without
+        the repetition of axes by "broadcast_to".
     """
     if dtype.hasobject or dtype.subdtype is not None:
         raise HeaderError(f"bytes cannot be viewed as elements of type {dtype!s:.100}")
@@ -319,10 +319,10 @@ def _checked_integers(header: Header, key: str) -> Sequence[int]:
     numbers = header.get(key)
     # The length is limited before the numbers are multiplied, which takes long for many of them.
     if not isinstance(numbers, (tuple, list)) or len(numbers) > _MAX_AXES:
-        raise _bad(key, numbers)
+        raise _invalid(key, numbers)
     for number in numbers:
         if type(number) is not int:
-            raise _bad(key, numbers)
+            raise _invalid(key, numbers)
     return numbers
 
 

@@ -6,8 +6,8 @@ address of a worker or the id of a client).  Functions and arguments are never u
 
 A task is running while it has a `worker` and an `attempt`, and finished while it has only a
 `worker`, which holds its result.  It is needed if a client wants it, or if a task that is needed
-and not finished depends on it.  A task that is not needed is taken from its worker, and forgotten
-unless a known task depends on it: if the result of that one is lost, both are computed again.
+and not finished depends on it.  A task that is not needed is taken from its worker.  The scheduler
+remembers it as long as a known task depends on it, in case the result of that one is lost.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from distributed.core import error_message
 SATURATION = 2  # maximum number of tasks per thread of a worker: one runs, one is ready to start
 UNKNOWN_DURATION = 0.1  # seconds assumed for a function that has not run yet
 BANDWIDTH = 100e6  # bytes per second assumed between workers, to weigh transfer against waiting
-ALLOWED_FAILURES = 3  # maximum number of workers that die, and of failed fetches, per task
+ALLOWED_FAILURES = 3  # per task: maximum number of workers that die, and of failed fetches
 
 
 class KilledWorker(Exception):
@@ -45,16 +45,16 @@ class WorkerState:
 @dataclass(eq=False, slots=True)
 class Task:
     key: str
-    run: Any  # function and arguments, serialized; None if they are gone
+    run: Any  # function and arguments, serialized; None if no longer known
     dependencies: list["Task"]
     scattered: bool = False  # True if it returns data of a client, which exists nowhere else
     wanted_by: dict[str, str] = field(default_factory=dict)  # client → mark of its future
     reported: str = "nothing"  # the status last sent to these clients
     worker: WorkerState | None = None  # the worker that runs it or has its result
     attempt: int = 0  # a unique number while it runs, else 0
-    deaths: int = 0  # of workers that ran it
-    failures: int = 0  # to fetch its result, without a success in between
-    failed_at: int = 0  # value of the clock at the last of these
+    deaths: int = 0  # number of workers that died while they ran it
+    failures: int = 0  # number of failed fetches of its result since the last successful one
+    failed_at: int = 0  # value of the clock at the last failed fetch
     nbytes: int = 0  # size of its result
     error: Any = None  # an error_message(), or None
 
@@ -79,7 +79,7 @@ class ClusterState:
         self.workers[address] = WorkerState(address, nthreads)
 
     def remove_worker(self, address: str, blame: bool = True) -> None:
-        """Take its tasks from a worker; if it died, each task that could be running is blamed."""
+        """Take all tasks from a worker; if it died, blame those that may have been running."""
         worker = self.workers.pop(address, None)
         started = list(worker.running)[: worker.nthreads] if worker else []
         for task in [task for task in self.tasks.values() if worker and task.worker is worker]:

@@ -57,7 +57,7 @@ class Worker(Peer):
         self.data: dict[str, Any] = {}  # key → result
         self.attempts: dict[str, int] = {}  # key → number of the attempt, until it ends or is freed
         self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
-        # Messages are unpickled in the thread of their task: an error in there fails only the task.
+        # Values are unpickled in the thread of their task, so that an error fails only that task.
         super().__init__(scheduler, "worker", {"get_data": self.get_data}, deserialize=False)
         self.stream_handlers |= {"compute": self.compute, "free": self.free}
         self.periodic_callbacks["heartbeat"] = PeriodicCallback(lambda: self.send("heartbeat"), 500)
@@ -73,7 +73,7 @@ class Worker(Peer):
         return {key: to_serialize(self.data[key]) for key in keys if key in self.data}
 
     def free(self, key: str) -> None:
-        """Forget a task and its result; a thread that runs it continues, but its result is lost."""
+        """Forget a task and its result; a thread that runs it continues, its result is dropped."""
         self.data.pop(key, None)
         self.attempts.pop(key, None)
 

@@ -78,10 +78,13 @@ class Simulation:
     def __init__(self, seed):
         self.chance = random.Random(seed)
         self.state = ClusterState()
-        self.inboxes, self.data, self.jobs, self.reports = {}, {}, {}, {}
-        self.known, self.marks, self.runs = {}, {}, {}
+        self.inboxes = {"client": []}  # peer → messages that it has not read
+        self.data = {}  # worker → key → the run that gave the result
+        self.jobs = {}  # worker → key → (attempt, run, holders)
+        self.reports = {}  # worker → messages that the scheduler has not read
+        self.known = {}  # key → status that the client has read
+        self.marks, self.runs = {}, {}  # of the last submission of each key
         self.numbers = iter(range(10**6))
-        self.inboxes["client"] = []
 
     def event(self, name, *args, **kwargs):
         """Pass an event to the state, which settles at once or with the next event."""

@@ -79,7 +79,7 @@ def test_serializing_allocates_no_more_memory_than_the_stream_needs():
     assert pool.max_memory() >= written
 
 
-def test_the_memory_of_an_array_is_neither_copied_by_sender_nor_receiver():
+def test_the_memory_of_an_array_is_copied_by_neither_sender_nor_receiver():
     array = pa.array(np.arange(1000))
     _, frames = serialize(array)
     assert array.buffers()[1].address in [address(frame) for frame in frames]

@@ -57,7 +57,7 @@ def test_an_object_arrives_unchanged(x, way):
     assert_same(way(x), x)
 
 
-def test_memory_is_neither_copied_by_sender_nor_receiver():
+def test_memory_is_copied_by_neither_sender_nor_receiver():
     frame = pd.DataFrame({"i": np.arange(N), "f": np.linspace(0, 1, N)})
     assert family(frame) == "pickle"
     sent, frames = serialize(frame)[1], received(dumps(Serialize(frame)))

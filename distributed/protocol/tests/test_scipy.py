@@ -44,7 +44,7 @@ def test_an_empty_matrix_or_array_arrives_unchanged(kind, way):
 
 
 @pytest.mark.parametrize("kind", ["csr_matrix", "csr_array"])
-def test_memory_is_neither_copied_by_sender_nor_receiver(kind):
+def test_memory_is_copied_by_neither_sender_nor_receiver(kind):
     x = make(kind)
     sent, frames = serialize(x)[1], received(dumps(Serialize(x)))
     arrived = loads(frames)

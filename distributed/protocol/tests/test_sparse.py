@@ -39,7 +39,7 @@ def test_an_array_arrives_unchanged(x, way):
     np.testing.assert_array_equal(arrived.todense(), x.todense())
 
 
-def test_memory_is_neither_copied_by_sender_nor_receiver():
+def test_memory_is_copied_by_neither_sender_nor_receiver():
     x = ARRAYS["COO"]
     assert family(x) == "dask"
     _, frames = serialize(x)

@@ -85,7 +85,7 @@ def test_a_tensor_keeps_its_attributes(way):
     assert way(t).unit == "m"
 
 
-def test_the_memory_of_a_tensor_is_neither_copied_by_sender_nor_receiver():
+def test_the_memory_of_a_tensor_is_copied_by_neither_sender_nor_receiver():
     t = torch.arange(1000)
     _, frames = serialize(t)
     assert any_shares_memory(frames[:1], t.numpy())
@@ -210,7 +210,7 @@ def test_a_received_module_can_be_trained_and_takes_hooks(way):
     assert m.weight.grad is not None
 
 
-def test_the_memory_of_parameters_is_neither_copied_by_sender_nor_receiver():
+def test_the_memory_of_parameters_is_copied_by_neither_sender_nor_receiver():
     m = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100).to(torch.bfloat16))
     header, frames = serialize(m)
     assert family(m) == "dask"

@@ -1,7 +1,7 @@
-"""Run the examples of the foundations page as a reader would: each in a process of its own.
+"""Run the examples of the foundations page, each in a process of its own, and show their output.
 
-Shows what they print. Exits with 0 if that is what the page says and nothing else was printed, and
-with 1 and a word on what was different otherwise. Needs port 8888, which the examples name.
+Exits with 0 if the output is that of the page, and otherwise with 1 and a message that names the
+difference. The examples use port 8888, which must be free.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).parent / "foundations"
 PORT = 8888
-DEADLINE = 60.0  # seconds that an example may take; the slowest takes about four
+DEADLINE = 60.0  # maximum number of seconds for an example; the slowest takes about four
 
 
 class DemoError(Exception):
-    """Something was not as the page says."""
+    """An example did not behave as the page says."""
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
         with running("server.py", " &") as server:
             wait_until_listening(server)
             with running("client.py") as client:
-                expect_lines(client, "3", "1", "2", "3")  # and on and on, until it is stopped
+                expect_lines(client, "3", "1", "2", "3")  # it counts until it is stopped
             with running("client_rpc.py") as client:
                 expect_lines(client, "3", "")
                 expect_success(client)
@@ -52,26 +52,26 @@ def require_free_port() -> None:
         if error.errno != errno.EADDRINUSE:
             raise
         raise DemoError(
-            f"port {PORT}, which the examples name, is taken by another process. "
-            f"End that one first; this finds it: ss -ltnp 'sport = :{PORT}'"
+            f"port {PORT}, which the examples use, is taken by another process. "
+            f"End that process first; find it with: ss -ltnp 'sport = :{PORT}'"
         ) from None
 
 
 @contextmanager
 def running(name: str, background: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Run an example for the duration of a block, and fail if it complains of anything."""
+    """Run an example for the duration of a block; fail if it writes to its standard error."""
     print(f"$ python examples/foundations/{name}{background}", flush=True)
-    # the examples are older than Python's warning about their get_event_loop()
+    # the examples use get_event_loop() in a way that newer releases of Python warn about
     quiet = "ignore:There is no current event loop:DeprecationWarning"
-    with tempfile.TemporaryFile("w+") as complaints:
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-u", EXAMPLES / name],
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=errors,
             text=True,
             env=os.environ | {"PYTHONWARNINGS": quiet},
         )
-        watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that waits for too long
+        watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that takes too long
         watchdog.start()
         try:
             yield process
@@ -79,9 +79,9 @@ def running(name: str, background: str = "") -> Iterator[subprocess.Popen[str]]:
             watchdog.cancel()
             process.terminate()
             process.communicate()
-            complaints.seek(0)
-            if text := complaints.read():
-                raise DemoError(f"{name} complained:\n{text}")
+            errors.seek(0)
+            if text := errors.read():
+                raise DemoError(f"{name} wrote to its standard error:\n{text}")
 
 
 def wait_until_listening(server: subprocess.Popen[str]) -> None:
@@ -99,13 +99,13 @@ def wait_until_listening(server: subprocess.Popen[str]) -> None:
 
 
 def expect_lines(client: subprocess.Popen[str], *expected: str) -> None:
-    """Read lines and show them; an empty one stands for the end of the output."""
+    """Read and show lines; an empty line in *expected* stands for the end of the output."""
     assert client.stdout is not None
     for line in expected:
         printed = client.stdout.readline()
         print(printed, end="", flush=True)
         if printed.strip() != line:
-            raise DemoError(f"printed was {printed!r}, and not {line!r}")
+            raise DemoError(f"the client printed {printed!r} instead of {line!r}")
 
 
 def expect_success(client: subprocess.Popen[str]) -> None:

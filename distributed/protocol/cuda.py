@@ -1,13 +1,28 @@
-"""The tables of what can stay on a device while it is sent.
+"""The tables of types that can be sent without leaving the device.
 
-The family "cuda" hands on device memory as it is, for transports that can carry it; over others the
-same types travel in the family "dask", by way of the host's memory.  The tables themselves are with
-the others in :mod:`distributed.protocol.dispatch`, the family is in
-:mod:`distributed.protocol.families`; this module bears the name that the original has for them.
+The family "cuda" passes device memory on unchanged, for transports that can carry it; over all
+others, the same types are sent by the family "dask" through the host's memory.
 """
 
 from __future__ import annotations
 
-from distributed.protocol.dispatch import cuda_deserialize, cuda_serialize
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["cuda_deserialize", "cuda_serialize"]
+from distributed.protocol.dispatch import cuda_deserialize, cuda_serialize
+from distributed.protocol.exceptions import HeaderError
+
+__all__ = ["cuda_deserialize", "cuda_serialize", "only_frame"]
+
+
+def only_frame(frames: Sequence[Any]) -> Any:
+    """Return the frame of an object that is sent as a single one.
+
+    Raises
+    ------
+    HeaderError
+        If there is not exactly one frame.
+    """
+    if len(frames) != 1:
+        raise HeaderError(f"device memory was sent as {len(frames)} frames instead of one")
+    return frames[0]

@@ -1,8 +1,4 @@
-"""CuPy's arrays and sparse matrices: as they are between devices, through the host elsewhere.
-
-This module is imported when the first object of CuPy is seen (see
-:mod:`distributed.protocol.dispatch`).
-"""
+"""CuPy's arrays and sparse matrices: unchanged between devices, through the host elsewhere."""
 
 from __future__ import annotations
 
@@ -13,15 +9,11 @@ import cupy
 from cupyx.cusparse import MatDescriptor
 from cupyx.scipy.sparse import spmatrix
 
-from distributed.protocol.dispatch import (
-    cuda_deserialize,
-    cuda_serialize,
-    dask_deserialize,
-    dask_serialize,
-)
-from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.cuda import cuda_deserialize, cuda_serialize, only_frame
+from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import register_generic
 from distributed.protocol.numpy import checked_layout, plain_dtype, view_memory
+from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer
 
 __all__ = [
@@ -33,11 +25,9 @@ __all__ = [
     "serialize_cupy_matdescriptor",
 ]
 
-Header = dict[str, Any]
-
 
 def cuda_serialize_cupy_ndarray(x: cupy.ndarray) -> tuple[Header, list[Any]]:
-    """The array's memory on the device, copied there if it is not dense."""
+    """Return header and device memory of an array, copied on the device if it is not dense."""
     if not (x.flags.c_contiguous or x.flags.f_contiguous):
         x = cupy.ascontiguousarray(x)
     header = {**x.__cuda_array_interface__, "strides": x.strides}
@@ -45,45 +35,43 @@ def cuda_serialize_cupy_ndarray(x: cupy.ndarray) -> tuple[Header, list[Any]]:
 
 
 def cuda_deserialize_cupy_ndarray(header: Header, frames: Sequence[Any]) -> cupy.ndarray:
-    """An array that views the memory of the frame on the device.
+    """Return an array that views the device memory of the frame.
 
     Raises
     ------
     HeaderError
-        If the frame is not what the header states.
+        If the frame does not match the header.
     """
-    if len(frames) != 1:
-        raise HeaderError(f"a device array was sent as {len(frames)} frames")
-    memory = cupy.asarray(frames[0])
+    memory = cupy.asarray(only_frame(frames))
     dtype = plain_dtype(header["typestr"])
     shape, strides = checked_layout(header, dtype, memory.nbytes)
     return cupy.ndarray(shape, dtype, memory.data, strides)
 
 
 def dask_serialize_cupy_ndarray(x: cupy.ndarray) -> tuple[Header, list[Any]]:
-    """A copy of the array in the host's memory."""
+    """Return a header, and a copy of the array in the host's memory."""
     header, (memory,) = cuda_serialize_cupy_ndarray(x)
     return header, [memoryview(cupy.asnumpy(memory))]
 
 
 def dask_deserialize_cupy_ndarray(header: Header, frames: Sequence[Buffer]) -> cupy.ndarray:
-    """A copy of the array on the device, in the order in which it was.
+    """Return a copy of the array on the device, with its axes in the same memory order.
 
     Raises
     ------
     HeaderError
-        If the frames are not what the header states.
+        If the frames do not match the header.
     """
     return cupy.array(view_memory(header, plain_dtype(header["typestr"]), frames), order="K")
 
 
 def serialize_cupy_matdescriptor(x: MatDescriptor) -> tuple[Header, list[Any]]:
-    """A descriptor says nothing that is not the same for each."""
+    """Return an empty header and no frames: all descriptors are equal."""
     return {}, []
 
 
 def deserialize_cupy_matdescriptor(header: Header, frames: Sequence[Buffer]) -> MatDescriptor:
-    """This process' own descriptor."""
+    """Return a new descriptor."""
     return MatDescriptor.create()
 
 

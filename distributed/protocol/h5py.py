@@ -1,9 +1,7 @@
-"""HDF5 files that are open for reading, as references: a file name, and a path in the file.
+"""HDF5 files, groups and datasets, as references: a file name, and a path in the file.
 
-Nothing of the file's content is sent; the receiver opens the file of that name, which it must be
-able to reach.  What is open for writing is refused, as the receiver would see neither what is still
-to be written, nor could it open the file.  This module is imported when the first object of h5py
-is seen (see :mod:`distributed.protocol.dispatch`).
+No content is sent; the receiver opens the file by its name, which it must have access to.  A file
+that is open for writing is refused: the receiver could not open it, and would miss unwritten data.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import h5py
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "serialize_h5py_dataset",
     "serialize_h5py_file",
 ]
-
-Header = dict[str, Any]
 
 
 def _check_readable(file: h5py.File, what: str) -> None:
@@ -38,27 +35,27 @@ def _check_readable(file: h5py.File, what: str) -> None:
 
 
 def serialize_h5py_file(f: h5py.File) -> tuple[Header, list[Any]]:
-    """The name of a file.
+    """Return a header with the name of the file, and no frames.
 
     Raises
     ------
     ValueError
-        If it is not open for reading only.
+        If the file is closed, or open for writing.
     """
     _check_readable(f, "an HDF5 file")
     return {"filename": f.filename}, []
 
 
 def serialize_h5py_dataset(x: h5py.Group | h5py.Dataset) -> tuple[Header, list[Any]]:
-    """The name of a file, and the path of a group or dataset in it.
+    """Return a header with the name of the file and the path of *x* in it, and no frames.
 
     Raises
     ------
     ValueError
-        If the file is not open for reading only, or there is no path to *x*.
+        If the file is closed or open for writing, or *x* has no path.
     """
     if not x:
-        raise ValueError(f"cannot send a {type(x).__name__} of HDF5: its file is closed")
+        raise ValueError(f"cannot send an HDF5 {type(x).__name__}: its file is closed")
     _check_readable(x.file, f"{x!r}")
     if x.name is None:
         raise ValueError(f"cannot send {x!r}: it has no name in its file")
@@ -71,7 +68,7 @@ def deserialize_h5py_file(header: Header, frames: Sequence[Buffer]) -> h5py.File
     Raises
     ------
     OSError
-        If it cannot be opened.
+        If the file cannot be opened.
     """
     filename = header["filename"]
     if not isinstance(filename, str):
@@ -80,12 +77,12 @@ def deserialize_h5py_file(header: Header, frames: Sequence[Buffer]) -> h5py.File
 
 
 def deserialize_h5py_dataset(header: Header, frames: Sequence[Buffer]) -> h5py.Group | h5py.Dataset:
-    """Open the file for reading, and look the group or dataset up in it.
+    """Open the file for reading, and return the group or dataset at that path.
 
     Raises
     ------
     OSError, KeyError
-        If the file cannot be opened, or has none of that name.
+        If the file cannot be opened, or has nothing at that path.
     """
     return deserialize_h5py_file(header, frames)[header["name"]]
 

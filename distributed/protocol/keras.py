@@ -1,10 +1,8 @@
-"""Keras models as their configuration and the arrays of their weights.
+"""Keras models: the configuration as JSON in the header, and the weights as arrays.
 
-The configuration travels as JSON in the header, each array of weights as its own memory.  A model
-whose configuration cannot be told goes to the next family, which is pickle.  Layers that are not
-Keras' own must be known to the receiver (``keras.saving.register_keras_serializable``); code inside
-of the configuration (``Lambda`` layers) is not run, as Keras' safe mode has it.  This module is
-imported when the first object of Keras is seen (see :mod:`distributed.protocol.dispatch`).
+A model that has no serializable configuration is left to the next family, which is pickle.  The
+receiver must know custom layers (``keras.saving.register_keras_serializable``).  Code in the
+configuration (``Lambda`` layers) is refused by Keras' safe mode.
 """
 
 from __future__ import annotations
@@ -17,28 +15,26 @@ import keras
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
-from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.objects import Header, deserialize, serialize
 from distributed.protocol.utils import Buffer
 
 __all__ = ["deserialize_keras_model", "serialize_keras_model"]
 
-Header = dict[str, Any]
-
 
 def serialize_keras_model(model: keras.Model, context: Any = None) -> tuple[Header, list[Any]]:
-    """Describe a model and give its weights, and its optimizer's state if it has any.
+    """Return header and frames of a model: its weights, and the optimizer's state if there is any.
 
     Raises
     ------
     NotImplementedError
-        For models that are not built yet, or do not tell their configuration.
+        For a model that is not built yet, or whose configuration cannot be serialized.
     """
     if not model.built:
-        raise NotImplementedError("a model that is not built has no weights yet")
+        raise NotImplementedError("the model is not built, so it has no weights yet")
     try:
         config = json.dumps(keras.saving.serialize_keras_object(model))
     except (NotImplementedError, TypeError, ValueError) as e:
-        raise NotImplementedError(f"the model's configuration cannot be told: {e}") from e
+        raise NotImplementedError(f"the model's configuration cannot be serialized: {e}") from e
     optimizer = getattr(model, "optimizer", None)
     state = [] if optimizer is None or not optimizer.built else optimizer.variables
     weights = model.get_weights()
@@ -59,16 +55,16 @@ def serialize_keras_model(model: keras.Model, context: Any = None) -> tuple[Head
 
 
 def deserialize_keras_model(header: Header, frames: Sequence[Buffer]) -> keras.Model:
-    """Make a model and set its weights.
+    """Return a model with the weights, and the optimizer's state, from *frames*.
 
     Raises
     ------
     HeaderError
-        If the weights are not those of the model.
+        If the configuration is not that of a model, or the optimizer has other variables.
     """
     model = keras.saving.deserialize_keras_object(json.loads(header["config"]))
     if not isinstance(model, keras.Model):
-        raise HeaderError(f"a Keras model turned out to be {type(model).__name__}")
+        raise HeaderError(f"the configuration is that of a {type(model).__name__}, not a model")
     arrays = []
     start = 0
     for sub_header, count in zip(header["headers"], header["nframes"], strict=True):
@@ -79,7 +75,7 @@ def deserialize_keras_model(header: Header, frames: Sequence[Buffer]) -> keras.M
     if arrays[count:]:
         model.optimizer.build(model.trainable_variables)
         if len(model.optimizer.variables) != len(arrays) - count:
-            raise HeaderError("the optimizer's state is not that of the model's optimizer")
+            raise HeaderError("the optimizer's state does not fit the model's optimizer")
         for variable, array in zip(model.optimizer.variables, arrays[count:], strict=True):
             variable.assign(array)
     return model

@@ -1,9 +1,8 @@
-"""netCDF files, groups and variables as references: a file name, and a path in the file.
+"""netCDF files, groups and variables, as references: a file name, and a path in the file.
 
-Nothing of the file's content is sent; the receiver opens the file of that name for reading, which
-it must be able to reach.  netCDF4 does not tell how a file was opened: whoever writes to it must
-close or ``sync()`` it before it is sent.  This module is imported when the first object of netCDF4
-is seen (see :mod:`distributed.protocol.dispatch`).
+No content is sent; the receiver opens the file by its name, which it must have access to, for
+reading.  netCDF4 does not tell whether a file is open for writing: a program that writes to it must
+call its ``sync()`` or close it before sending it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import netCDF4
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize, typename
 from distributed.protocol.exceptions import HeaderError
-from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.objects import Header, deserialize, serialize
 from distributed.protocol.utils import Buffer
 
 __all__ = [
@@ -28,16 +27,14 @@ __all__ = [
     "serialize_netcdf4_variable",
 ]
 
-Header = dict[str, Any]
-
 
 def serialize_netcdf4_dataset(ds: netCDF4.Dataset) -> tuple[Header, list[Any]]:
-    """The name of a file.
+    """Return a header with the name of the file, and no frames.
 
     Raises
     ------
     ValueError
-        If it is closed, or in memory only.
+        If the file is closed, or only in memory.
     """
     return {"filename": _filename(ds)}, []
 
@@ -54,7 +51,7 @@ def deserialize_netcdf4_dataset(header: Header, frames: Sequence[Buffer]) -> net
     Raises
     ------
     OSError
-        If it cannot be opened.
+        If the file cannot be opened.
     """
     filename = header["filename"]
     if not isinstance(filename, str):
@@ -63,7 +60,7 @@ def deserialize_netcdf4_dataset(header: Header, frames: Sequence[Buffer]) -> net
 
 
 def serialize_netcdf4_group(g: netCDF4.Group) -> tuple[Header, list[Any]]:
-    """The name of a file, and the path of a group in it."""
+    """Return a header with the name of the file and the path of the group, and no frames."""
     root = g
     while root.parent is not None:
         root = root.parent
@@ -71,12 +68,12 @@ def serialize_netcdf4_group(g: netCDF4.Group) -> tuple[Header, list[Any]]:
 
 
 def deserialize_netcdf4_group(header: Header, frames: Sequence[Buffer]) -> netCDF4.Group:
-    """Open the file for reading, and look the group up in it.
+    """Open the file for reading, and return the group at that path.
 
     Raises
     ------
     OSError, IndexError
-        If the file cannot be opened, or has no such group.
+        If the file cannot be opened, or has no group at that path.
     """
     return deserialize_netcdf4_dataset(header, frames)[header["path"]]
 
@@ -84,7 +81,7 @@ def deserialize_netcdf4_group(header: Header, frames: Sequence[Buffer]) -> netCD
 def serialize_netcdf4_variable(
     x: netCDF4.Variable, context: Any = None
 ) -> tuple[Header, list[Any]]:
-    """What the variable's group or file is sent as, and its name there."""
+    """Return the header of the variable's group or file with the variable's name added."""
     parent = x.group()
     header, frames = serialize(parent, on_error="raise", context=context)
     header["parent-type"] = typename(type(parent))
@@ -94,12 +91,12 @@ def serialize_netcdf4_variable(
 
 
 def deserialize_netcdf4_variable(header: Header, frames: Sequence[Buffer]) -> netCDF4.Variable:
-    """Open the file for reading, and look the variable up in it.
+    """Open the file for reading, and return the variable of that name.
 
     Raises
     ------
     DeserializationError, KeyError
-        If the file cannot be opened, or has no such variable.
+        If the file cannot be opened, or has no variable of that name.
     """
     return deserialize(header, frames).variables[header["name"]]
 

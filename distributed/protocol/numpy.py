@@ -1,14 +1,13 @@
-"""NumPy arrays as their own memory, with a header that says how to look at it.
+"""NumPy arrays: a frame with the memory, and a header with dtype, shape and strides.
 
-An array whose elements lie densely, in whatever order of the axes, is sent without a copy, and
-arrives as a view of the memory that its frame was received into.  Gaps and negative strides cost
-one copy on the way out.  An axis that only repeats (zero stride) is sent once.  Arrays of objects
-are pickled, their large buffers out of band.  NumPy's scalars and subclasses of `numpy.ndarray`
-that are not listed at the end of this module go to the next family, which is pickle.
+An array whose elements are dense in memory, in any order of its axes, is sent without a copy, and
+arrives as a view of the memory that its frame was received into.  An array with gaps or negative
+strides is copied once by the sender.  An axis with stride zero is sent once.  Arrays of objects are
+pickled, with large buffers out of band.  NumPy scalars, and subclasses of `numpy.ndarray` that are
+not registered at the end of this module, are left to the next family, which is pickle.
 
-What a header states is not believed: before any memory is looked at, shape and strides are checked
-against the number of bytes that came.  This module is imported when the first array is seen (see
-:mod:`distributed.protocol.dispatch`).
+Headers are not trusted: shape and strides are checked against the number of bytes received before
+any memory is accessed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.families import pickle_dumps, pickle_loads
 from distributed.protocol.header_cache import register_cached_headers
-from distributed.protocol.objects import accepts_pickles
+from distributed.protocol.objects import Header, accepts_pickles
 from distributed.protocol.utils import Buffer, host_array_from_buffers, join_frames
 
 __all__ = [
@@ -42,23 +41,23 @@ __all__ = [
     "view_memory",
 ]
 
-Header = dict[str, Any]
-
-# Above this an element's size says nothing about where it is sensible to cut the memory.
+#: Maximum element size, in bytes, at which memory is split on element boundaries.
 _MAX_ITEMSIZE = 255
 
-# How the type of elements is given in the "dtype" of a header.  The original knows the first two.
+#: Encodings of the element type in the "dtype" of a header.  The original has only the first two.
 _PLAIN, _PICKLED, _SPELLED_OUT = 0, 1, 2
 
-# Axes that an array may have.
+#: Maximum number of axes of an array (NumPy's own limit).
 _MAX_AXES = 64
 
-# Python types that msgpack gives back as they were.
+#: Python types that survive msgpack unchanged.
 _PLAIN_SCALARS = (bool, int, float)
 
 
 def itemsize(dt: np.dtype[Any]) -> int:
-    """Bytes of the elements that memory of type *dt* is made of; 8 for very large ones.
+    """Return the size in bytes of one element of type *dt*, or 8 if it is larger than 255 bytes.
+
+    The element of a subarray type is that of its base.
 
     Examples
     --------
@@ -76,14 +75,14 @@ def itemsize(dt: np.dtype[Any]) -> int:
 def serialize_numpy_ndarray(
     x: np.ndarray[Any, Any], context: Any = None
 ) -> tuple[Header, list[Any]]:
-    """Describe an array and give its memory, copied only where it is not dense.
+    """Return the header and the memory of an array, copied only if it is not dense.
 
     Raises
     ------
     NotImplementedError
-        For subclasses that may be more than their memory; they are left to pickle.
+        For a subclass that may have state besides its elements; it is left to pickle.
     """
-    if type(x) not in _MERE_MEMORY:
+    if type(x) not in _ONLY_MEMORY:
         raise NotImplementedError(f"{type(x).__name__} may hold more than its elements")
     if x.dtype.hasobject:
         return _serialize_objects(x, context)
@@ -110,7 +109,7 @@ def _describe(x: np.ndarray[Any, Any], context: Any) -> tuple[Header, list[Any]]
         "writeable": [x.flags.writeable],
     }
     if 0 in x.strides:
-        # The original's name for the shape that the repeated elements make up.
+        # The original's key for the shape after the zero-stride axes are repeated.
         header["broadcast_to"] = x.shape
         repeated = x.strides
         x = x[tuple(slice(None) if stride else slice(1) for stride in repeated)]
@@ -127,22 +126,22 @@ def _describe(x: np.ndarray[Any, Any], context: Any) -> tuple[Header, list[Any]]
 def _describe_dtype(dtype: np.dtype[Any], context: Any) -> tuple[int, Any]:
     if dtype.kind != "V" and dtype.isbuiltin != 2:
         return _PLAIN, dtype.str
-    # Fields, or a type of another library: more than dtype.str tells.
+    # dtype.str does not describe fields, nor types of other libraries.
     if accepts_pickles(context):
         return _PICKLED, pickle.dumps(dtype, protocol=4)
     return _SPELLED_OUT, _spell_out(dtype)
 
 
 def _spell_out(dtype: np.dtype[Any]) -> str | dict[str, Any]:
-    """A type in words that msgpack has, for receivers that unpickle nothing."""
+    """Describe a type by msgpack values, for receivers that do not unpickle."""
     if dtype.isbuiltin == 2:
-        raise TypeError(f"the type {dtype} of an array's elements has to be pickled")
+        raise TypeError(f"the element type {dtype} of an array has to be pickled")
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return {"base": _spell_out(base), "shape": shape}
     if dtype.names is None:
         return dtype.str
-    # A field is given by its type, its offset in bytes and, if it has one, its title.
+    # A field is a tuple of its type, its offset in bytes and, if it has one, its title.
     fields = [dtype.fields[name] for name in dtype.names]
     return {
         "names": dtype.names,
@@ -164,7 +163,7 @@ def _read_spelled_out(spelled: Any) -> np.dtype[Any]:
 
 
 def _flatten(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
-    """The elements of *x* in the order in which they lie, and its strides in them."""
+    """Return the elements of *x* in memory order, and the strides of *x* in that memory."""
     if x.flags.c_contiguous:
         return x.reshape(-1), x.strides
     outer_first = sorted(range(x.ndim), key=x.strides.__getitem__, reverse=True)
@@ -176,25 +175,25 @@ def _flatten(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], tuple[int, 
 
 
 def _memory(flat: np.ndarray[Any, Any]) -> memoryview:
-    """The memory of a dense array, in a format that says where it may be cut."""
+    """Return the memory of a dense array; its item size tells where it may be split."""
     if not flat.nbytes:
         return memoryview(b"")
     if flat.dtype.kind in "US":
         return memoryview(flat)
-    # Not every type of element has a format, so they are shown as integers.
+    # Not every element type has a buffer format, so the elements are viewed as integers.
     return memoryview(flat.view(f"u{math.gcd(flat.itemsize, 8)}"))
 
 
 def deserialize_numpy_ndarray(header: Header, frames: Sequence[Buffer]) -> np.ndarray[Any, Any]:
-    """Make an array that views the memory of *frames*.
+    """Return an array that views the memory of *frames*.
 
-    It is copied where it comes in several pieces that do not lie side by side, and where the array
-    was writeable, which the memory is not.
+    The memory is copied if it comes in several frames that are not adjacent, or if it is read-only
+    and the array was writeable.
 
     Raises
     ------
     HeaderError
-        If the frames are not what the header states, or it states what no array can be.
+        If the header is invalid, or the frames do not match it.
     """
     if header.get("pickle"):
         return _deserialize_objects(header, frames)
@@ -205,12 +204,12 @@ def deserialize_numpy_ndarray(header: Header, frames: Sequence[Buffer]) -> np.nd
 def view_memory(
     header: Header, dtype: np.dtype[Any], frames: Sequence[Buffer]
 ) -> np.ndarray[Any, Any]:
-    """View *frames* as an array of the shape and strides that a header states.
+    """Return *frames* viewed as an array with the shape and strides of the header.
 
     Raises
     ------
     HeaderError
-        If that would reach beyond them.
+        If such an array would reach beyond the frames.
     """
     memory = ensure_memoryview(join_frames(frames))
     shape, strides = checked_layout(header, dtype, len(memory))
@@ -222,34 +221,38 @@ def view_memory(
 
 def _deserialize_objects(header: Header, frames: Sequence[Buffer]) -> np.ndarray[Any, Any]:
     if not frames:
-        raise HeaderError("a pickled array came without its pickle")
+        raise HeaderError("a pickled array was sent without frames")
     x = pickle_loads(header, frames)
     if not isinstance(x, np.ndarray):
-        raise HeaderError(f"a pickled array turned out to be {type(x).__name__}")
+        raise HeaderError(f"a pickled array was unpickled as {type(x).__name__}")
     if header.get("readonly"):
         x.flags.writeable = False
     return x
 
 
 def plain_dtype(name: Any) -> np.dtype[Any]:
-    """The type of elements that a message names.
+    """Return the element type with this name.
 
     Raises
     ------
     HeaderError
-        If it names none.
+        If there is no such type.
     """
     if not isinstance(name, str):
-        raise HeaderError(f"the type of an array's elements is given as {name!r:.100}")
+        raise _invalid("element type", name)
     try:
         return np.dtype(name)
     except (TypeError, ValueError, SyntaxError) as e:
         raise HeaderError(f"an array cannot have elements of type {name!r:.100}: {e}") from e
 
 
+def _invalid(key: str, value: Any) -> HeaderError:
+    return HeaderError(f"the {key} of an array is given as {value!r:.100}")
+
+
 def _read_dtype(described: Any) -> np.dtype[Any]:
     if not isinstance(described, (tuple, list)) or len(described) != 2:
-        raise HeaderError(f"the type of an array's elements is given as {described!r:.100}")
+        raise _invalid("element type", described)
     kind, value = described
     if kind == _PLAIN:
         return plain_dtype(value)
@@ -258,24 +261,25 @@ def _read_dtype(described: Any) -> np.dtype[Any]:
     if kind == _PICKLED and isinstance(value, bytes):
         dtype = pickle.loads(value)
     else:
-        raise HeaderError(f"the type of an array's elements is given as {described!r:.100}")
+        raise _invalid("element type", described)
     if not isinstance(dtype, np.dtype):
-        raise HeaderError(f"the elements of an array are {type(dtype).__name__}, which is no type")
+        raise _invalid("element type", dtype)
     return dtype
 
 
 def checked_layout(
     header: Header, dtype: np.dtype[Any], nbytes: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Shape and strides of an array, of which it is known that they stay within *nbytes*.
+    """Return shape and strides of an array after checking that it stays within *nbytes*.
 
-    NumPy's own check overflows for large strides, and lets elements overlap, by which a few bytes
-    could claim to be any number of elements.
+    NumPy's own check is not enough: it overflows for large strides, and it allows elements to
+    overlap, so that a few bytes could claim to be any number of elements.
 
     Raises
     ------
     HeaderError
-        If they do not, or claim to be more elements than came otherwise than by repetition.
+        If the array would reach beyond *nbytes*, or has more elements than fit into them without
+        the repetition of axes by "broadcast_to".
     """
     if dtype.hasobject or dtype.subdtype is not None:
         raise HeaderError(f"bytes cannot be viewed as elements of type {dtype!s:.100}")
@@ -291,7 +295,7 @@ def checked_layout(
         last = 0
         for stride, length in zip(strides, shape, strict=True):
             if stride < 0 and length > 1:
-                raise HeaderError(f"strides {strides!r:.100} of an array begin before its memory")
+                raise HeaderError(f"strides {strides!r:.100} of an array reach before its memory")
             last += stride * (length - 1)
         if last + dtype.itemsize > nbytes:
             raise HeaderError(
@@ -313,21 +317,21 @@ def checked_layout(
 
 def _checked_integers(header: Header, key: str) -> Sequence[int]:
     numbers = header.get(key)
-    # NumPy's own limit is checked here, for the product of many numbers takes long.
+    # The length is limited before the numbers are multiplied, which takes long for many of them.
     if not isinstance(numbers, (tuple, list)) or len(numbers) > _MAX_AXES:
-        raise HeaderError(f"the {key} of an array is given as {numbers!r:.100}")
+        raise _invalid(key, numbers)
     for number in numbers:
         if type(number) is not int:
-            raise HeaderError(f"the {key} of an array is given as {numbers!r:.100}")
+            raise _invalid(key, numbers)
     return numbers
 
 
-# Arrays that are described by their type and shape alone
+# Arrays whose headers are cached: C order, and a built-in dtype without objects
 
 
 def _describe_plain(x: np.ndarray[Any, Any]) -> tuple[Hashable, memoryview] | None:
     dtype, strides, flags = x.dtype, x.strides, x.flags
-    # Of the types that NumPy has itself only objects are more than their memory.
+    # Among NumPy's built-in types, only objects are more than their memory.
     if dtype.isbuiltin != 1 or dtype.hasobject:
         return None
     if not flags.c_contiguous or not x.nbytes or 0 in strides:
@@ -335,7 +339,7 @@ def _describe_plain(x: np.ndarray[Any, Any]) -> tuple[Hashable, memoryview] | No
     try:
         memory = memoryview(x).cast("B")
     except (TypeError, ValueError):
-        # Not every type of element has a format.
+        # This element type has no buffer format.
         return None
     return (dtype, x.shape, strides, flags.writeable), memory
 
@@ -384,7 +388,7 @@ def _with_writability(memory: memoryview, writeable: bool) -> memoryview:
 def serialize_numpy_maskedarray(
     x: np.ma.MaskedArray[Any, Any], context: Any = None
 ) -> tuple[Header, list[Any]]:
-    """A masked array as two arrays, its data and its mask.
+    """Return header and frames of the data and the mask.
 
     Raises
     ------
@@ -416,7 +420,7 @@ def serialize_numpy_maskedarray(
 def deserialize_numpy_maskedarray(
     header: Header, frames: Sequence[Buffer]
 ) -> np.ma.MaskedArray[Any, Any]:
-    """Make a masked array of views of its two parts.
+    """Return a masked array whose data and mask view the memory of *frames*.
 
     Raises
     ------
@@ -426,7 +430,7 @@ def deserialize_numpy_maskedarray(
     n = header["nframes"]
     if type(n) is not int or not 0 <= n <= len(frames):
         raise HeaderError(
-            f"{n!r:.100} of {len(frames)} frames are said to be a masked array's data"
+            f"a masked array of {len(frames)} frames claims {n!r:.100} of them for its data"
         )
     data = deserialize_numpy_ndarray(header["data-header"], frames[:n])
     mask: Any = np.ma.nomask
@@ -438,7 +442,7 @@ def deserialize_numpy_maskedarray(
     if pickled:
         fill_value = pickle.loads(fill_value)
     if data.dtype.names is None and fill_value == np.ma.default_fill_value(data):
-        # NumPy allows itself defaults that it refuses from others, such as 1e20 for halves.
+        # NumPy refuses some of its own defaults when they are passed in: 1e20 for float16.
         fill_value = None
     return np.ma.MaskedArray(
         data, mask=mask, fill_value=fill_value, hard_mask=bool(header.get("hard-mask"))
@@ -446,45 +450,41 @@ def deserialize_numpy_maskedarray(
 
 
 def serialize_numpy_ma_masked(x: Any) -> tuple[Header, list[Any]]:
-    """The constant ``numpy.ma.masked``, of which there is one in each process."""
+    """Return an empty header and no frames: ``numpy.ma.masked`` is a constant."""
     return {}, []
 
 
 def deserialize_numpy_ma_masked(header: Header, frames: Sequence[Buffer]) -> Any:
-    """This process' ``numpy.ma.masked``."""
+    """Return the ``numpy.ma.masked`` of this process."""
     return np.ma.masked
 
 
-# Subclasses that are mere views of memory
+# Subclasses without state besides their elements
 
 
 def serialize_numpy_matrix(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
-    """A matrix as an array that is marked as one."""
+    """Return header and memory of an array, with a mark in the header."""
     header, frames = serialize_numpy_ndarray(x, context)
     header["matrix"] = True
     return header, frames
 
 
-def _deserialize_recarray(header: Header, frames: Sequence[Buffer]) -> Any:
-    return deserialize_numpy_ndarray(header, frames).view(np.recarray)
-
-
-def _deserialize_chararray(header: Header, frames: Sequence[Buffer]) -> Any:
-    return deserialize_numpy_ndarray(header, frames).view(np.char.chararray)
+def _view_as(cls: type) -> Callable[..., Any]:
+    return lambda header, frames: deserialize_numpy_ndarray(header, frames).view(cls)
 
 
 def _serialize_bytes_scalar(x: np.bytes_) -> tuple[Header, list[Any]]:
-    raise NotImplementedError("numpy.bytes_ are bytes, and would arrive as nothing else")
+    raise NotImplementedError("numpy.bytes_ is a subclass of bytes, and would arrive as bytes")
 
 
-_MERE_MEMORY = (np.ndarray, np.memmap, np.recarray, np.matrix, np.char.chararray)
+_ONLY_MEMORY = (np.ndarray, np.memmap, np.recarray, np.matrix, np.char.chararray)
 
 dask_serialize.register(np.ndarray, serialize_numpy_ndarray)
 dask_deserialize.register(np.ndarray, deserialize_numpy_ndarray)
 dask_serialize.register(np.bytes_, _serialize_bytes_scalar)
 dask_serialize.register(np.matrix, serialize_numpy_matrix)
-dask_deserialize.register(np.recarray, _deserialize_recarray)
-dask_deserialize.register(np.char.chararray, _deserialize_chararray)
+dask_deserialize.register(np.recarray, _view_as(np.recarray))
+dask_deserialize.register(np.char.chararray, _view_as(np.char.chararray))
 dask_serialize.register(np.ma.MaskedArray, serialize_numpy_maskedarray)
 dask_deserialize.register(np.ma.MaskedArray, deserialize_numpy_maskedarray)
 dask_serialize.register(np.ma.core.MaskedConstant, serialize_numpy_ma_masked)

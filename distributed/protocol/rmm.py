@@ -1,8 +1,4 @@
-"""RMM's device buffers: as they are between devices, through the host's memory elsewhere.
-
-This module is imported when the first object of RMM is seen (see
-:mod:`distributed.protocol.dispatch`).
-"""
+"""RMM's device buffers: unchanged between devices, through the host's memory elsewhere."""
 
 from __future__ import annotations
 
@@ -12,13 +8,9 @@ from typing import Any
 import rmm
 
 from distributed.base.buffers import ensure_memoryview
-from distributed.protocol.dispatch import (
-    cuda_deserialize,
-    cuda_serialize,
-    dask_deserialize,
-    dask_serialize,
-)
-from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.cuda import cuda_deserialize, cuda_serialize, only_frame
+from distributed.protocol.dispatch import dask_deserialize, dask_serialize
+from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer, join_frames
 
 __all__ = [
@@ -28,30 +20,26 @@ __all__ = [
     "dask_serialize_rmm_device_buffer",
 ]
 
-Header = dict[str, Any]
-
 
 def cuda_serialize_rmm_device_buffer(x: rmm.DeviceBuffer) -> tuple[Header, list[Any]]:
-    """The buffer itself."""
+    """Return a header, and the buffer itself as the frame."""
     return {**x.__cuda_array_interface__, "strides": (1,)}, [x]
 
 
 def cuda_deserialize_rmm_device_buffer(header: Header, frames: Sequence[Any]) -> rmm.DeviceBuffer:
-    """The buffer, if it is one, or a copy on the device of what came through the host.
+    """Return the frame, copied to the device if the transport moved it to the host.
 
     Raises
     ------
     HeaderError
-        If it is not one frame.
+        If there is not exactly one frame.
     """
-    if len(frames) != 1:
-        raise HeaderError(f"a device buffer was sent as {len(frames)} frames")
-    (frame,) = frames
+    frame = only_frame(frames)
     return frame if isinstance(frame, rmm.DeviceBuffer) else _to_device(frame)
 
 
 def dask_serialize_rmm_device_buffer(x: rmm.DeviceBuffer) -> tuple[Header, list[Any]]:
-    """A copy of the buffer in the host's memory."""
+    """Return a header, and a copy of the buffer in the host's memory."""
     header, _ = cuda_serialize_rmm_device_buffer(x)
     return header, [memoryview(x.tobytes())]
 
@@ -59,7 +47,7 @@ def dask_serialize_rmm_device_buffer(x: rmm.DeviceBuffer) -> tuple[Header, list[
 def dask_deserialize_rmm_device_buffer(
     header: Header, frames: Sequence[Buffer]
 ) -> rmm.DeviceBuffer:
-    """A copy of the frames on the device."""
+    """Return a copy of the frames on the device."""
     return _to_device(join_frames(frames))
 
 

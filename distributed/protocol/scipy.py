@@ -1,9 +1,7 @@
-"""SciPy's sparse matrices, by the arrays that they are made of.
+"""SciPy's sparse matrices, attribute by attribute, so that their arrays are not pickled.
 
-A matrix is an object with a few arrays as attributes, which travel as such.  A dictionary of keys
-is sent as a matrix of coordinates.  Sparse *arrays* go to the next family, which is pickle, with
-the memory of their parts out of band.  This module is imported when the first object of SciPy is
-seen (see :mod:`distributed.protocol.dispatch`).
+A `dok_matrix` (dictionary of keys) is sent as a `coo_matrix`.  Sparse *arrays* are left to the next
+family, which is pickle, with the memory of their parts out of band.
 """
 
 from __future__ import annotations
@@ -15,11 +13,10 @@ import scipy.sparse
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import ObjectDictSerializer, register_generic
+from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer
 
 __all__ = ["deserialize_scipy_sparse_dok", "serialize_scipy_sparse_dok"]
-
-Header = dict[str, Any]
 
 _by_attribute = ObjectDictSerializer("dask")
 
@@ -27,7 +24,7 @@ _by_attribute = ObjectDictSerializer("dask")
 def serialize_scipy_sparse_dok(
     x: scipy.sparse.dok_matrix, context: Any = None
 ) -> tuple[Header, list[Any]]:
-    """A dictionary of keys as the matrix of coordinates that it amounts to."""
+    """Return header and frames of the matrix in coordinate format."""
     header, frames = _by_attribute.serialize(x.tocoo(), context)
     return {"coo_header": header}, frames
 
@@ -35,7 +32,7 @@ def serialize_scipy_sparse_dok(
 def deserialize_scipy_sparse_dok(
     header: Header, frames: Sequence[Buffer]
 ) -> scipy.sparse.dok_matrix:
-    """The dictionary of keys for a matrix of coordinates."""
+    """Return the matrix, converted back from coordinate format."""
     return _by_attribute.deserialize(header["coo_header"], frames).todok()
 
 

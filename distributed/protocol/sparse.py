@@ -1,8 +1,7 @@
-"""The `sparse` library's coordinate arrays, by their coordinates and values.
+"""COO arrays of the `sparse` library, as two arrays: coordinates and values.
 
-Its other formats go to the next family, which is pickle, with the memory of their parts out of
-band.  This module is imported when the first object of `sparse` is seen (see
-:mod:`distributed.protocol.dispatch`).
+Its other formats are left to the next family, which is pickle, with the memory of their parts out
+of band.
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ import sparse
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
-from distributed.protocol.objects import deserialize, serialize
+from distributed.protocol.objects import Header, deserialize, serialize
 from distributed.protocol.utils import Buffer
 
 __all__ = ["deserialize_sparse", "serialize_sparse"]
 
-Header = dict[str, Any]
-
 
 def serialize_sparse(x: sparse.COO, context: Any = None) -> tuple[Header, list[Any]]:
-    """Coordinates and values, and what stands between them where that is not zero.
+    """Return header and frames of the coordinates, the values, and the fill value if not zero.
 
     Raises
     ------
@@ -42,7 +39,7 @@ def serialize_sparse(x: sparse.COO, context: Any = None) -> tuple[Header, list[A
     }
     frames = coords_frames + data_frames
     if x.fill_value != 0:
-        # The original leaves this out, and is none the wiser for finding it.
+        # The original does not send the fill value, and ignores it.
         header["fill-value-header"], fill_value_frames = serialize(
             x.fill_value, on_error="raise", context=context
         )
@@ -51,17 +48,17 @@ def serialize_sparse(x: sparse.COO, context: Any = None) -> tuple[Header, list[A
 
 
 def deserialize_sparse(header: Header, frames: Sequence[Buffer]) -> sparse.COO:
-    """Make an array of what `serialize_sparse` gave.
+    """Return an array whose coordinates and values view the memory of *frames*.
 
     Raises
     ------
     HeaderError
-        If the frames are not what the header states.
+        If the frames do not match the header.
     """
     coords_frames, data_frames = header["nframes"]
     end = coords_frames + data_frames
     if not 0 <= coords_frames <= end <= len(frames):
-        raise HeaderError(f"{end} of {len(frames)} frames are said to be a sparse array's")
+        raise HeaderError(f"a sparse array of {len(frames)} frames claims {end} of them")
     coords = deserialize(header["coords-header"], frames[:coords_frames])
     data = deserialize(header["data-header"], frames[coords_frames:end])
     fill_value = None

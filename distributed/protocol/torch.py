@@ -1,13 +1,12 @@
-"""PyTorch's tensors as NumPy arrays, and its modules by their parameters' memory.
+"""PyTorch's tensors as NumPy arrays, and its modules attribute by attribute.
 
-A dense tensor in the host's memory is sent without a copy and arrives as a view of the memory that
-its frame was received into.  One on a device travels through the host and is put onto the same kind
-of device again.  What NumPy has no arrays for (sparse and quantized tensors, bfloat16), subclasses,
-and tensors with attributes of their own go to the next family, which is pickle.
+A dense tensor in the host's memory is sent without a copy, and arrives as a view of the memory that
+its frame was received into.  A tensor on a device is sent through the host, and moved back to a
+device of the same kind.  Tensors that NumPy cannot represent (sparse, quantized, bfloat16),
+subclasses, and tensors with extra attributes are left to the next family, which is pickle.
 
-The attributes of a module are pickled with the memory of its tensors out of band, so that what is
-shared in them (tied weights) arrives shared, and nothing large is copied.  This module is
-imported when the first object of PyTorch is seen (see :mod:`distributed.protocol.dispatch`).
+The attributes of a module are pickled with the memory of its tensors out of band: nothing large is
+copied, and tensors that are shared within an attribute (tied weights) stay shared.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from distributed.base.buffers import ensure_memoryview
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.generic import ObjectDictSerializer
-from distributed.protocol.objects import accepts_pickles, deserialize, serialize
+from distributed.protocol.objects import Header, accepts_pickles, deserialize, serialize
 from distributed.protocol.utils import Buffer
 
 __all__ = [
@@ -35,14 +34,11 @@ __all__ = [
     "serialize_torch_Tensor",
 ]
 
-Header = dict[str, Any]
-
-
 # Tensors
 
 
 def _is_array(t: torch.Tensor) -> bool:
-    """Whether NumPy has arrays for such tensors."""
+    """Return whether NumPy can represent this tensor."""
     return (
         t.layout is torch.strided
         and t.device.type != "meta"
@@ -63,16 +59,16 @@ _ARRAY_DTYPES = frozenset(
 )
 
 
-def _check_mere_tensor(t: torch.Tensor, cls: type) -> None:
+def _check_is_array(t: torch.Tensor, cls: type) -> None:
     if type(t) is not cls or t.__dict__ or not _is_array(t):
-        raise NotImplementedError(f"this {type(t).__name__} is more than an array")
+        raise NotImplementedError(f"this {type(t).__name__} cannot be sent as an array")
 
 
 def _gradient(t: torch.Tensor) -> torch.Tensor | None:
-    # To ask other tensors for their gradient is warned of.
+    # PyTorch warns when the gradient of a tensor that is not a leaf is read.
     gradient = t.grad if t.is_leaf else None
     if gradient is not None and not _is_array(gradient):
-        raise NotImplementedError("the tensor's gradient is more than an array")
+        raise NotImplementedError("the tensor's gradient cannot be sent as an array")
     return gradient
 
 
@@ -81,19 +77,19 @@ def _to_host(t: torch.Tensor) -> Any:
 
 
 def _from_host(x: Any) -> torch.Tensor:
-    # Tensors are writeable, whatever the message says.
+    # Tensors must be writeable, even if the received memory is not.
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
 def serialize_torch_Tensor(t: torch.Tensor, context: Any = None) -> tuple[Header, list[Any]]:
-    """A tensor, and its gradient if it has one, as arrays.
+    """Return header and frames of a tensor, and of its gradient if it has one.
 
     Raises
     ------
     NotImplementedError
-        For tensors that are not to be sent as arrays.
+        For a tensor that cannot be sent as an array.
     """
-    _check_mere_tensor(t, torch.Tensor)
+    _check_is_array(t, torch.Tensor)
     gradient = _gradient(t)
     sub_header, frames = serialize(_to_host(t), on_error="raise", context=context)
     header: Header = {"sub-header": sub_header}
@@ -107,7 +103,7 @@ def serialize_torch_Tensor(t: torch.Tensor, context: Any = None) -> tuple[Header
 
 
 def deserialize_torch_Tensor(header: Header, frames: Sequence[Buffer]) -> torch.Tensor:
-    """A tensor that views the memory of *frames*, or a copy of it on a device."""
+    """Return a tensor that views the memory of *frames*, or a copy of it on a device."""
     gradient = header.get("grad")
     end = len(frames) if gradient is None else gradient["start"]
     t = _from_host(deserialize(header["sub-header"], frames[:end]))
@@ -124,14 +120,14 @@ def deserialize_torch_Tensor(header: Header, frames: Sequence[Buffer]) -> torch.
 def serialize_torch_Parameters(
     p: torch.nn.Parameter, context: Any = None
 ) -> tuple[Header, list[Any]]:
-    """A parameter as the tensor that it is made of.
+    """Return header and frames of the parameter's tensor.
 
     Raises
     ------
     NotImplementedError
-        For parameters that are not to be sent as arrays.
+        For a parameter that cannot be sent as an array.
     """
-    _check_mere_tensor(p, torch.nn.Parameter)
+    _check_is_array(p, torch.nn.Parameter)
     t = p.detach()
     t.grad = _gradient(p)
     sub_header, frames = serialize(t, on_error="raise", context=context)
@@ -139,7 +135,7 @@ def serialize_torch_Parameters(
 
 
 def deserialize_torch_Parameters(header: Header, frames: Sequence[Buffer]) -> torch.nn.Parameter:
-    """A parameter made of such a tensor."""
+    """Return a parameter whose tensor views the memory of *frames*."""
     t = deserialize(header["sub-header"], frames)
     p = torch.nn.Parameter(t, requires_grad=header["requires_grad"])
     p.grad = t.grad
@@ -149,21 +145,16 @@ def deserialize_torch_Parameters(header: Header, frames: Sequence[Buffer]) -> to
 # Modules
 
 
-# What a class defines that is not pickled by its attributes alone.
-_SAYS_HOW = frozenset(("__reduce__", "__reduce_ex__", "__getstate__"))
+# A class that defines one of these is not pickled by its attributes alone.
+_CUSTOM_PICKLING = frozenset(("__reduce__", "__reduce_ex__", "__getstate__"))
 
 
 class _ModulePickler(cloudpickle.Pickler):
-    """Pickles tensors as arrays, whose memory then is kept out of band.
-
-    Attributes
-    ----------
-    parts
-        The identities of all tensors and modules in the pickle.
-    """
+    """A pickler that keeps the memory of tensors out of band, by pickling them as arrays."""
 
     def __init__(self, file: Any, buffer_callback: Any):
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        # The id() of each tensor and module that was pickled.
         self.parts: set[int] = set()
 
     def reducer_override(self, obj: Any) -> Any:
@@ -178,7 +169,7 @@ class _ModulePickler(cloudpickle.Pickler):
 
 
 def _pickle(x: Any) -> tuple[Header, list[Any], set[int]]:
-    """What the family "pickle" would give, but with tensors out of band; and what is in it."""
+    """Return header and frames as the family "pickle", with tensors out of band, and their ids."""
     buffers: list[memoryview] = []
 
     def keep(buffer: stdlib_pickle.PickleBuffer) -> None:
@@ -193,21 +184,19 @@ def _pickle(x: Any) -> tuple[Header, list[Any], set[int]]:
 
 
 def serialize_torch_module(m: torch.nn.Module, context: Any = None) -> tuple[Header, list[Any]]:
-    """A module attribute by attribute, each of them pickled as a whole.
-
-    What is shared within an attribute, as tied weights of submodules are, arrives shared.
+    """Return header and frames of a module, with one pickle for each attribute.
 
     Raises
     ------
     NotImplementedError
-        For modules whose attributes share tensors or modules with one another, or that say
-        themselves how they are pickled.
+        For a module with attributes that share tensors or modules with one another, or whose class
+        defines how it is pickled.
     """
     cls = type(m)
     if not accepts_pickles(context):
         raise TypeError(f"the attributes of a {cls.__name__} have to be pickled")
-    if _SAYS_HOW & _defined_below_module(cls):
-        raise NotImplementedError(f"{cls.__name__} says itself how it is pickled")
+    if _CUSTOM_PICKLING & _defined_below_module(cls):
+        raise NotImplementedError(f"{cls.__name__} defines how it is pickled")
     header: Header = {
         "serializer": "dask",
         "type-serialized": pickle.dumps(cls),
@@ -240,10 +229,10 @@ _by_attribute = ObjectDictSerializer("dask")
 
 
 def deserialize_torch_module(header: Header, frames: Sequence[Buffer]) -> torch.nn.Module:
-    """A module whose tensors view the memory of *frames*."""
+    """Return a module whose tensors view the memory of *frames*."""
     m = _by_attribute.deserialize(header, frames)
     for name, value in vars(m).items():
-        # The original sends ordered dictionaries as what msgpack makes of them.
+        # The original sends ordered dictionaries by msgpack, which reads them as dict.
         if "_hooks" in name and type(value) is dict:
             vars(m)[name] = OrderedDict(value)
     m.__setstate__(dict(vars(m)))

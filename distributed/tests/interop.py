@@ -1,9 +1,8 @@
-"""One conversation between a server and its callers, for this package and for the original alike.
+"""A server and a client that run unchanged on this package and on the original.
 
-A program that imports only what both have, by the same names, and has to mean the same in both:
-run it as ``server`` with one of them and as ``client`` with the other. It knows neither pytest nor
-which of the two it runs on; `distributed.tests.test_interop_messages` starts both sides in
-environments of their own and shows what became of each of the `CASES`.
+The program imports only names that both packages have. `distributed.tests.test_interop_messages`
+runs it as ``server`` in an environment with one of them, and as ``client`` in an environment with
+the other, and reports the outcome of each of the `CASES`. The environments have no pytest.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from typing import Any
 from distributed.batched import BatchedSend
 from distributed.core import ConnectionPool, Server, Status, connect, rpc
 from distributed.protocol import Serialize, Serialized, to_serialize
-from distributed.security.settings import Security
+from distributed.security import Security
 
 MB = 2**20
 KEY_PAIR = ("cert", "key")
 
-#: name → a coroutine function that is given a `Client` and raises if anything is not as it must be
+#: name → coroutine function that takes a `Client`, and raises if the server misbehaves
 CASES: dict[str, Callable[[Client], Awaitable[None]]] = {}
 
 
 class Unusual(Exception):
-    """An error with more to it than a message, which both sides find in the program they are."""
+    """An error with an attribute, of a class that both sides can import."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message, code)
@@ -41,11 +40,11 @@ class Unusual(Exception):
 
 class Unpicklable(Exception):
     def __reduce__(self):
-        raise TypeError("stays where it is")
+        raise TypeError("cannot be pickled")
 
 
 def security(address: str) -> Security | None:
-    """What this address takes; the certificate is the one that comes for tests."""
+    """Return the `Security` that an address needs, with the certificate for tests."""
     if not address.startswith(("tls:", "wss:")):
         return None
     pem = str(Path(__file__).resolve().parents[1] / "utils_test.pem")
@@ -57,8 +56,8 @@ def security(address: str) -> Security | None:
 
 
 async def serve(address: str) -> None:
-    """Listen at *address*, tell where in a line, and end with the standard input."""
-    # What fails is told to the caller, and nobody reads more than a line: a full pipe would block.
+    """Listen on *address*, print the actual address, and run until the standard input ends."""
+    # The test reads one line: log lines would fill the pipe. Errors are returned to the caller.
     logging.disable(logging.CRITICAL)
     notes: list[Any] = []
     noted = asyncio.Condition()
@@ -69,7 +68,7 @@ async def serve(address: str) -> None:
             if kind == "unusual":
                 raise Unusual("out of order", 17)
             if kind == "unpicklable":
-                raise Unpicklable("a thing that cannot travel")
+                raise Unpicklable("this error cannot be sent")
             raise KeyError("missing", 5)
 
         inner()
@@ -123,8 +122,8 @@ async def serve(address: str) -> None:
         "lock": lambda: threading.Lock(),
         "cancelled": cancelled,
     }
-    found = security(address)
-    args = found.get_listen_args("scheduler") if found else {}
+    secure = security(address)
+    args = secure.get_listen_args("scheduler") if secure else {}
     server = Server(handlers, stream_handlers={"note": note})
     relay = Server(handlers, deserialize=False)
     for each in (server, relay):
@@ -141,13 +140,13 @@ async def serve(address: str) -> None:
 
 
 class Client:
-    """What a case has: an address, and ways to get there."""
+    """The argument of a case: the server's address, and connections to it."""
 
     def __init__(self, address: str, options: dict[str, Any]):
         self.address = address
         self.options = options
-        found = security(address)
-        self.args = found.get_connection_args("client") if found else {}
+        secure = security(address)
+        self.args = secure.get_connection_args("client") if secure else {}
         self.remote = self.rpc(address)
 
     def rpc(self, address: str, **kwargs: Any) -> Any:
@@ -163,7 +162,7 @@ def case(function: Callable[[Client], Awaitable[None]]) -> Callable[[Client], Aw
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal down to their types, those of numpy and pandas included."""
+    """Return whether two values, also of numpy and pandas, are equal and have equal types."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -178,10 +177,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 async def raised(call: Awaitable[Any]) -> Any:
-    """What a call raises."""
+    """Return the exception that a call raises."""
     try:
         result = await call
-    except Exception as exc:  # noqa: BLE001 (what it is, is for the caller to judge)
+    except Exception as exc:  # noqa: BLE001 (the case checks its type)
         return exc
     raise AssertionError(f"no error but {result!r}")
 
@@ -200,7 +199,7 @@ async def wrapped_values(client: Client) -> None:
     nested = {"a": (big, {"k": bytearray(b"x")}), "f": frozenset([1]), "l": (1, (2, ()))}
     assert same(await client.remote.wrap(data=to_serialize(nested)), nested)
     assert same(await client.remote.wrap(data=to_serialize([nested, [1]])), [nested, [1]])
-    # An answer that is not wrapped is plain msgpack.
+    # Without a wrapper, the answer is plain msgpack.
     assert same(await client.remote.echo(data=[Serialize([1, {"k": [2]}])]), ((1, {"k": (2,)}),))
 
 
@@ -245,7 +244,7 @@ async def arrays_that_are_a_whole_answer(client: Client) -> None:
 
     x = np.arange(3)
     if client.options["server_is_the_original"]:
-        # It compares what a handler returned, and an array has no truth value.
+        # It compares the result of a handler, and the comparison of an array has no truth value.
         assert isinstance(await raised(client.remote.echo(data=x)), OSError)
     else:
         assert same(await client.remote.echo(data=x), x)
@@ -291,7 +290,7 @@ async def remote_tracebacks(client: Client) -> None:
 @case
 async def errors_that_cannot_be_pickled(client: Client) -> None:
     exc = await raised(client.remote.fail(kind="unpicklable"))
-    assert "a thing that cannot travel" in str(exc), repr(exc)
+    assert "this error cannot be sent" in str(exc), repr(exc)
     assert await client.remote.add(x=1, y=2) == 3
 
 
@@ -318,7 +317,7 @@ async def handlers_that_are_cancelled(client: Client) -> None:
 
 
 @case
-async def requests_that_make_no_sense(client: Client) -> None:
+async def malformed_requests(client: Client) -> None:
     for request in ("no map", {"x": 1}):
         comm = await client.connect()
         await comm.write(request)
@@ -387,9 +386,9 @@ async def several_messages_as_an_answer(client: Client) -> None:
 
 @case
 async def identity(client: Client) -> None:
-    told = await client.remote.identity()
-    assert told["type"] == "Server"
-    assert told["id"].startswith("Server-")
+    identity = await client.remote.identity()
+    assert identity["type"] == "Server"
+    assert identity["id"].startswith("Server-")
 
 
 @case
@@ -430,10 +429,10 @@ async def streams_to_the_server(client: Client) -> None:
 async def streams_from_the_server(client: Client) -> None:
     comm = await client.connect()
     await comm.write({"op": "subscribe", "n": 1000})
-    news: list[int] = []
-    while len(news) < 1000:
-        news += [message["i"] for message in await comm.read()]
-    assert news == list(range(1000))
+    received: list[int] = []
+    while len(received) < 1000:
+        received += [message["i"] for message in await comm.read()]
+    assert received == list(range(1000))
     await comm.close()
 
 
@@ -469,8 +468,12 @@ async def compression(client: Client) -> None:
 
 @case
 async def handshake_overrides(client: Client) -> None:
-    told = {"compression": "none that the other side names", "pickle-protocol": 4, "unknown": 1}
-    comm = await client.connect(handshake_overrides=told)
+    overrides = {
+        "compression": "none that the other side names",
+        "pickle-protocol": 4,
+        "unknown": 1,
+    }
+    comm = await client.connect(handshake_overrides=overrides)
     assert comm.handshake_options == {"compression": None, "pickle-protocol": 4}
     await comm.write({"op": "agreed", "reply": True})
     assert await comm.read() is None
@@ -489,19 +492,19 @@ async def large_messages(client: Client) -> None:
 
 
 async def call(address: str, options: dict[str, Any]) -> None:
-    """Go through the cases and write what became of each, as JSON: "" or a traceback."""
-    became = {}
+    """Run all cases and print a JSON map from the name of each to "" or a traceback."""
+    outcomes = {}
     for name, function in CASES.items():
         client = Client(address, options)
         try:
             async with asyncio.timeout(60):
                 await function(client)
-            became[name] = ""
-        except Exception:  # noqa: BLE001 (shown to whoever started this program)
-            became[name] = traceback.format_exc()
+            outcomes[name] = ""
+        except Exception:  # noqa: BLE001 (the test shows it)
+            outcomes[name] = traceback.format_exc()
         finally:
             await client.remote.close_rpc()
-    sys.stdout.write(json.dumps(became))
+    sys.stdout.write(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

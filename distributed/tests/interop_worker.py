@@ -1,11 +1,10 @@
-"""A `Server` of this package that takes a worker's place in a cluster of the original.
+"""A `Server` of this package that acts as a worker in a cluster of the original.
 
-It does what the original's Scheduler asks of a worker, as far as the protocol alone allows: it
-registers and stays registered by heartbeats, keeps data and hands it out, and runs functions. It
-computes tasks where dask is installed, since a task is an object of dask's. It knows nothing of
-spilling, stealing, or fetching what a task depends on from other workers.
+It registers with the original's Scheduler, sends heartbeats, stores data and returns it, and runs
+functions. It computes tasks if dask is installed, since a task is an object of dask. It has no
+spilling and no stealing, and does not fetch the inputs of tasks from other workers.
 
-As a program it is such a worker until the standard input ends.
+Run as a program, it is such a worker until the standard input ends.
 """
 
 from __future__ import annotations
@@ -20,34 +19,21 @@ from typing import Any
 from distributed import Server, Status, connect
 from distributed.batched import BatchedSend
 from distributed.comm import Comm
-from distributed.core.tasks import AsyncTaskGroup
 from distributed.protocol import to_serialize
 
 
 class Guest(Server):
-    """A worker of the scheduler at this address; its ``name`` there is ``"guest"``."""
-
-    # State. `data` are the values by key; `asked` the ops of the scheduler's messages that came
-    # over the stream, in order.
+    """A worker that is named ``"guest"``, of the scheduler at this address."""
 
     def __init__(self, scheduler: str):
         self.scheduler_address = scheduler
-        self.data: dict[str, Any] = {}
-        self.asked: list[str] = []
-        self.reply: dict[str, Any] = {}
-        self.ended = asyncio.Event()
-        self.tasks = AsyncTaskGroup()
+        self.data: dict[str, Any] = {}  # by key
+        self.asked: list[str] = []  # ops of the messages that came over the stream, in order
+        self.reply: dict[str, Any] = {}  # the scheduler's answer to the registration
         self.stream = BatchedSend(interval="2ms")
         super().__init__(
-            {
-                "get_data": self.get_data,
-                "run": self.run,
-                "update_data": self.update_data,
-            },
-            stream_handlers={
-                "compute-task": self.compute_task,
-                "free-keys": self.free_keys,
-            },
+            {"get_data": self.get_data, "run": self.run, "update_data": self.update_data},
+            stream_handlers={"compute-task": self.compute_task, "free-keys": self.free_keys},
         )
 
     async def start_unsafe(self) -> Guest:
@@ -79,18 +65,11 @@ class Guest(Server):
         self.reply = await comm.read()
         assert self.reply["status"] == "OK", self.reply
         self.stream.start(comm)
-        self.tasks.call_soon(self.listen_to_scheduler, comm)
+        self._ongoing_background_tasks.call_soon(self.handle_stream, comm)
         return self
-
-    async def listen_to_scheduler(self, comm: Comm) -> None:
-        try:
-            await self.handle_stream(comm)
-        finally:
-            self.ended.set()
 
     async def close(self, timeout: Any = None, reason: str = "") -> None:
         await self.stream.close()
-        await self.tasks.stop()
         await super().close(timeout, reason)
 
     def metrics(self) -> dict[str, Any]:
@@ -121,7 +100,7 @@ class Guest(Server):
         )
         return answer
 
-    # What the scheduler and its clients call
+    # Called by the scheduler and its clients
 
     def update_data(self, data: dict[str, Any]) -> dict[str, Any]:
         self.data.update(data)
@@ -133,7 +112,7 @@ class Guest(Server):
     async def get_data(self, comm: Comm, keys: list[str], **kwargs: Any) -> Status:
         data = {key: to_serialize(self.data[key]) for key in keys}
         await comm.write({"status": "OK", "data": data})
-        # Whoever asks for data confirms that it has come.
+        # The caller confirms that it has received the data.
         assert await comm.read() == "OK"
         return Status.dont_reply
 
@@ -141,7 +120,7 @@ class Guest(Server):
         positional = pickle.loads(args) if args else ()
         return {"status": "OK", "result": to_serialize(pickle.loads(function)(*positional))}
 
-    # What the scheduler sends over the stream
+    # Sent by the scheduler over the stream
 
     def compute_task(self, key: str, run_id: int, run_spec: Any, **kwargs: Any) -> None:
         self.asked.append("compute-task")

@@ -1,4 +1,4 @@
-"""The cluster of ``examples/cluster``: it does what ``docs/cluster.rst`` says."""
+"""The cluster of ``examples/cluster`` works as ``docs/cluster.rst`` says."""
 
 from __future__ import annotations
 
@@ -30,37 +30,48 @@ PEM = tls_security().tls_ca_file
 
 
 class WhereUnpickled:
-    """Becomes the id of the process that unpickles it."""
+    """An object that is unpickled as the id of the process that unpickles it."""
 
     def __reduce__(self):
         return os.getpid, ()
 
 
-def test_it_is_small_enough_to_be_read():
+def test_the_example_has_less_than_700_lines():
     files = [path for path in (EXAMPLES / "cluster").rglob("*") if path.suffix != ".pyc"]
     assert sum(len(path.read_text().splitlines()) for path in files if path.is_file()) < 700
 
 
-async def forgotten(scheduler):
+async def all_tasks_are_forgotten(scheduler):
     await async_poll_for(lambda: not scheduler.state.tasks, timeout=10)
 
 
+@pytest.fixture
+def pipe(tmp_path):
+    """A named pipe: a task that reads it blocks until a test writes to it."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+async def write_to(pipe, text):
+    await asyncio.to_thread(pipe.write_text, text)
+
+
 @gen_test()
-async def test_a_task_is_submitted_and_its_result_awaited():
+async def test_awaiting_a_submitted_task_returns_its_result():
     async with cluster(1) as (_, client):
         assert await client.submit(operator.add, 1, 2) == 3
         assert await client.submit(int, "11", base=2) == 3
 
 
 @gen_test()
-async def test_a_function_is_mapped_and_the_results_gathered_in_any_shape():
+async def test_the_results_of_map_are_gathered_in_nested_containers():
     async with cluster(1) as (_, client):
         one, two = client.map(operator.add, [0, 1], [1, 1])
         assert await client.gather({"a": [one, (two,)], "b": 3}) == {"a": [1, (2,)], "b": 3}
 
 
 @gen_test()
-async def test_what_is_scattered_is_spread_over_the_workers_and_an_input_of_tasks():
+async def test_scattered_data_is_spread_over_the_workers_and_can_be_input_of_tasks():
     async with cluster(2) as (scheduler, client):
         futures = await client.scatter([[1, 2], [3]])
         assert await client.submit(operator.add, *futures) == [1, 2, 3]
@@ -70,14 +81,14 @@ async def test_what_is_scattered_is_spread_over_the_workers_and_an_input_of_task
 
 
 @gen_test()
-async def test_to_scatter_without_workers_is_an_error():
+async def test_scatter_without_workers_is_an_error():
     async with cluster(0) as (_, client):
         with pytest.raises(RuntimeError, match="has no workers"):
             await client.scatter([1])
 
 
 @gen_test()
-async def test_inputs_go_from_worker_to_worker_and_not_through_the_scheduler():
+async def test_inputs_are_sent_from_worker_to_worker_and_not_through_the_scheduler():
     def make():
         return os.getpid(), b"x" * 10_000_000
 
@@ -103,33 +114,30 @@ async def test_the_scheduler_unpickles_nothing():
 
 
 @gen_test()
-async def test_an_error_reaches_the_client_with_type_message_and_remote_traceback():
+async def test_an_error_is_raised_at_the_client_with_type_message_and_remote_traceback():
     async with cluster(1) as (_, client):
         with pytest.raises(ZeroDivisionError, match="division by zero") as info:
             await client.submit(divide_one_by, 0)
         assert str(info.value) == "division by zero"
-        # With tblib it is a traceback, without it a note.
+        # The remote traceback: frames with tblib, and a note without it.
         assert "return 1 / x" in "".join(traceback.format_exception(info.value))
 
 
 @pytest.mark.parametrize("kind", [SystemExit, StopIteration, KeyboardInterrupt])
-def test_what_would_end_more_than_a_task_ends_only_that(kind):
-    @gen_test()
-    async def run():
-        def fail():
-            raise kind("told so")
+@gen_test()
+async def test_an_exception_that_would_end_a_thread_or_process_ends_only_its_task(kind):
+    def fail():
+        raise kind("reason")
 
-        async with cluster(1) as (scheduler, client):
-            with pytest.raises(RuntimeError, match=kind.__name__):
-                await client.submit(fail)
-            assert await client.submit(abs, -1) == 1
-            assert scheduler.nannies[0].restarts == 0
-
-    run()
+    async with cluster(1) as (scheduler, client):
+        with pytest.raises(RuntimeError, match=kind.__name__):
+            await client.submit(fail)
+        assert await client.submit(abs, -1) == 1
+        assert scheduler.nannies[0].restarts == 0
 
 
 @gen_test()
-async def test_an_error_is_that_of_all_tasks_that_depend_on_it():
+async def test_an_error_is_raised_for_all_dependents_of_the_task():
     async with cluster(1) as (_, client):
         failing = client.submit(operator.truediv, 1, 0)
         with pytest.raises(ZeroDivisionError):
@@ -137,7 +145,7 @@ async def test_an_error_is_that_of_all_tasks_that_depend_on_it():
 
 
 @gen_test()
-async def test_what_cannot_be_pickled_is_an_error_where_it_is_submitted():
+async def test_submit_raises_an_error_for_arguments_that_cannot_be_pickled():
     async with cluster(1) as (_, client):
         with pytest.raises(TypeError):
             client.submit(len, (item for item in ()))
@@ -145,7 +153,7 @@ async def test_what_cannot_be_pickled_is_an_error_where_it_is_submitted():
 
 
 @gen_test()
-async def test_what_a_worker_cannot_unpickle_fails_its_task_only():
+async def test_arguments_that_cannot_be_unpickled_fail_only_their_task():
     class Unreadable:
         def __reduce__(self):
             return operator.truediv, (1, 0)
@@ -162,29 +170,27 @@ async def test_a_result_is_forgotten_with_its_future():
         future = client.submit(abs, -1)
         await future
         del future
-        await forgotten(scheduler)
+        await all_tasks_are_forgotten(scheduler)
         assert not any(worker.running for worker in scheduler.state.workers.values())
 
 
 @gen_test()
-async def test_a_cancelled_task_and_its_dependents_are_given_up(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+async def test_a_cancelled_task_and_its_dependents_are_given_up(pipe):
     async with cluster(1) as (scheduler, client):
-        blocked = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+        blocked = client.submit(lambda path: path.read_text(), pipe)
         dependent = client.submit(len, blocked)
         await async_poll_for(lambda: scheduler.state.tasks, timeout=10)
         blocked.cancel()
         for future in (blocked, dependent):
             with pytest.raises(asyncio.CancelledError):
                 await future
-        await forgotten(scheduler)
-        writer = await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY)
-        os.close(writer)
+        await all_tasks_are_forgotten(scheduler)
+        await write_to(pipe, "")
         assert await client.submit(abs, -1) == 1
 
 
 @gen_test()
-async def test_what_a_cancelled_task_leaves_undone_does_not_concern_other_clients():
+async def test_a_task_that_one_client_cancels_is_computed_for_another():
     async with cluster(1) as (scheduler, client), Client(scheduler.address) as other:
         mine, theirs = (c.submit(abs, -1, key="same") for c in (client, other))
         await mine
@@ -206,7 +212,7 @@ async def test_a_killed_worker_is_restarted_and_its_results_are_computed_again()
 
 
 @gen_test()
-async def test_inputs_that_were_let_go_are_computed_again_where_a_result_of_them_is_lost():
+async def test_released_inputs_are_computed_again_if_a_result_is_lost():
     async with cluster(1) as (_, client):
         future = client.submit(operator.add, client.submit(abs, -1), client.submit(abs, -2))
         assert await future == 3
@@ -215,7 +221,7 @@ async def test_inputs_that_were_let_go_are_computed_again_where_a_result_of_them
 
 
 @gen_test()
-async def test_scattered_data_that_is_lost_is_an_error_that_says_so():
+async def test_the_loss_of_scattered_data_is_an_error():
     async with cluster(1) as (_, client):
         (data,) = await client.scatter([1])
         os.kill(await client.submit(os.getpid), signal.SIGKILL)
@@ -250,8 +256,7 @@ async def test_a_worker_without_heartbeats_counts_as_lost():
 def workers_of(state, *keys):
     for key in keys:
         state.submit("client", key, b"", [], False)
-    given = {message["key"]: to for to, message in state.settle() if message["op"] == "compute"}
-    return given
+    return {message["key"]: to for to, message in state.settle() if message["op"] == "compute"}
 
 
 @pytest.fixture
@@ -262,7 +267,7 @@ def state():
     return state
 
 
-def test_a_report_on_a_task_that_was_taken_away_and_given_out_again_is_ignored(state):
+def test_the_outcome_of_an_earlier_attempt_is_ignored(state):
     (holder,) = workers_of(state, "f-1").values()
     stale = state.tasks["f-1"].attempt
     state.remove_worker(holder)
@@ -274,7 +279,7 @@ def test_a_report_on_a_task_that_was_taken_away_and_given_out_again_is_ignored(s
     assert state.tasks["f-1"].attempt > stale
 
 
-def test_a_worker_that_leaves_is_not_blamed_on_its_tasks(state):
+def test_tasks_are_not_blamed_for_a_worker_that_closes(state):
     for _ in range(10):
         (holder,) = {*workers_of(state, "f-1").values()} or {state.tasks["f-1"].worker.address}
         state.remove_worker(holder, blame=False)
@@ -283,7 +288,7 @@ def test_a_worker_that_leaves_is_not_blamed_on_its_tasks(state):
     assert state.tasks["f-1"].status() == "pending"
 
 
-def test_work_is_spread_over_workers_that_are_equally_busy(state):
+def test_tasks_are_spread_over_equally_busy_workers(state):
     given = workers_of(state, "f-1", "f-2", "f-3", "f-4")
     assert sorted(given.values()) == ["a", "a", "b", "b"]
 
@@ -308,62 +313,56 @@ def test_a_task_goes_where_its_inputs_are(state, index):
     assert message["holders"] == {key: holder}
 
 
-def test_tasks_that_no_worker_has_room_for_wait_at_the_scheduler(state):
+def test_tasks_wait_at_the_scheduler_while_all_workers_are_saturated(state):
     assert len(workers_of(state, *(f"f-{i}" for i in range(10)))) == 4
     assert sum(task.worker is None for task in state.tasks.values()) == 6
 
 
 @gen_test()
-async def test_a_worker_that_comes_later_gets_tasks_that_wait(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+async def test_a_worker_that_joins_later_gets_waiting_tasks(pipe):
     async with cluster(1) as (scheduler, client):
-        blocked = client.map(lambda path: path.read_text(), [tmp_path / "pipe"] * 2)
+        blocked = client.map(lambda path: path.read_text(), [pipe] * 2)
         others = client.map(abs, range(10))
         async with program("worker", scheduler.address, "--nthreads=1"):
             assert await client.gather(others) == list(range(10))
         for future in blocked:
             future.cancel()
-        writer = await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY)
-        os.close(writer)
+        await write_to(pipe, "")
 
 
 @gen_test()
-async def test_a_worker_that_is_told_to_end_leaves_its_tasks_to_others_and_is_not_blamed(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+async def test_the_tasks_of_a_terminated_worker_run_on_others_and_are_not_blamed(pipe):
     async with cluster(0) as (scheduler, client):
         async with program("worker", scheduler.address, "--nthreads=1") as leaving:
             finished = client.map(abs, range(5))
             assert await client.gather(finished) == list(range(5))
-            running = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+            running = client.submit(lambda path: path.read_text(), pipe)
             await async_poll_for(lambda: any(t.attempt for t in scheduler.state.tasks.values()))
             leaving.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(leaving.wait, 10) == 0
         await workers_come(scheduler, 0)
         assert not any(task.deaths for task in scheduler.state.tasks.values())
         async with program("worker", scheduler.address, "--nthreads=1"):
-            await asyncio.to_thread((tmp_path / "pipe").write_text, "done")
+            await write_to(pipe, "done")
             assert await running == "done"
             assert await client.gather(finished) == list(range(5))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix://"])
-def test_the_programs_run_as_documented_and_end_when_interrupted(address):
-    @gen_test()
-    async def run():
-        async with program("scheduler", address) as scheduler:
-            assert scheduler.address.startswith(address[:6])
-            async with (
-                program("nanny", scheduler.address) as nanny,
-                program("worker", scheduler.address),
-            ):
-                async with Client(scheduler.address) as client:
-                    assert await client.submit(operator.add, 1, 2) == 3
-                nanny.send_signal(signal.SIGINT)
-                assert await asyncio.to_thread(nanny.wait, 10) == 0
-            scheduler.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(scheduler.wait, 10) == 0
-
-    run()
+@gen_test()
+async def test_the_programs_run_as_documented_and_end_when_interrupted(address):
+    async with program("scheduler", address) as scheduler:
+        assert scheduler.address.startswith(address[:6])
+        async with (
+            program("nanny", scheduler.address) as nanny,
+            program("worker", scheduler.address),
+        ):
+            async with Client(scheduler.address) as client:
+                assert await client.submit(operator.add, 1, 2) == 3
+            nanny.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(nanny.wait, 10) == 0
+        scheduler.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(scheduler.wait, 10) == 0
 
 
 @gen_test()
@@ -395,26 +394,23 @@ async def test_a_function_may_have_any_parameters():
 
 
 @pytest.mark.parametrize("key", [5, 0, b"x", ("x", 1)])
-def test_a_key_that_is_no_string_is_an_error_where_it_is_submitted(key):
-    @gen_test()
-    async def run():
-        async with cluster(1) as (_, client):
-            with pytest.raises(TypeError, match="a key is a string"):
-                client.submit(abs, -1, key=key)
-            assert await client.submit(abs, -1) == 1
-
-    run()
+@gen_test()
+async def test_submit_raises_an_error_for_a_key_that_is_not_a_string(key):
+    async with cluster(1) as (_, client):
+        with pytest.raises(TypeError, match="a key must be a string"):
+            client.submit(abs, -1, key=key)
+        assert await client.submit(abs, -1) == 1
 
 
 @pytest.mark.parametrize("key", [5, None, b"x", ("x", 1), ["x"]])
-def test_a_message_with_a_bad_key_fails_by_itself(state, key):
+def test_the_state_refuses_a_key_that_is_not_a_string(state, key):
     with pytest.raises(TypeError):
         state.submit("client", key, b"", [], False)
     assert len(workers_of(state, "f-1")) == 1
 
 
 @gen_test()
-async def test_a_result_that_cannot_be_pickled_is_an_error_of_what_needs_it_elsewhere():
+async def test_a_result_that_cannot_be_pickled_fails_tasks_that_need_it_on_another_worker():
     async with cluster(2) as (_, client):
         iterators = [client.submit(lambda: (item for item in ())) for _ in range(2)]
         with pytest.raises(TypeError, match="pickle"):
@@ -423,7 +419,7 @@ async def test_a_result_that_cannot_be_pickled_is_an_error_of_what_needs_it_else
 
 
 @gen_test()
-async def test_a_result_whose_size_cannot_be_told_is_an_error():
+async def test_a_result_whose_size_cannot_be_determined_is_an_error():
     class Strange:
         @property
         def nbytes(self):
@@ -436,7 +432,7 @@ async def test_a_result_whose_size_cannot_be_told_is_an_error():
 
 
 class Unreachable(Worker):
-    """Answers the first requests for its results with an error of the network."""
+    """A worker that answers the first requests for its results with a network error."""
 
     def __init__(self, scheduler, failures):
         super().__init__(scheduler, nthreads=1)
@@ -455,7 +451,7 @@ class Unreachable(Worker):
 
 
 @gen_test()
-async def test_scattered_data_outlives_a_fetch_that_fails(caplog):
+async def test_scattered_data_survives_failed_fetches(caplog):
     async with cluster(0) as (scheduler, client), Unreachable(scheduler.address, 3) as worker:
         (data,) = await client.scatter([1])
         assert await asyncio.gather(*[client.gather(data) for _ in range(3)]) == [1] * 3
@@ -464,7 +460,7 @@ async def test_scattered_data_outlives_a_fetch_that_fails(caplog):
 
 
 @gen_test()
-async def test_a_result_that_can_never_be_fetched_is_an_error_that_says_so():
+async def test_a_result_that_can_never_be_fetched_is_an_error():
     async with cluster(0) as (scheduler, client), Unreachable(scheduler.address, 10**6) as worker:
         with pytest.raises(LostData, match="'big' cannot be fetched: 4 failures"):
             await client.submit(abs, -1, key="big")
@@ -476,7 +472,7 @@ async def test_a_result_that_can_never_be_fetched_is_an_error_that_says_so():
 
 
 @gen_test()
-async def test_an_input_that_can_never_be_fetched_is_an_error_of_what_needs_it():
+async def test_an_input_that_can_never_be_fetched_fails_the_task_that_needs_it():
     async with (
         cluster(0) as (scheduler, client),
         Unreachable(scheduler.address, 10**6),
@@ -488,7 +484,7 @@ async def test_an_input_that_can_never_be_fetched_is_an_error_of_what_needs_it()
 
 
 def scattered_on_a_with_consumers_on_b(state, number):
-    """Scattered data, and the attempts of tasks that are about to fetch it."""
+    """Return the worker that has scattered data, and attempts of tasks that will fetch it."""
     given = workers_of(state, "data-1")
     (holder,) = given.values()
     attempt = state.tasks["data-1"].attempt
@@ -501,7 +497,7 @@ def scattered_on_a_with_consumers_on_b(state, number):
     return holder, attempts
 
 
-def test_what_many_tasks_fail_to_fetch_at_once_is_one_failure(state):
+def test_concurrent_failures_to_fetch_a_result_count_as_one(state):
     holder, attempts = scattered_on_a_with_consumers_on_b(state, 4)
     for key, attempt in attempts:
         address = state.tasks[key].worker.address
@@ -512,7 +508,7 @@ def test_what_many_tasks_fail_to_fetch_at_once_is_one_failure(state):
     assert all(state.tasks[key].attempt > attempt for key, attempt in attempts)
 
 
-def test_failures_to_fetch_count_only_in_a_row(state):
+def test_a_successful_fetch_resets_the_count_of_failures(state):
     holder, [(key, attempt)] = scattered_on_a_with_consumers_on_b(state, 1)
     state.ended(state.tasks[key].worker.address, key, attempt, missing={"data-1": holder})
     state.settle()
@@ -524,7 +520,7 @@ def test_failures_to_fetch_count_only_in_a_row(state):
 
 
 @gen_test()
-async def test_a_key_whose_future_is_gone_is_that_of_another_call():
+async def test_a_key_can_be_used_for_another_call_once_its_future_is_gone():
     async with cluster(1) as (_, client):
         future = client.submit(operator.truediv, 1, 0, key="y")
         with pytest.raises(ZeroDivisionError):
@@ -541,7 +537,7 @@ async def test_a_key_whose_future_is_gone_is_that_of_another_call():
 
 
 @gen_test()
-async def test_a_key_that_failed_may_be_submitted_again():
+async def test_a_key_can_be_used_for_another_call_after_an_error():
     async with cluster(1) as (_, client):
         failed = client.submit(operator.truediv, 1, 0, key="y")
         with pytest.raises(ZeroDivisionError):
@@ -552,7 +548,7 @@ async def test_a_key_that_failed_may_be_submitted_again():
 
 
 @gen_test()
-async def test_a_key_that_was_cancelled_is_that_of_another_call():
+async def test_a_key_can_be_used_for_another_call_after_cancellation():
     async with cluster(1) as (scheduler, client):
         cancelled = client.submit(abs, -1, key="y")
         dependent = client.submit(abs, cancelled, key="z")
@@ -567,28 +563,23 @@ async def test_a_key_that_was_cancelled_is_that_of_another_call():
         dependent = client.submit(abs, -3, key="z")
         assert await client.gather([future, dependent]) == [2, 3]
         del future, dependent
-        await forgotten(scheduler)
+        await all_tasks_are_forgotten(scheduler)
 
 
 @gen_test()
-async def test_a_cancelled_task_that_has_not_begun_does_not_run(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    async with cluster(1) as (scheduler, client):
-        blocked = client.submit(lambda path: path.read_text(), tmp_path / "pipe")
+async def test_a_cancelled_task_that_has_not_started_does_not_run(pipe, tmp_path):
+    async with cluster(0) as (scheduler, client), Worker(scheduler.address, nthreads=1) as worker:
+        blocked = client.submit(lambda path: path.read_text(), pipe)
         waiting = client.submit(lambda path: path.touch(), tmp_path / "touched")
-        tasks = scheduler.state.tasks
-        await async_poll_for(lambda: sum(t.attempt > 0 for t in tasks.values()) == 2, timeout=10)
+        await async_poll_for(lambda: len(worker.attempts) == 2, timeout=10)
         waiting.cancel()
-        await async_poll_for(lambda: len(tasks) == 1, timeout=10)
-        last = client.submit(abs, -1)
-        await async_poll_for(lambda: sum(t.attempt > 0 for t in tasks.values()) == 2, timeout=10)
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread((tmp_path / "pipe").write_text, "done")
-        assert await client.gather([blocked, last]) == ["done", 1]
+        await async_poll_for(lambda: waiting.key not in worker.attempts, timeout=10)
+        await write_to(pipe, "done")
+        assert await client.gather([blocked, client.submit(abs, -1)]) == ["done", 1]
         assert not (tmp_path / "touched").exists()
 
 
-def test_tasks_that_had_not_begun_are_not_blamed(state):
+def test_tasks_that_have_not_started_are_not_blamed(state):
     workers_of(state, "f-1", "f-2", "f-3", "f-4")
     (first, second) = state.workers["a"].running
     state.remove_worker("a")
@@ -596,7 +587,7 @@ def test_tasks_that_had_not_begun_are_not_blamed(state):
 
 
 @gen_test()
-async def test_a_task_that_ends_its_worker_as_if_all_was_well_is_given_up():
+async def test_a_task_that_exits_its_worker_with_0_is_given_up():
     async with cluster(1) as (scheduler, client):
         with pytest.raises(KilledWorker):
             await client.submit(os._exit, 0)
@@ -605,7 +596,7 @@ async def test_a_task_that_ends_its_worker_as_if_all_was_well_is_given_up():
 
 
 @gen_test()
-async def test_a_nanny_ends_when_its_worker_is_told_to():
+async def test_a_nanny_ends_when_its_worker_is_terminated():
     async with cluster(1) as (scheduler, _):
         os.kill(scheduler.nannies[0].process.pid, signal.SIGTERM)
         await scheduler.nannies[0].finished()
@@ -613,7 +604,7 @@ async def test_a_nanny_ends_when_its_worker_is_told_to():
 
 
 @gen_test(config={"distributed.comm.batched.max-buffer-size": "1MB"})
-async def test_more_is_scattered_than_may_wait_to_be_sent():
+async def test_scatter_waits_while_the_send_buffer_is_full():
     async with cluster(2) as (_, client):
         futures = await client.scatter(bytes([i]) * 200_000 for i in range(50))
         assert [data[0] for data in await client.gather(futures)] == list(range(50))
@@ -622,7 +613,7 @@ async def test_more_is_scattered_than_may_wait_to_be_sent():
 @gen_test()
 async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
     def send(*messages):
-        raise BufferError("too much waits")
+        raise BufferError("the buffer is full")
 
     async with cluster(1) as (scheduler, client):
         scheduler.streams[client.id].send = send
@@ -631,24 +622,24 @@ async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
         assert client.id not in scheduler.streams
         with pytest.raises(OSError, match="is gone"):
             await future
-    dropped = [r for r in caplog.records if "too much waits" in r.getMessage()]
+    dropped = [r for r in caplog.records if "the buffer is full" in r.getMessage()]
     assert {record.levelname for record in dropped} == {"WARNING"}
 
 
 @gen_test()
-async def test_what_tasks_print_is_not_lost_when_the_worker_ends(monkeypatch):
+async def test_the_output_of_tasks_is_flushed_when_the_worker_ends(monkeypatch):
     monkeypatch.delitem(ENVIRONMENT, "PYTHONUNBUFFERED", raising=False)
     async with (
         cluster(0) as (scheduler, client),
         program("worker", scheduler.address) as worker,
     ):
-        await client.submit(print, "what a task said", end="")
+        await client.submit(print, "output of a task", end="")
         worker.send_signal(signal.SIGTERM)
-        said = await asyncio.to_thread(worker.stdout.read)
-    assert said.decode() == "what a task said"
+        output = await asyncio.to_thread(worker.stdout.read)
+    assert output.decode() == "output of a task"
 
 
-def test_durations_are_those_of_functions_that_keys_name(state):
+def test_durations_are_recorded_by_the_function_name_in_the_key(state):
     for key in ("f-1", "f-2", "g", "h"):
         (holder,) = workers_of(state, key).values()
         state.ended(holder, key, state.tasks[key].attempt, nbytes=1, duration=0.5)
@@ -657,14 +648,14 @@ def test_durations_are_those_of_functions_that_keys_name(state):
 
 
 @gen_test()
-async def test_what_is_scattered_has_a_duration_of_its_own():
+async def test_scattered_data_has_a_duration_of_its_own():
     async with cluster(1) as (scheduler, client):
         await client.scatter([1, 2])
         assert scheduler.state.durations.keys() == {"scatter"}
 
 
 @gen_test()
-async def test_to_wait_for_a_graph_in_the_thread_of_the_event_loop_is_an_error():
+async def test_get_in_the_thread_of_the_event_loop_is_an_error():
     async with cluster(0) as (_, client):
         with pytest.raises(RuntimeError, match="another thread"):
             client.get({}, [])

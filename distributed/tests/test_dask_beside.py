@@ -1,4 +1,4 @@
-"""dask works as if this package were not there, although it answers to the name ``distributed``."""
+"""dask works with this package installed, although its import name is ``distributed``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from distributed.tests.environments import _or_skip, run_in
 
-#: What has been imported before dask is used: nothing, or this package.
+#: Code that runs before dask is used.
 BEFORE = {
     "alone": "",
     "after_this_package": "import distributed.core, distributed.protocol, distributed.utils_test\n",
 }
 SCHEDULERS = ["sync", "threads", "processes"]
 
-#: name → what is computed, as an expression of `S` (the scheduler), and what comes out
+#: name → (expression to compute, in which `S` is the scheduler; its value)
 WORK = {
     "array": ("int(da.arange(100, chunks=10).reshape(10, 10).T.sum().compute(scheduler=S))", 4950),
     "bag": ("db.range(20, npartitions=4).map(str).map(len).sum().compute(scheduler=S)", 30),
@@ -39,7 +39,7 @@ def frame():
 
 @pytest.fixture(scope="module")
 def dask_collections_python():
-    """A Python with this checkout, and dask with all that its collections need."""
+    """A Python with this checkout, dask, and the requirements of its collections."""
     return _or_skip("dask-collections", ["dask[array,dataframe]"], project=True)
 
 
@@ -64,7 +64,7 @@ def run_beside_dask(python, code):
     return json.loads(run_in(python, "import json\n" + code).stdout)
 
 
-def test_dask_loads_nothing_of_this_package_to_compute_but_its_name(dask_collections_python):
+def test_dask_computes_without_loading_modules_of_this_package(dask_collections_python):
     code = "import sys, dask.array as da\nda.ones(4, chunks=2).sum().compute()\n"
     code += "print(json.dumps([name for name in sys.modules if name.startswith('distributed')]))"
     loaded = run_beside_dask(dask_collections_python, code)
@@ -72,16 +72,14 @@ def test_dask_loads_nothing_of_this_package_to_compute_but_its_name(dask_collect
 
 
 @pytest.mark.parametrize("before", BEFORE)
-def test_without_a_scheduler_dask_chooses_its_own(dask_collections_python, before):
+def test_dask_uses_its_default_scheduler_if_none_is_set(dask_collections_python, before):
     code = BEFORE[before] + "import dask\ndask.compute(dask.delayed(len)('abc'))\n"
     code += "print(json.dumps([dask.base.get_scheduler(), dask.delayed(len)('abc').compute()]))"
     assert run_beside_dask(dask_collections_python, code) == [None, 3]
 
 
 @pytest.mark.parametrize("before", BEFORE)
-def test_who_asks_for_the_distributed_scheduler_is_told_that_there_is_no_client(
-    dask_collections_python, before
-):
+def test_the_distributed_scheduler_without_a_client_is_an_error(dask_collections_python, before):
     code = """
 import dask
 try:
@@ -89,11 +87,11 @@ try:
 except RuntimeError as exc:
     print(json.dumps(str(exc)))
 """
-    told = run_beside_dask(dask_collections_python, BEFORE[before] + code)
-    assert told == "Requested distributed scheduler but no Client active."
+    error = run_beside_dask(dask_collections_python, BEFORE[before] + code)
+    assert error == "Requested distributed scheduler but no Client active."
 
 
-def test_the_configuration_of_dask_is_as_before_but_for_the_defaults_of_this_package(
+def test_only_the_defaults_of_this_package_are_added_to_the_configuration_of_dask(
     dask_collections_python,
 ):
     code = """
@@ -108,7 +106,7 @@ print(json.dumps([before == after, sorted(set(after) - set(before))]))
     assert run_beside_dask(dask_collections_python, code) == [True, []]
 
 
-def test_what_is_set_in_dask_config_holds_for_this_package_and_back(dask_collections_python):
+def test_dask_and_this_package_share_their_configuration(dask_collections_python):
     code = """
 import dask.config, distributed.config
 key = "distributed.comm.timeouts.connect"
@@ -122,10 +120,10 @@ print(json.dumps([seen, there, dask.config.get("array.chunk-size")]))
 
 
 def test_the_command_line_of_dask_works(dask_collections_python):
-    told = run_in(dask_collections_python, ["-m", "dask", "info", "versions"]).stdout
+    versions = run_in(dask_collections_python, ["-m", "dask", "info", "versions"]).stdout
     from distributed import __version__
 
-    assert json.loads(told)["distributed"] == __version__
+    assert json.loads(versions)["distributed"] == __version__
     assert "Commands:" in run_in(dask_collections_python, ["-m", "dask", "--help"]).stdout
 
 
@@ -136,35 +134,33 @@ def test_dask_distributed_is_this_package(dask_collections_python):
 
 
 @pytest.mark.parametrize("name", ["Client", "LocalCluster", "get_client"])
-def test_who_misses_a_role_of_the_original_is_told_where_it_is(dask_collections_python, name):
+def test_the_error_for_a_role_of_the_original_tells_where_it_is(dask_collections_python, name):
     code = f"""
 import distributed
 try:
     distributed.{name}
 except AttributeError as exc:
-    told = str(exc)
-print(json.dumps(told))
+    error = str(exc)
+print(json.dumps(error))
 """
-    told = run_beside_dask(dask_collections_python, code)
-    assert told.startswith(f"module 'distributed' has no attribute '{name}'")
-    assert f"{name} is in dask.distributed" in told
+    error = run_beside_dask(dask_collections_python, code)
+    assert error.startswith(f"module 'distributed' has no attribute '{name}'")
+    assert f"{name} is in dask.distributed" in error
 
 
-def test_code_that_does_without_a_role_still_does(dask_collections_python):
+def test_code_can_detect_that_a_role_is_missing(dask_collections_python):
     code = """
 import distributed
 try:
     from distributed import get_client
 except ImportError as exc:
-    told = type(exc).__name__
-print(json.dumps([told, hasattr(distributed, "Client")]))
+    error = type(exc).__name__
+print(json.dumps([error, hasattr(distributed, "Client")]))
 """
     assert run_beside_dask(dask_collections_python, code) == ["ImportError", False]
 
 
-def test_dask_computes_in_a_handler_and_collections_travel_within_an_answer(
-    dask_collections_python,
-):
+def test_a_handler_computes_with_dask_and_returns_a_collection_in_a_dict(dask_collections_python):
     code = """
 import asyncio
 import dask.array as da
@@ -186,7 +182,7 @@ asyncio.run(main())
     assert run_beside_dask(dask_collections_python, code) == [45, 55]
 
 
-def test_a_collection_that_is_a_whole_answer_is_refused_since_it_can_be_awaited(
+def test_a_collection_as_the_whole_answer_is_refused_because_it_is_awaitable(
     dask_collections_python,
 ):
     code = """
@@ -206,5 +202,5 @@ async def main():
 
 asyncio.run(main())
 """
-    told = run_beside_dask(dask_collections_python, code)
-    assert told.startswith("Comm handler returned unknown awaitable")
+    error = run_beside_dask(dask_collections_python, code)
+    assert error.startswith("Comm handler returned unknown awaitable")

@@ -1,4 +1,4 @@
-"""The programs under ``examples/``: they are the document's, and do what it says."""
+"""The programs in ``examples/foundations`` and ``examples/roles`` work as documented."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = Path(__file__).parent / "data" / "foundations.rst"
 PROMPT = ">>> "
-#: what runs is this checkout, installed or not
+#: Makes programs import this checkout, whether it is installed or not.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def blocks(document: str) -> list[str]:
-    """The Python programs of a page: its code blocks without prompts and printed lines."""
+    """Return the Python programs of a page: its code blocks without prompts and output."""
     indented = re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", document)
     return [without_session(textwrap.dedent(block)) for block in indented]
 
@@ -62,7 +62,7 @@ def wait_for_the_port():
     poll_for(
         port_is_free,
         timeout=30,  # another run of these tests may be using it
-        fail_func=lambda: pytest.fail("port 8888, which the document names, is taken: free it"),
+        fail_func=lambda: pytest.fail("port 8888, which the examples use, is taken by a process"),
     )
 
 
@@ -76,7 +76,7 @@ def run_demo():
     )
 
 
-def test_the_demo_shows_what_the_document_says():
+def test_the_output_of_the_demo_is_that_of_the_document():
     wait_for_the_port()
     demo = run_demo()
     assert demo.stderr == ""
@@ -94,18 +94,18 @@ def test_the_demo_shows_what_the_document_says():
     assert demo.returncode == 0
 
 
-def test_the_demo_says_that_its_port_is_taken():
+def test_the_demo_fails_with_a_message_if_its_port_is_taken():
     wait_for_the_port()
     with socket.create_server(("", 8888)):
         demo = run_demo()
     assert demo.returncode == 1
-    assert "port 8888, which the examples name, is taken by another process" in demo.stderr
+    assert "port 8888, which the examples use, is taken by another process" in demo.stderr
     assert demo.stdout == ""
 
 
 @contextlib.contextmanager
 def role(name, *args, logs=""):
-    """Run a role, give the address that it prints, and have it end when interrupted, quietly."""
+    """Run a role and yield the address that it prints; interrupt it after the block."""
     command = ["python", str(EXAMPLES / "roles" / name), *args]
     with popen(command, capture_output=True, env=ENVIRONMENT) as process:
         yield process.stdout.readline().decode().strip()
@@ -116,10 +116,10 @@ def role(name, *args, logs=""):
 
 
 async def working(scheduler, *, other_than=None):
-    """Wait for a worker that sends heartbeats."""
+    """Wait until a worker has sent heartbeats; return its address and process id."""
     found = []
 
-    async def one_lives():
+    async def one_is_alive():
         workers = await scheduler.list_workers()
         found[:] = [
             (address, info["pid"])
@@ -128,7 +128,7 @@ async def working(scheduler, *, other_than=None):
         ]
         return found
 
-    await async_poll_for(one_lives, timeout=20)
+    await async_poll_for(one_is_alive, timeout=20)
     return found[0]
 
 
@@ -149,14 +149,14 @@ async def test_the_roles_work_together_and_the_nanny_replaces_a_killed_worker():
                 assert await scheduler.compute(x=2) == 3
         async with rpc(scheduler_address) as scheduler:
 
-            async def nobody_is_left():
+            async def all_have_left():
                 return not await scheduler.list_workers()
 
-            await async_poll_for(nobody_is_left)
+            await async_poll_for(all_have_left)
 
 
 @gen_test(timeout=60)
-async def test_a_scheduler_without_workers_says_so():
+async def test_compute_without_workers_is_an_error():
     error = "no worker is registered"
     with role("scheduler.py", "tcp://127.0.0.1:0", logs=error) as address:
         async with rpc(address) as scheduler:

@@ -1,4 +1,4 @@
-"""This package in a cluster of the original: calls it, takes a worker's place, hosts its worker."""
+"""This package in a cluster of the original, as a client, as a worker, and as a scheduler."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from distributed.tests.environments import clean_environ, read_address, run_in
 from distributed.tests.interop_worker import Guest
 from distributed.utils_test import async_poll_for, gen_test, popen
 
-#: A scheduler with workers in one process, of the original.
+#: A scheduler and its workers, of the original, in one process.
 CLUSTER = """
 import asyncio, logging, sys
 from distributed import LocalCluster
 
 async def main():
-    logging.disable(logging.CRITICAL)  # nobody reads more than a line, and a full pipe would block
+    logging.disable(logging.CRITICAL)  # the test reads one line: log lines would fill the pipe
     async with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
         dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0", asynchronous=True,
@@ -36,7 +36,7 @@ async def main():
 asyncio.run(main())
 """
 
-#: A worker of the original, for the scheduler at the address that it is given.
+#: A worker of the original; its argument is the scheduler's address.
 WORKER = """
 import asyncio, sys
 from distributed import Worker
@@ -48,7 +48,7 @@ async def main():
 asyncio.run(main())
 """
 
-#: A client of the original; what it runs comes after.
+#: The beginning of a program that runs a client of the original.
 CLIENT = """
 import sys, warnings
 from distributed import Client
@@ -59,7 +59,7 @@ with Client(sys.argv[1]) as client:
 
 @contextlib.contextmanager
 def running(python, argv):
-    """A process, and the first line that it writes; its standard input ends with the block."""
+    """Run a process during the block and yield its first line of output."""
     with popen(
         [str(python), *argv],
         capture_output=True,
@@ -78,7 +78,7 @@ def run_client(python, address, code):
 
 
 async def fetch(pool, address, keys):
-    """Get data from a worker of the original, which wants to hear that it has come."""
+    """Get data from a worker of the original, and confirm that it was received."""
     comm = await pool.connect(address)
     await comm.write({"op": "get_data", "keys": keys})
     answer = await comm.read()
@@ -89,21 +89,21 @@ async def fetch(pool, address, keys):
 
 @pytest.fixture(scope="module")
 def scheduler(original_python):
-    """The address of a scheduler of the original, with two workers of its."""
+    """The address of a scheduler of the original that has two workers."""
     with running(original_python, ["-c", CLUSTER]) as address:
         yield address
 
 
-# Its Scheduler and Workers are called
+# The original's Scheduler and Workers are called
 
 
 @gen_test()
-async def test_identity_tells_of_the_scheduler_and_its_workers(scheduler):
+async def test_identity_describes_the_scheduler_and_its_workers(scheduler):
     async with rpc(scheduler) as remote:
-        told = await remote.identity()
-    assert told["type"] == "Scheduler"
-    assert told["address"] == scheduler
-    assert {worker["type"] for worker in told["workers"].values()} == {"Worker"}
+        identity = await remote.identity()
+    assert identity["type"] == "Scheduler"
+    assert identity["address"] == scheduler
+    assert {worker["type"] for worker in identity["workers"].values()} == {"Worker"}
 
 
 @gen_test()
@@ -111,7 +111,7 @@ async def test_data_is_scattered_found_and_gathered(scheduler):
     value = {"list": [1, {2}], "bytes": b"x" * 100_000}
     async with rpc(scheduler) as remote:
         keys = await remote.scatter(
-            data={"k1": to_serialize(value)}, workers=None, client="someone", broadcast=False
+            data={"k1": to_serialize(value)}, workers=None, client="a client", broadcast=False
         )
         assert keys == ("k1",)
         [worker] = (await remote.who_has(keys=["k1"]))["k1"]
@@ -120,7 +120,7 @@ async def test_data_is_scattered_found_and_gathered(scheduler):
 
 
 @gen_test()
-async def test_the_data_of_a_worker_is_fetched_from_it(scheduler):
+async def test_data_is_sent_to_a_worker_and_fetched_from_it(scheduler):
     async with ConnectionPool() as pool:
         worker = next(iter((await pool(scheduler).identity())["workers"]))
         answer = await pool(worker).update_data(data={"direct": to_serialize([1, 2])})
@@ -153,7 +153,7 @@ async def test_an_error_of_the_scheduler_is_raised_here(scheduler):
 
 
 @gen_test()
-async def test_a_client_registers_and_hears_of_its_keys(scheduler):
+async def test_a_client_registers_and_is_notified_of_its_keys(scheduler):
     comm = await connect(scheduler)
     await comm.write({"op": "register-client", "client": "me", "reply": False, "versions": {}})
     [start] = await comm.read()
@@ -162,21 +162,21 @@ async def test_a_client_registers_and_hears_of_its_keys(scheduler):
         await remote.scatter(
             data={"k2": to_serialize(2)}, workers=None, client="me", broadcast=False
         )
-    [news] = await comm.read()
-    assert (news["op"], news["key"]) == ("key-in-memory", "k2")
+    [message] = await comm.read()
+    assert (message["op"], message["key"]) == ("key-in-memory", "k2")
     await comm.write([{"op": "close-client"}, {"op": "close-stream"}])
     await comm.close()
 
 
-# A subclass of this package's Server is a worker
+# A subclass of this package's Server acts as a worker
 
 
 @gen_test()
-async def test_a_subclass_registers_as_a_worker_and_keeps_in_touch(scheduler):
+async def test_a_subclass_registers_as_a_worker_and_sends_heartbeats(scheduler):
     async with Guest(scheduler) as guest, rpc(scheduler) as remote:
         assert guest.reply["heartbeat-interval"] > 0
-        told = (await remote.identity())["workers"][guest.address]
-        assert (told["name"], told["status"], told["type"]) == ("guest", "running", "Worker")
+        known = (await remote.identity())["workers"][guest.address]
+        assert (known["name"], known["status"], known["type"]) == ("guest", "running", "Worker")
         assert (await guest.heartbeat())["status"] == "OK"
 
 
@@ -190,7 +190,7 @@ async def test_a_worker_that_leaves_is_forgotten(scheduler):
 
 
 @gen_test()
-async def test_the_scheduler_asks_a_subclass_to_keep_and_to_give_data(scheduler):
+async def test_the_scheduler_stores_data_in_a_subclass_and_gets_it_back(scheduler):
     async with Guest(scheduler) as guest, rpc(scheduler) as remote:
         await remote.scatter(
             data={"k3": to_serialize([3])}, workers=[guest.address], client="", broadcast=False
@@ -201,9 +201,7 @@ async def test_the_scheduler_asks_a_subclass_to_keep_and_to_give_data(scheduler)
 
 
 @gen_test()
-async def test_the_scheduler_tells_a_subclass_over_the_stream_what_to_forget(
-    scheduler, original_python
-):
+async def test_the_scheduler_frees_keys_of_a_subclass_over_the_stream(scheduler, original_python):
     code = "[future] = client.scatter([5], workers=['guest'], hash=False)\nprint(future.result())"
     async with Guest(scheduler) as guest:
         assert await asyncio.to_thread(run_client, original_python, scheduler, code) == "5\n"
@@ -215,8 +213,8 @@ async def test_the_scheduler_tells_a_subclass_over_the_stream_what_to_forget(
 async def test_the_client_of_the_original_runs_functions_in_a_subclass(scheduler, original_python):
     async with Guest(scheduler) as guest:
         code = f"print(client.run(len, 'four', workers=[{guest.address!r}]))"
-        told = await asyncio.to_thread(run_client, original_python, scheduler, code)
-        assert told == f"{{{guest.address!r}: 4}}\n"
+        output = await asyncio.to_thread(run_client, original_python, scheduler, code)
+        assert output == f"{{{guest.address!r}: 4}}\n"
 
 
 def test_a_subclass_computes_the_tasks_of_the_original(scheduler, original_python, dask_python):
@@ -227,20 +225,20 @@ print(client.gather(futures))
 print(set(map(tuple, client.who_has(futures).values())))
 """
     with running(dask_python, ["-P", program, scheduler]) as guest:
-        told = run_client(original_python, scheduler, code)
-    assert told == f"{[x * x for x in range(20)]}\n{{({guest!r},)}}\n"
+        output = run_client(original_python, scheduler, code)
+    assert output == f"{[x * x for x in range(20)]}\n{{({guest!r},)}}\n"
 
 
-# The original's Worker, with this package's Server as its scheduler
+# A subclass of this package's Server acts as the scheduler of the original's Worker
 
 
 class Host(Server):
-    """As much of a scheduler as a worker of the original needs to begin and to end."""
+    """The part of a scheduler that a worker of the original needs to start and to terminate."""
 
     def __init__(self):
         self.workers: dict[str, dict] = {}
         self.heartbeats = asyncio.Event()
-        self.told: list[str] = []
+        self.statuses: list[str] = []
         super().__init__(
             {"register-worker": self.register, "heartbeat_worker": self.heartbeat},
             stream_handlers={"worker-status-change": self.status_change, "log-event": self.log},
@@ -260,14 +258,14 @@ class Host(Server):
         return {"status": "OK", "time": 0, "heartbeat-interval": 0.1}
 
     def status_change(self, worker, status, stimulus_id):
-        self.told.append(status)
+        self.statuses.append(status)
 
     def log(self, **kwargs):
         pass
 
 
 @gen_test()
-async def test_a_worker_of_the_original_registers_with_a_subclass_and_obeys(original_python):
+async def test_a_worker_of_the_original_registers_with_a_subclass_and_serves_it(original_python):
     async with Host() as host:
         await host.listen("tcp://127.0.0.1:0")
         with popen(
@@ -285,14 +283,14 @@ async def test_a_worker_of_the_original_registers_with_a_subclass_and_obeys(orig
             await worker.terminate(reason="enough", reply=False)
             assert await asyncio.to_thread(process.wait, 20) == 0
             await async_poll_for(lambda: not host.workers, timeout=10)
-    assert host.told[0] == "running"
+    assert host.statuses[0] == "running"
 
 
-# This package between a Client and a Scheduler of the original
+# This package relays between a Client and a Scheduler of the original
 
 
 @gen_test()
-async def test_a_client_and_its_scheduler_talk_through_comms_that_unpack_nothing(
+async def test_a_client_and_its_scheduler_communicate_through_a_relay_that_does_not_deserialize(
     scheduler, original_python
 ):
     async def pump(source, target):
@@ -318,5 +316,5 @@ except ZeroDivisionError as exc:
 """
     async with listen("tcp://127.0.0.1:0", relay, deserialize=False) as listener:
         address = listener.contact_address
-        told = await asyncio.to_thread(run_client, original_python, address, code)
-    assert told == "3\n100000\ndivision by zero\n"
+        output = await asyncio.to_thread(run_client, original_python, address, code)
+    assert output == "3\n100000\ndivision by zero\n"

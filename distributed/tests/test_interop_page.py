@@ -1,4 +1,4 @@
-"""What ``docs/coming-from-dask.rst`` says is shown by a test that exists."""
+"""Each statement of ``docs/coming-from-dask.rst`` names existing tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECTIONS = ["The same", "Better", "Different on purpose", "Absent", "In a cluste
 
 
 def rows(section):
-    """The rows of the table in a section, each a list of cells, without those of its header."""
+    """Return the rows of a section's table, each a list of cells, without the header."""
     text = PAGE.split(f"\n{section}\n===", 1)[1].split("\n\n\n", 1)[0]
     table = text.split(".. list-table::", 1)[1]
     return [re.split(r"\n     -", row) for row in re.split(r"\n   \* -", table)[2:]]
@@ -46,9 +46,9 @@ def test_each_row_names_tests_in_its_last_cell(row):
     assert not named("".join(row[:-1]))
 
 
-def test_each_test_that_is_named_exists():
+def test_each_named_test_exists():
     assert named(PAGE) <= defined()
 
 
-def test_each_case_of_the_conversation_is_named():
+def test_each_case_of_interop_is_named():
     assert {f"interop.{name}" for name in CASES} - {"interop.identity"} <= named(PAGE)

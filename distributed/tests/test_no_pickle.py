@@ -1,10 +1,11 @@
-"""Where nothing is unpickled: what travels all the same, and how the rest is refused."""
+"""With ``allow-pickle`` off, only values that do not need pickle arrive, and others are refused."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from array import array
+from contextlib import asynccontextmanager
 from fractions import Fraction
 
 import msgpack
@@ -36,14 +37,14 @@ from distributed.protocol.limits import LoadPolicy, check_unpickling
 from distributed.utils_test import gen_test
 
 NO_PICKLE = LoadPolicy(allow_pickle=False)
-#: What a sender knows of a receiver that unpickles nothing.
+#: The context of a sender whose peer does not unpickle.
 CONTEXT = {"allow-pickle": False}
 
 FORBIDDEN = "distributed.comm.allow-pickle"
 
 
 class Bomb:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     exploded = False
 
@@ -100,7 +101,7 @@ def registered():
 
 # Messages
 
-TRAVELS = [
+WITHOUT_PICKLE = [
     {"op": "add", "x": 1, "y": [2.5, "z", b"b", None, {1, 2}]},
     {"status": Status.running},
     {"x": Serialize(b"abc"), "y": Serialize([b"a", bytearray(b"b"), memoryview(b"c")])},
@@ -111,8 +112,8 @@ TRAVELS = [
     Serialize(Record([Temperature(1), b"a"])),
 ]
 
-#: What the sender pickles unless it knows better.
-TRAVELS_IF_AGREED = [
+#: Values that are pickled unless the context says that the receiver does not unpickle.
+WITHOUT_PICKLE_IF_AGREED = [
     Serialize(123),
     Serialize("text"),
     Serialize({"a": 1, "b": {"c": None}}),
@@ -129,17 +130,17 @@ def unwrapped(x):
     return tuple(map(unwrapped, x)) if isinstance(x, list) else x
 
 
-@pytest.mark.parametrize("msg", TRAVELS, ids=str)
+@pytest.mark.parametrize("msg", WITHOUT_PICKLE, ids=str)
 @pytest.mark.parametrize("context", [None, CONTEXT, {"compression": "zlib"}], ids=str)
-def test_registered_types_and_what_msgpack_knows_travel(msg, context):
+def test_registered_types_and_msgpack_values_arrive(msg, context):
     frames = [bytes(frame) for frame in dumps(msg, context=context)]
     arrived = loads(frames, policy=NO_PICKLE)
     assert arrived == loads(frames)
     assert arrived == unwrapped(msg)
 
 
-@pytest.mark.parametrize("msg", TRAVELS_IF_AGREED, ids=str)
-def test_msgpack_takes_the_place_of_pickle_where_the_sender_knows(msg):
+@pytest.mark.parametrize("msg", WITHOUT_PICKLE_IF_AGREED, ids=str)
+def test_msgpack_replaces_pickle_if_the_receiver_does_not_unpickle(msg):
     assert loads(dumps(msg, context=CONTEXT), policy=NO_PICKLE) == unwrapped(msg)
 
 
@@ -158,18 +159,18 @@ def test_msgpack_takes_the_place_of_pickle_where_the_sender_knows(msg):
     ],
     ids=lambda msg: str(msg).replace("object at ", "")[:40],
 )
-def test_what_is_pickled_is_refused(msg):
+def test_a_pickled_value_is_refused(msg):
     with pytest.raises(PickleNotAllowedError, match=FORBIDDEN):
         loads(dumps(msg), policy=NO_PICKLE)
 
 
 @pytest.mark.parametrize("msg", [{"x": 1 + 2j}, {"x": ToPickle(1)}, {"x": Bomb()}], ids=str)
-def test_what_would_have_to_be_pickled_is_refused_by_a_sender_who_knows(msg):
+def test_a_sender_refuses_a_value_that_it_would_have_to_pickle(msg):
     with pytest.raises(SerializationError, match=FORBIDDEN):
         dumps(msg, context=CONTEXT)
 
 
-def test_a_value_that_only_pickle_takes_is_refused_by_a_sender_who_knows():
+def test_a_sender_refuses_a_wrapped_value_that_only_pickle_can_serialize():
     with pytest.raises(SerializationError, match="receiver that unpickles nothing"):
         dumps(Serialize(Bomb()), context=CONTEXT, on_error="raise")
     frames = dumps({"x": Serialize(Bomb())}, context=CONTEXT)
@@ -177,37 +178,39 @@ def test_a_value_that_only_pickle_takes_is_refused_by_a_sender_who_knows():
         loads(frames, policy=NO_PICKLE)
 
 
-def test_values_may_be_passed_on_that_were_pickled():
+def test_pickled_values_can_be_passed_on():
     frames = [bytes(frame) for frame in dumps({"x": Serialize(Bomb())})]
     passed_on = loads(frames, deserialize=False, policy=NO_PICKLE)
     assert [bytes(frame) for frame in dumps(passed_on)] == frames
 
 
-def test_the_type_of_a_header_is_not_unpickled():
+def packed(header, frames):
+    header = msgpack.packb({**header, "num-sub-frames": len(frames)})
+    return [msgpack.packb({"__Serialized__": 1}), header, *frames]
+
+
+def test_the_type_in_a_header_is_not_unpickled():
     header, frames = serialize(Temperature(300))
     header["type-serialized"] = pickle.dumps(Bomb())
-    packed = [msgpack.packb({"__Serialized__": 1}), msgpack.packb({**header, "num-sub-frames": 1})]
-    assert loads([*packed, *frames], policy=NO_PICKLE) == Temperature(300)
+    assert loads(packed(header, frames), policy=NO_PICKLE) == Temperature(300)
 
 
-def test_the_type_of_an_object_by_attributes_is_not_unpickled():
+def test_the_type_of_an_object_that_is_sent_by_attributes_is_not_unpickled():
     header, frames = serialize(Record(300))
     header["sub-header"]["type-serialized"] = pickle.dumps(Bomb())
-    packed = [msgpack.packb({"__Serialized__": 1}), msgpack.packb({**header, "num-sub-frames": 0})]
     with pytest.raises(PickleNotAllowedError, match=FORBIDDEN):
-        loads([*packed, *frames], policy=NO_PICKLE)
+        loads(packed(header, frames), policy=NO_PICKLE)
 
 
 @pytest.mark.parametrize("name", ["os.system", "os._wrap_close", "nope.Nope", "object", 5, None])
 def test_only_registered_types_are_found_by_name(name):
     header, frames = serialize(b"x")
     header["type"] = name
-    packed = [msgpack.packb({"__Serialized__": 1}), msgpack.packb({**header, "num-sub-frames": 1})]
     with pytest.raises(ValueError, match="could not deserialize"):
-        loads([*packed, *frames], policy=NO_PICKLE)
+        loads(packed(header, frames), policy=NO_PICKLE)
 
 
-def test_arrays_travel():
+def test_arrays_arrive():
     np = pytest.importorskip("numpy")
     x = np.arange(12).reshape(3, 4)
     arrived = loads(dumps({"x": Serialize([x, x.T, x[:0]])}, context=CONTEXT), policy=NO_PICKLE)
@@ -221,7 +224,7 @@ def test_arrays_of_objects_are_refused():
         loads(frames, policy=NO_PICKLE)
 
 
-def test_a_serializer_that_unpickles_by_itself_is_refused(monkeypatch):
+def test_a_registered_function_that_unpickles_is_refused():
     class Careless:
         pass
 
@@ -231,7 +234,7 @@ def test_a_serializer_that_unpickles_by_itself_is_refused(monkeypatch):
         loads(dumps(Serialize(Careless())), policy=NO_PICKLE)
 
 
-def test_nothing_is_refused_outside_of_messages():
+def test_unpickling_outside_of_messages_is_allowed():
     with pytest.raises(PickleNotAllowedError):
         loads(dumps(Serialize(1)), policy=NO_PICKLE)
     check_unpickling()
@@ -241,15 +244,22 @@ def test_nothing_is_refused_outside_of_messages():
 # Connections
 
 
-def make_server(**kwargs):
-    class Example(Server):
-        def __init__(self):
-            super().__init__(
-                {"inc": lambda x: x + 1, "fail": fail, "give": give, "kelvin": lambda x: x.kelvin},
-                **kwargs,
-            )
+class Example(Server):
+    def __init__(self):
+        super().__init__(
+            {"inc": lambda x: x + 1, "fail": fail, "give": give, "kelvin": lambda x: x.kelvin}
+        )
 
-    return Example
+
+class Strict(Example):
+    allow_pickle = False
+
+
+@asynccontextmanager
+async def serving(cls, address="tcp://127.0.0.1:0", **kwargs):
+    async with cls() as server:
+        await server.listen(address, **kwargs)
+        yield server
 
 
 def fail():
@@ -261,11 +271,8 @@ def give(what):
 
 
 @gen_test()
-async def test_a_server_says_that_it_unpickles_nothing():
-    cls = make_server()
-    cls.allow_pickle = False
-    async with cls() as server:
-        await server.listen("tcp://127.0.0.1:0")
+async def test_the_handshake_of_a_server_says_that_it_does_not_unpickle():
+    async with serving(Strict) as server:
         comm = await connect(server.address)
         assert comm.remote_info["allow-pickle"] is False
         assert comm.handshake_options["allow-pickle"] is False
@@ -286,15 +293,13 @@ async def test_a_server_says_that_it_unpickles_nothing():
 @pytest.mark.parametrize("how", ["configuration", "class", "listen"])
 @pytest.mark.parametrize("protocol", ["tcp://127.0.0.1:0", "inproc://"])
 @gen_test()
-async def test_a_server_refuses_what_is_pickled(how, protocol):
-    cls = make_server()
-    if how == "class":
-        cls.allow_pickle = False
+async def test_a_server_refuses_pickled_values(how, protocol):
+    cls = Strict if how == "class" else Example
+    kwargs = {"allow_pickle": False} if how == "listen" else {}
     with config.set({FORBIDDEN: how != "configuration"}):
-        async with cls() as server:
-            await server.listen(protocol, **({"allow_pickle": False} if how == "listen" else {}))
+        async with serving(cls, protocol, **kwargs) as server:
             comm = await connect(server.address, allow_pickle=True)
-            # As a peer sends that does not know what the server has said.
+            # Send as a peer that ignores the server's handshake.
             comm._context = None
             await comm.write({"op": "inc", "x": Pickled({"pickled-obj": pickle.dumps(Bomb())}, [])})
             answer = await comm.read()
@@ -309,8 +314,7 @@ async def test_a_server_refuses_what_is_pickled(how, protocol):
 @pytest.mark.parametrize("protocol", ["tcp://127.0.0.1:0", "inproc://"])
 @gen_test()
 async def test_remote_errors_arrive_as_text(how, protocol):
-    async with make_server()() as server:
-        await server.listen(protocol)
+    async with serving(Example, protocol) as server:
         with config.set({FORBIDDEN: how != "configuration"}):
             args = {"allow_pickle": False} if how == "connection_args" else None
             async with rpc(server.address, connection_args=args) as remote:
@@ -322,41 +326,38 @@ async def test_remote_errors_arrive_as_text(how, protocol):
 
 
 @gen_test()
-async def test_a_client_that_unpickles_nothing_gets_what_needs_no_pickle():
-    async with make_server()() as server:
-        await server.listen("tcp://127.0.0.1:0")
-        async with rpc(server.address, connection_args={"allow_pickle": False}) as remote:
-            assert await remote.give(what="bytes") == b"abc"
-            assert await remote.give(what="int") == 5
-            with pytest.raises(Exception, match=FORBIDDEN):
-                await remote.give(what="complex")
-            assert await remote.inc(x=1) == 2
+async def test_a_client_that_does_not_unpickle_gets_values_that_do_not_need_pickle():
+    args = {"allow_pickle": False}
+    async with serving(Example) as server, rpc(server.address, connection_args=args) as remote:
+        assert await remote.give(what="bytes") == b"abc"
+        assert await remote.give(what="int") == 5
+        with pytest.raises(Exception, match=FORBIDDEN):
+            await remote.give(what="complex")
+        assert await remote.inc(x=1) == 2
 
 
 @gen_test()
-async def test_the_calls_of_a_server_that_unpickles_nothing_do_not_either():
-    cls = make_server()
-    cls.allow_pickle = False
-    async with make_server()() as other, cls() as server:
-        await other.listen("tcp://127.0.0.1:0")
+async def test_a_server_that_does_not_unpickle_does_not_in_its_own_calls_either():
+    async with serving(Example) as other, Strict() as server:
         with pytest.raises(Exception, match="out of coffee") as caught:
             await server.rpc(other.address).fail()
     assert type(caught.value) is Exception
 
 
-@gen_test()
-async def test_a_connection_may_unpickle_where_the_configuration_does_not():
-    with config.set({FORBIDDEN: False}):
-        async with make_server()() as server:
-            await server.listen("tcp://127.0.0.1:0", allow_pickle=True)
-            async with rpc(server.address, connection_args={"allow_pickle": True}) as remote:
-                assert await remote.inc(x=1j) == 1 + 1j
-                with pytest.raises(ValueError, match="out of coffee"):
-                    await remote.fail()
+@gen_test(config={FORBIDDEN: False})
+async def test_a_connection_argument_overrides_the_configuration():
+    args = {"allow_pickle": True}
+    async with (
+        serving(Example, **args) as server,
+        rpc(server.address, connection_args=args) as remote,
+    ):
+        assert await remote.inc(x=1j) == 1 + 1j
+        with pytest.raises(ValueError, match="out of coffee"):
+            await remote.fail()
 
 
 @gen_test()
-async def test_a_handshake_is_the_originals_where_pickles_are_taken():
+async def test_the_handshake_is_that_of_the_original_if_pickle_is_allowed():
     async def handle(comm):
         await comm.close()
 
@@ -367,7 +368,7 @@ async def test_a_handshake_is_the_originals_where_pickles_are_taken():
 
 
 @gen_test()
-async def test_large_messages_are_refused_in_their_thread_too():
+async def test_a_message_that_is_read_in_a_thread_is_refused():
     received = asyncio.get_running_loop().create_future()
 
     async def handle(comm):

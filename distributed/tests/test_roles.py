@@ -1,4 +1,4 @@
-"""What the core offers to roles, used by two of them at once; and that a bare server is free."""
+"""Two roles use what the core offers to roles; a server that uses none of it is cheap."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ROOT = Path(__file__).parents[2]
 
 
 class Hub(Server):
-    """Members register with it and tell it by heartbeats what they have measured."""
+    """A server that members register with and send their digests to, by heartbeats."""
 
     def __init__(self) -> None:
         self.members: dict[str, dict] = {}
-        self.told = asyncio.Condition()
+        self.changed = asyncio.Condition()
         super().__init__({"register": self.register, "heartbeat": self.heartbeat})
 
     def register(self, address):
         self.members[address] = {}
 
     async def heartbeat(self, address, digests):
-        async with self.told:
-            for name, value in digests:
+        async with self.changed:
+            for name, value in digests.items():
                 self.members[address][name] = self.members[address].get(name, 0) + value
-            self.told.notify_all()
+            self.changed.notify_all()
 
 
 class Member(Server):
@@ -59,30 +59,29 @@ class Member(Server):
         await asyncio.to_thread(context_meter.digest_metric, "read", 2 * n, "bytes")
 
     async def heartbeat(self):
-        # By name and value: a msgpack map would do too, were it not for names that are tuples.
-        digests = list(self.digests_total_since_heartbeat.items())
+        digests = dict(self.digests_total_since_heartbeat)
         self.digests_total_since_heartbeat.clear()
         await self.rpc(self.hub).heartbeat(address=self.address, digests=digests)
 
 
 @gen_test()
-async def test_what_handlers_measure_goes_to_another_role_by_heartbeats_and_once(tmp_path):
+async def test_digests_of_handlers_are_sent_to_another_role_once(tmp_path):
     async with Hub() as hub:
         await hub.listen("tcp://127.0.0.1:0")
         async with Member(hub.address, local_directory=str(tmp_path)) as member:
             for n in (1, 2, 3):
                 await hub.rpc(member.address).work(n=n)
-            heard = hub.members[member.address]
+            digests = hub.members[member.address]
             names = [("work", "items", "count"), ("work", "read", "bytes")]
-            async with hub.told:
-                await hub.told.wait_for(lambda: heard.get(names[1]) == 12)
-            assert [heard[name] for name in names] == [6, 12]
+            async with hub.changed:
+                await hub.changed.wait_for(lambda: digests.get(names[1]) == 12)
+            assert [digests[name] for name in names] == [6, 12]
             assert [member.digests_total[name] for name in names] == [6, 12]
             assert member.digests_max[names[0]] == 3
 
 
 @gen_test()
-async def test_a_module_that_is_uploaded_by_a_call_can_be_imported_until_the_role_ends(tmp_path):
+async def test_a_module_uploaded_by_a_call_can_be_imported_until_the_role_closes(tmp_path):
     async with Hub() as hub:
         await hub.listen("tcp://127.0.0.1:0")
         async with Member(hub.address, local_directory=str(tmp_path)) as member:
@@ -91,15 +90,15 @@ async def test_a_module_that_is_uploaded_by_a_call_can_be_imported_until_the_rol
             )
             assert answer["status"] == "OK"
             assert sys.modules.pop("uploaded_by_a_call").x == 5
-            made = member.local_directory
-            assert "uploaded_by_a_call.py" in os.listdir(made)
-            assert made in sys.path
-        assert os.path.basename(made) not in os.listdir(os.path.dirname(made))
-        assert made not in sys.path
+            directory = member.local_directory
+            assert "uploaded_by_a_call.py" in os.listdir(directory)
+            assert directory in sys.path
+        assert os.path.basename(directory) not in os.listdir(os.path.dirname(directory))
+        assert directory not in sys.path
 
 
 @gen_test()
-async def test_a_role_whose_hub_does_not_answer_gives_up_after_its_death_timeout():
+async def test_a_role_whose_hub_does_not_answer_fails_after_its_death_timeout():
     class Silent(Server):
         def __init__(self):
             super().__init__({"register": self.register})
@@ -146,7 +145,7 @@ asyncio.run(main())
 """
 
 
-def test_a_bare_server_takes_no_directory_no_thread_and_no_millisecond(tmp_path):
+def test_a_bare_server_uses_no_directory_no_thread_and_few_calls(tmp_path):
     done = subprocess.run(
         [sys.executable, "-Werror", "-c", BARE],
         env={"PATH": "", "TMPDIR": str(tmp_path)},
@@ -158,5 +157,5 @@ def test_a_bare_server_takes_no_directory_no_thread_and_no_millisecond(tmp_path)
     assert done.stderr == ""
     found = json.loads(done.stdout)
     assert (found["threads"], found["files"]) == (1, [])
-    # Calls of functions, since what a busy machine makes of them varies: 600 of them take 0.07 ms.
+    # Function calls are counted instead of time, which varies with the load: 600 take 0.07 ms.
     assert found["calls"] < 1000

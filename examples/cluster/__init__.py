@@ -1,4 +1,4 @@
-"""A cluster on the core, to copy from: see docs/cluster.rst.  For production, dask.distributed."""
+"""A cluster on `distributed.core`, to copy from (docs/cluster.rst).  Not for production use."""
 
 from cluster.client import Client, Future
 from cluster.scheduler import Scheduler

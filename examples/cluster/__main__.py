@@ -1,4 +1,4 @@
-"""``python -m cluster scheduler|worker|nanny ADDRESS``, in the directory above this one."""
+"""Run ``python -m cluster scheduler|worker|nanny ADDRESS`` in the directory ``examples``."""
 
 import argparse
 import asyncio
@@ -8,16 +8,16 @@ import signal
 import sys
 
 from cluster import Nanny, Scheduler, Worker
-from cluster.worker import ENDED_AS_TOLD
+from cluster.worker import EXIT_CODE_CLOSED
 
 
 async def main() -> int:
-    """Run a server until it closes, a signal arrives, or the input ends where that is said."""
+    """Run a server until it closes, a signal arrives, or (with --parent) its input ends."""
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     parser.add_argument("role", choices=["scheduler", "worker", "nanny"])
-    parser.add_argument("address", help="where the scheduler listens")
-    parser.add_argument("--nthreads", default=os.cpu_count(), help="how many tasks run at a time")
-    parser.add_argument("--worker-ttl", default="30s", help="how long a worker may be silent")
+    parser.add_argument("address", help="address that the scheduler listens on")
+    parser.add_argument("--nthreads", default=os.cpu_count(), help="number of tasks run at a time")
+    parser.add_argument("--worker-ttl", default="30s", help="maximum time between heartbeats")
     parser.add_argument("--parent", action="store_true", help="end when the standard input ends")
     args = parser.parse_args()
     loop, end = asyncio.get_running_loop(), asyncio.Event()
@@ -34,7 +34,7 @@ async def main() -> int:
         print(server.address, flush=True)
         asyncio.create_task(server.finished()).add_done_callback(lambda _: end.set())
         await end.wait()
-    return getattr(server, "lost_scheduler", False) or (args.parent and ENDED_AS_TOLD)
+    return getattr(server, "lost_scheduler", False) or (args.parent and EXIT_CODE_CLOSED)
 
 
 if __name__ == "__main__":
@@ -42,4 +42,4 @@ if __name__ == "__main__":
         atexit.register(stream.flush)
     code = asyncio.run(main())
     atexit._run_exitfuncs()
-    os._exit(code)  # there may be threads in which tasks run that nobody waits for
+    os._exit(code)  # does not join the threads of tasks that were given up

@@ -1,4 +1,4 @@
-"""The client: submits tasks, and gets their results."""
+"""The client: submits tasks and gathers their results."""
 
 import asyncio
 import uuid
@@ -12,11 +12,12 @@ from distributed.protocol import Serialized, serialize, to_serialize
 
 
 class Future:
-    """The result of a task, kept while this object is: to await, or an argument of other tasks."""
+    """A task's result, to await or to pass to other tasks; kept as long as this object exists."""
 
-    # State: pending, or settled, and then finished, erred or cancelled.
     def __init__(self, client: "Client", key: str, mark: str) -> None:
-        self.client, self.key, self.mark, self.settled = client, key, mark, asyncio.Event()
+        self.client, self.key = client, key
+        self.mark = mark  # identifies this submission of the key
+        self.settled = asyncio.Event()  # set while the status is finished, erred or cancelled
         self.update("pending")
 
     def update(self, status: str, error: Any = None) -> None:
@@ -27,7 +28,7 @@ class Future:
             self.settled.set()
 
     def cancel(self) -> None:
-        """Give the task up, and what depends on it; other clients still get what they want."""
+        """Cancel the task and its dependents, unless other clients want them."""
         self.client.send("cancel", key=self.key)
         self.update("cancelled")
 
@@ -39,12 +40,12 @@ class Future:
 
 
 class Client(Peer):
-    """Computes on a cluster.  Its methods belong to its event loop, except `get`."""
+    """Computes on a cluster.  Call its methods in its event loop, except `get`."""
 
     def __init__(self, scheduler: str) -> None:
         super().__init__(scheduler, "client", {})
         self.stream_handlers["update"] = self.update
-        self.futures: WeakValueDictionary[str, Future] = WeakValueDictionary()  # that anybody has
+        self.futures: WeakValueDictionary[str, Future] = WeakValueDictionary()  # by key
 
     async def start_unsafe(self) -> "Client":
         await super().start_unsafe()
@@ -53,7 +54,7 @@ class Client(Peer):
         return self
 
     def submit(self, function: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Future:
-        """Have a worker call a function; futures among the arguments are awaited and replaced."""
+        """Call a function on a worker, with the results of futures among its arguments."""
         return self.submit_call((function, args, kwargs), key)
 
     def submit_call(self, call: Any, key: str | None = None, scattered: bool = False) -> Future:
@@ -61,12 +62,12 @@ class Client(Peer):
         name = "scatter" if scattered else getattr(call[0], "__name__", "task")
         key = f"{name}-{mark}" if key is None else key
         if not isinstance(key, str):
-            raise TypeError(f"a key is a string, not {key!r}")
+            raise TypeError(f"a key must be a string, not {key!r}")
         future = self.futures.get(key)
         if future is None or future.status in ("cancelled", "erred"):
             needs: dict[str, Ref] = {}
             call = replace(call, Future, lambda f: needs.setdefault(f.key, Ref(f.key)))
-            # What cannot be serialized is an error here, not one of the stream.
+            # Serialized here, so that an error is raised to the caller and does not end the stream.
             run = Serialized(*serialize(to_serialize(call), on_error="raise"))
             message = {"key": key, "mark": mark, "run": run, "needs": list(needs)}
             self.stream.send({"op": "submit", **message, "scattered": scattered})
@@ -74,11 +75,11 @@ class Client(Peer):
         return future
 
     def map(self, function: Any, *iterables: Any) -> list[Future]:
-        """Submit a call for each of some arguments."""
+        """Submit one call for each tuple of arguments, as the builtin `map`."""
         return [self.submit(function, *args) for args in zip(*iterables, strict=False)]
 
     async def scatter(self, values: Any) -> list[Future]:
-        """Bring values to workers; they are not kept elsewhere."""
+        """Move values to workers; no other copy is kept."""
         if not await self.rpc(self.scheduler_address).workers():
             raise RuntimeError(f"{self.scheduler_address} has no workers to scatter data to")
         futures = []
@@ -89,7 +90,7 @@ class Client(Peer):
         return futures
 
     async def gather(self, futures: Any) -> Any:
-        """Return results in place of futures, in lists, tuples, sets and dicts, or raise errors."""
+        """Replace futures, also in nested builtin containers, by results, or raise an error."""
         wanted: dict[str, Future] = {}
         replace(futures, Future, lambda future: wanted.setdefault(future.key, future))
         values: dict[str, Any] = {}
@@ -114,23 +115,23 @@ class Client(Peer):
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         await super().close(timeout=timeout, reason=reason)
-        gone = CommClosedError(f"{self.scheduler_address} is gone, or client closed")
+        gone = CommClosedError(f"{self.scheduler_address} is gone, or the client was closed")
         for future in [f for f in self.futures.values() if f.status == "pending"]:
             future.update("erred", error_message(gone))
 
     def get(self, graph: Any, keys: Any, **kwargs: Any) -> Any:
-        """Compute a dask graph, as ``x.compute(scheduler=client.get)`` does, in another thread."""
+        """Compute a dask graph, for ``x.compute(scheduler=client.get)``, in another thread."""
         if asyncio._get_running_loop() is self.event_loop:
-            raise RuntimeError("get() waits: call it in another thread than the event loop's")
+            raise RuntimeError("get() blocks: call it in another thread than the event loop's")
         return asyncio.run_coroutine_threadsafe(self.compute(graph, keys), self.event_loop).result()
 
     async def compute(self, graph: Any, keys: Any) -> Any:
-        """Compute a dask graph, or what makes one; return results in place of keys, in lists."""
+        """Compute a dask graph or collection; return *keys*, nested lists, with results instead."""
         from dask._task_spec import convert_legacy_graph
         from dask.order import order
 
         nodes = convert_legacy_graph(getattr(graph, "__dask_graph__", lambda: graph)())
-        token = uuid.uuid4().hex  # another graph may have other tasks under the same keys
+        token = uuid.uuid4().hex  # distinguishes equal keys of different graphs
         tasks: dict[Any, Future] = {}
         for key in sorted(nodes, key=order(nodes).__getitem__):
             inputs = {needed: tasks[needed] for needed in nodes[key].dependencies}

@@ -13,50 +13,50 @@ from distributed.utils import parse_timedelta
 
 
 class Scheduler(Server):
-    """Gives the tasks of clients to workers; one that is silent for the `worker_ttl` is lost."""
+    """Assigns the tasks of clients to workers; drops a worker that is silent for `worker_ttl`."""
 
     def __init__(self, address: str, *, worker_ttl: float | str = "30s") -> None:
         self.state = state = ClusterState()
-        self.streams: dict[str, BatchedSend] = {}  # to each worker and client, by address or id
-        self.alarms: dict[str, object] = {}  # what goes off when a worker is silent
-        self.unsettled = False  # whether events have happened that are yet to be settled
+        self.streams: dict[str, BatchedSend] = {}  # address of a worker or id of a client → stream
+        self.timeouts: dict[str, object] = {}  # worker address → timer, restarted by heartbeats
+        self.unsettled = False  # True from an event until settle() runs
         self.worker_ttl = parse_timedelta(worker_ttl)
-        self._where = address
+        self._listen_on = address
         events = (state.ended, state.missing, state.remove_worker, state.submit, state.release)
-        ops = {event.__name__: partial(self.note, event) for event in (*events, state.cancel)}
+        ops = {event.__name__: partial(self.record, event) for event in (*events, state.cancel)}
         super().__init__(
             {"register": self.register, "gather": self.gather, "workers": lambda: [*state.workers]},
             stream_handlers=ops | {"heartbeat": self.heartbeat},
-            deserialize=False,  # what tasks, results and errors consist of is for others
+            deserialize=False,  # tasks, results and errors are passed on without unpickling
             connection_args=Security().get_connection_args("scheduler"),
         )
 
     async def start_unsafe(self) -> "Scheduler":
-        await self.listen(self._where, **Security().get_listen_args("scheduler"))
+        await self.listen(self._listen_on, **Security().get_listen_args("scheduler"))
         return await super().start_unsafe()
 
     async def register(self, comm: Comm, name: str, nthreads: int) -> None:
-        """Exchange messages with a worker, or a client (that has no threads), until it leaves."""
+        """Serve a worker, or a client (with 0 threads), until its comm closes."""
         if name in self.streams:
             raise ValueError(f"{name} is registered already")
         stream = self.streams[name] = BatchedSend(interval="2ms")
         try:
             if nthreads:
                 self.heartbeat(name)
-                self.note(self.state.add_worker, name, nthreads=nthreads)
+                self.record(self.state.add_worker, name, nthreads=nthreads)
             await comm.write("OK")
             stream.start(comm)
             await self.handle_stream(comm, extra={"sender": name})
         finally:
             self.streams.pop(name).abort()
-            if name in self.alarms:
-                self.loop.remove_timeout(self.alarms.pop(name))
-            self.note(self.state.remove_worker, name)
-            self.note(self.state.release, name, keys=list(self.state.tasks))
+            if name in self.timeouts:
+                self.loop.remove_timeout(self.timeouts.pop(name))
+            self.record(self.state.remove_worker, name)
+            self.record(self.state.release, name, keys=list(self.state.tasks))
             self.rpc.remove(name)
 
-    def note(self, event: Any, sender: str, **message: Any) -> None:
-        """Tell the state what has happened; it settles at once what happens at the same time."""
+    def record(self, event: Any, sender: str, **message: Any) -> None:
+        """Record an event in the state, which settles once per iteration of the event loop."""
         event(sender, **message)
         if not self.unsettled:
             self.unsettled = True
@@ -65,7 +65,7 @@ class Scheduler(Server):
     def settle(self) -> None:
         self.unsettled = False
         for name, message in self.state.settle():
-            with contextlib.suppress(KeyError, CommClosedError):  # it is gone
+            with contextlib.suppress(KeyError, CommClosedError):  # the receiver has left
                 try:
                     self.streams[name].send(message)
                 except BufferError as exc:
@@ -73,26 +73,26 @@ class Scheduler(Server):
 
     def drop(self, name: str, why: Any) -> None:
         logger.warning("Dropping %s: %s", name, why)
-        self.streams[name].abort()  # register() notices
+        self.streams[name].abort()  # ends handle_stream() in register()
 
     def heartbeat(self, sender: str) -> None:
-        if sender in self.alarms:
-            self.loop.remove_timeout(self.alarms[sender])
-        self.alarms[sender] = self.loop.call_later(
+        if sender in self.timeouts:
+            self.loop.remove_timeout(self.timeouts[sender])
+        self.timeouts[sender] = self.loop.call_later(
             self.worker_ttl, self.drop, sender, "no heartbeat"
         )
 
     async def gather(self, keys: list[str]) -> dict[str, Any]:
-        """Get results for a client; what is lost is left out, and computed again."""
+        """Return results to a client; lost ones are left out, and computed again."""
         attempt = next(self.state.clock)
         values, missing = await fetch(self.rpc, self.state.holders(keys))
-        self.note(self.state.missing, self.id, holders=missing, attempt=attempt)
+        self.record(self.state.missing, self.id, holders=missing, attempt=attempt)
         return values
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        """Tell all workers and clients that this is the end, and close."""
+        """Tell all workers and clients to close, then close."""
         for stream in list(self.streams.values()):
-            with contextlib.suppress(CommClosedError, BufferError, TimeoutError):  # it cannot know
+            with contextlib.suppress(CommClosedError, BufferError, TimeoutError):  # unreachable
                 stream.send({"op": "close", "reason": "the scheduler closes"})
                 await stream.close(timeout=1)
         await super().close(timeout=timeout, reason=reason)

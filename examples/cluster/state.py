@@ -1,13 +1,13 @@
-"""What the scheduler knows and what follows from it, without I/O.
+"""The scheduler's state and decisions, without I/O.
 
-Events are methods that take note of what has happened and no more.  After one or several of them,
-`settle` looks at all tasks, moves what is not where it should be, and returns what is to be sent:
-to whom (a worker's address or a client's id) and what.  What tasks consist of is never unpickled.
+Events are methods that only record what has happened.  After one or more events, `settle` goes over
+all tasks, assigns and frees them, and returns the messages to send, each with its receiver (the
+address of a worker or the id of a client).  Functions and arguments are never unpickled here.
 
-A task runs while a `worker` is at an `attempt` at it, and is finished when that has the result.
-It is needed if a client wants it, or if one depends on it that is needed and not finished.  What is
-not needed is taken from its worker, and forgotten unless others depend on it: if the result of one
-of those is lost, it is needed, and computed, again.
+A task is running while it has a `worker` and an `attempt`, and finished while it has only a
+`worker`, which holds its result.  It is needed if a client wants it, or if a task that is needed
+and not finished depends on it.  A task that is not needed is taken from its worker.  The scheduler
+remembers it as long as a known task depends on it, in case the result of that one is lost.
 """
 
 import itertools
@@ -16,27 +16,28 @@ from typing import Any
 
 from distributed.core import error_message
 
-SATURATION = 2  # tasks per thread that a worker is given: one runs, and the next is at hand
-UNKNOWN_DURATION = 0.1  # seconds; what a function takes that never ran
-BANDWIDTH = 100e6  # bytes per second between workers, to weigh moving data against waiting
-ALLOWED_FAILURES = 3  # deaths of workers with a task, and again failures to fetch its result
+SATURATION = 2  # maximum number of tasks per thread of a worker: one runs, one is ready to start
+UNKNOWN_DURATION = 0.1  # seconds assumed for a function that has not run yet
+BANDWIDTH = 100e6  # bytes per second assumed between workers, to weigh transfer against waiting
+ALLOWED_FAILURES = 3  # per task: maximum number of workers that die, and of failed fetches
 
 
 class KilledWorker(Exception):
-    """Too many workers died while they had this task."""
+    """Too many workers died while they ran this task."""
 
 
 class LostData(Exception):
-    """Data is gone, or cannot be fetched, and computing it again does not help."""
+    """Data is lost, or cannot be fetched, and cannot be computed again."""
 
 
 @dataclass(eq=False, slots=True)
 class WorkerState:
     address: str
     nthreads: int
-    running: dict["Task", float] = field(default_factory=dict)  # task → seconds that it may take
+    running: dict["Task", float] = field(default_factory=dict)  # task → expected seconds
 
-    def done_after(self, task: "Task") -> float:
+    def start_delay(self, task: "Task") -> float:
+        """Estimate the seconds until this worker can start a task with all its inputs."""
         absent = sum(needed.nbytes for needed in task.dependencies if needed.worker is not self)
         return sum(self.running.values()) / self.nthreads + absent / BANDWIDTH
 
@@ -44,18 +45,18 @@ class WorkerState:
 @dataclass(eq=False, slots=True)
 class Task:
     key: str
-    run: Any  # what the worker is to do, serialized; None if that is not known any more
+    run: Any  # function and arguments, serialized; None if no longer known
     dependencies: list["Task"]
-    scattered: bool = False
+    scattered: bool = False  # True if it returns data of a client, which exists nowhere else
     wanted_by: dict[str, str] = field(default_factory=dict)  # client → mark of its future
-    told: str = "nothing"  # the status that these know
-    worker: WorkerState | None = None  # runs it, or has its result
-    attempt: int = 0  # while it runs, a number that no other run of it has
-    deaths: int = 0
-    failures: int = 0  # to get its result, and the moment of the last one
-    failed_at: int = 0
-    nbytes: int = 0
-    error: Any = None
+    reported: str = "nothing"  # the status last sent to these clients
+    worker: WorkerState | None = None  # the worker that runs it or has its result
+    attempt: int = 0  # a unique number while it runs, else 0
+    deaths: int = 0  # number of workers that died while they ran it
+    failures: int = 0  # number of failed fetches of its result since the last successful one
+    failed_at: int = 0  # value of the clock at the last failed fetch
+    nbytes: int = 0  # size of its result
+    error: Any = None  # an error_message(), or None
 
     def status(self) -> str:
         if self.error is not None:
@@ -67,20 +68,18 @@ class Task:
 
 
 class ClusterState:
-    # State: tasks, each after those that it depends on; workers; how long functions (what keys
-    # begin with) took last; a clock that numbers attempts; and messages that are yet to be sent.
     def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
-        self.workers: dict[str, WorkerState] = {}
-        self.durations: dict[str, float] = {}
-        self.clock = itertools.count(1)
-        self._messages: list[tuple[str, dict[str, Any]]] = []
+        self.tasks: dict[str, Task] = {}  # by key, each after the tasks that it depends on
+        self.workers: dict[str, WorkerState] = {}  # by address
+        self.durations: dict[str, float] = {}  # key up to "-" (the function) → seconds it took last
+        self.clock = itertools.count(1)  # orders attempts and failures
+        self._messages: list[tuple[str, dict[str, Any]]] = []  # (receiver, message), not sent yet
 
     def add_worker(self, address: str, nthreads: int) -> None:
         self.workers[address] = WorkerState(address, nthreads)
 
     def remove_worker(self, address: str, blame: bool = True) -> None:
-        """Take away what a worker had; if it died, one of the tasks that ran is to blame."""
+        """Take all tasks from a worker; if it died, blame those that may have been running."""
         worker = self.workers.pop(address, None)
         started = list(worker.running)[: worker.nthreads] if worker else []
         for task in [task for task in self.tasks.values() if worker and task.worker is worker]:
@@ -91,7 +90,7 @@ class ClusterState:
                 task.error = error_message(KilledWorker(text))
 
     def ended(self, address: str, key: str, attempt: int, **outcome: Any) -> None:
-        """A worker has run a task; if that was taken from it meanwhile, never mind."""
+        """Record the outcome of a task, unless the task was taken from this worker in between."""
         task = self.tasks.get(key)
         if task is not None and task.worker is not None and task.attempt == attempt:
             if "nbytes" not in outcome:
@@ -108,10 +107,10 @@ class ClusterState:
                 self.durations[key.split("-")[0]] = outcome["duration"]
 
     def missing(self, name: str, holders: dict[str, str], attempt: int) -> None:
-        """At an attempt, results were not to be had from the workers that should have them."""
+        """Record that an attempt could not fetch results from the workers that hold them."""
         for key, address in holders.items() & self.holders(holders).items():
             task = self.tasks[key]
-            if task.failed_at < attempt:  # else it is known
+            if task.failed_at < attempt:  # else this attempt began before a failure already counted
                 task.failures, task.failed_at = task.failures + 1, next(self.clock)
                 if task.failures > ALLOWED_FAILURES:
                     text = f"the result of {key!r} cannot be fetched: {task.failures} failures"
@@ -122,25 +121,25 @@ class ClusterState:
     def submit(
         self, client: str, key: str, run: Any, needs: list[str], scattered: bool, mark: str = ""
     ) -> None:
-        """A client wants a task, new or known, that needs the results of others, from now on."""
+        """Record that a client wants a task, new or known, that depends on those in *needs*."""
         if not isinstance(key, str):
-            raise TypeError(f"a key is a string, not {key!r}")
+            raise TypeError(f"a key must be a string, not {key!r}")
         self.release(client, [key])
         if key in self.tasks and not self.tasks[key].wanted_by:
-            self._messages = self.settle()  # it may be forgotten, and another one of that name
+            self._messages = self.settle()  # forgets the old task of that key if it is not needed
         if (task := self.tasks.get(key)) is None:
             dependencies = [self.tasks[needed] for needed in needs if needed in self.tasks]
             run = run if len(dependencies) == len(needs) else None
             task = self.tasks[key] = Task(key, run, dependencies, scattered)
         task.wanted_by[client] = mark
-        task.told = "nothing"
+        task.reported = "nothing"
 
     def release(self, client: str, keys: list[str]) -> None:
         for key in self.tasks.keys() & set(keys):
             self.tasks[key].wanted_by.pop(client, None)
 
     def cancel(self, client: str, key: str) -> None:
-        """Release a task and what depends on it, and tell so; other clients do get theirs."""
+        """Release a task and its dependents for this client only, and tell the client so."""
         cancelled: set[Task] = set()
         for task in self.tasks.values():
             if task.key == key or not cancelled.isdisjoint(task.dependencies):
@@ -149,21 +148,21 @@ class ClusterState:
                     self._send(client, "update", key=task.key, mark=mark, status="cancelled")
 
     def settle(self) -> list[tuple[str, dict[str, Any]]]:
-        """Move what is not where it should be; return what is to be sent."""
+        """Assign, free and forget tasks as needed; return the messages to send."""
         tasks = list(self.tasks.values())
-        for task in tasks:  # from inputs to what is made of them: errors, and what was lost
+        for task in tasks:  # from inputs to outputs: pass on errors and losses
             if task.attempt and not task.can_run():
-                self._take_away(task)  # it may be about to fetch what was lost
+                self._take_away(task)  # an input was lost, which it may still have to fetch
             if task.status() == "pending" and task.worker is None:
                 task.error = next((n.error for n in task.dependencies if n.error), None)
                 if task.run is None:
-                    why = "it was scattered, or what it depends on was released or cancelled before"
+                    why = "it was scattered, or a task that it depends on was released or cancelled"
                     task.error = error_message(LostData(f"{task.key!r} cannot be computed: {why}"))
 
         needed: set[Task] = set()
-        known: set[Task] = set()  # needed, or others that are known depend on them
+        known: set[Task] = set()  # the needed tasks, and all that a known task depends on
         waiting: list[Task] = []
-        for task in reversed(tasks):  # from what is wanted to its inputs: what is needed
+        for task in reversed(tasks):  # from outputs to inputs: find the tasks that are needed
             status = task.status()
             if task.wanted_by or task in needed:
                 known.add(task)
@@ -176,32 +175,32 @@ class ClusterState:
                 known.update(task.dependencies)
             else:
                 del self.tasks[task.key]
-            if status != task.told:
-                task.told = status
+            if status != task.reported:
+                task.reported = status
                 news = {"key": task.key, "status": status, "error": task.error}
                 for client, mark in task.wanted_by.items():
                     self._send(client, "update", mark=mark, **news)
 
-        for task in reversed(waiting):  # what was submitted first comes first
+        for task in reversed(waiting):  # in order of submission
             if task.worker is None and task.can_run() and not self._start(task):
                 break
         messages, self._messages = self._messages, []
         return messages
 
     def _start(self, task: Task) -> bool:
-        """Give a task to the worker that is done with it first, if one has room; tell whether."""
+        """Assign a task to the worker that can start it first; return whether a worker had room."""
         if free := [w for w in self.workers.values() if len(w.running) < SATURATION * w.nthreads]:
-            worker = min(free, key=lambda worker: worker.done_after(task))
+            worker = min(free, key=lambda worker: worker.start_delay(task))
             worker.running[task] = self.durations.get(task.key.split("-")[0], UNKNOWN_DURATION)
             task.worker, task.attempt = worker, next(self.clock)
             what = {"key": task.key, "attempt": task.attempt, "run": task.run}
             inputs = self.holders([needed.key for needed in task.dependencies])
             self._send(worker.address, "compute", **what, holders=inputs)
-            self.workers[worker.address] = self.workers.pop(worker.address)  # equals take turns
+            self.workers[worker.address] = self.workers.pop(worker.address)  # round robin on a tie
         return bool(free)
 
     def _take_away(self, task: Task) -> None:
-        """Have a worker, if it is there yet, forget a task that it runs or whose result it has."""
+        """Make the worker that runs a task or has its result forget it."""
         worker, task.worker, task.attempt = task.worker, None, 0
         assert worker is not None
         worker.running.pop(task, None)
@@ -211,6 +210,6 @@ class ClusterState:
         self._messages.append((to, {"op": op, **message}))
 
     def holders(self, keys: Any) -> dict[str, str]:
-        """Which worker has the result of each of these tasks that is finished: key → address."""
+        """Return the address of the worker that has the result, for each key that is finished."""
         tasks = [self.tasks[key] for key in keys if key in self.tasks]
         return {t.key: t.worker.address for t in tasks if t.worker and t.status() == "finished"}

@@ -1,4 +1,4 @@
-"""The worker, what it has in common with clients, and the nanny, which runs it in a process."""
+"""`Peer`, the base of workers and clients; `Worker`; and `Nanny`, which runs one in a process."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ from distributed.comm import get_local_address_for
 from distributed.core import Comm, CommClosedError, Server, error_message, send_recv
 from distributed.metrics import monotonic
 from distributed.protocol import to_serialize
-from distributed.protocol.serialize import nested_deserialize
+from distributed.protocol.serialize import _nested_deserialize
 from distributed.security import Security
 
 logger = logging.getLogger("distributed.cluster")
-ENDED_AS_TOLD = 85  # the exit code of a worker under a nanny; a task might end it with 0
+EXIT_CODE_CLOSED = 85  # of a worker that closed as intended; a task could exit with 0
 
 
 class Peer(Server):
-    """A server that lives as long as its stream to the scheduler, and that from there."""
+    """A server with a stream to and from the scheduler; closes when that ends."""
 
     def __init__(self, scheduler: str, role: str, handlers: Any, deserialize: bool = True) -> None:
         self.scheduler_address = scheduler
@@ -36,29 +36,28 @@ class Peer(Server):
         comm = await self.rpc.connect(self.scheduler_address)
         await send_recv(comm, op="register", name=name, nthreads=nthreads)
         self.stream.start(comm)
-        self._ongoing_background_tasks.call_soon(self.obey, comm)
+        self._ongoing_background_tasks.call_soon(self.handle_scheduler, comm)
 
-    async def obey(self, comm: Comm) -> None:
+    async def handle_scheduler(self, comm: Comm) -> None:
         await self.handle_stream(comm)
         if not self._close_begun:
-            self.lost_scheduler = True  # without a word
+            self.lost_scheduler = True  # it did not send "close"
             await self.close(reason="the scheduler is gone")
 
     def send(self, op: str, **message: Any) -> None:
-        with contextlib.suppress(CommClosedError):  # obey() notices, and closes
+        with contextlib.suppress(CommClosedError):  # handle_scheduler() returns, too, and closes
             self.stream.send({"op": op, **message})
 
 
 class Worker(Peer):
-    """Computes; by default as many tasks at a time as there are processors."""
+    """Runs tasks in threads; by default one for each processor."""
 
-    # State: results, and the number of its attempt at each task that it was not told to forget.
     def __init__(self, scheduler: str, *, nthreads: int | None = None) -> None:
         self.nthreads = nthreads or os.cpu_count() or 1
-        self.data: dict[str, Any] = {}
-        self.attempts: dict[str, int] = {}
+        self.data: dict[str, Any] = {}  # key → result
+        self.attempts: dict[str, int] = {}  # key → number of the attempt, until it ends or is freed
         self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
-        # What arrives is unpickled where its task runs: if that fails, only the task does.
+        # Values are unpickled in the thread of their task, so that an error fails only that task.
         super().__init__(scheduler, "worker", {"get_data": self.get_data}, deserialize=False)
         self.stream_handlers |= {"compute": self.compute, "free": self.free}
         self.periodic_callbacks["heartbeat"] = PeriodicCallback(lambda: self.send("heartbeat"), 500)
@@ -74,7 +73,7 @@ class Worker(Peer):
         return {key: to_serialize(self.data[key]) for key in keys if key in self.data}
 
     def free(self, key: str) -> None:
-        """Forget a result, or a task; one that runs runs on, but for nobody."""
+        """Forget a task and its result; a thread that runs it continues, its result is dropped."""
         self.data.pop(key, None)
         self.attempts.pop(key, None)
 
@@ -87,13 +86,11 @@ class Worker(Peer):
         elsewhere = {need: holders[need] for need in holders.keys() - inputs.keys()}
         try:
             fetched, missing = await fetch(self.rpc, elsewhere)
-            call = (key, attempt, run, inputs, fetched)
-            outcome: dict[str, Any] = {
-                "missing": missing
-            }  # if there is any, the scheduler sees to the rest
+            outcome: dict[str, Any] = {"missing": missing}
             if not missing:
+                call = (key, attempt, run, inputs, fetched)
                 outcome = await asyncio.wrap_future(self._threads.submit(self.execute, *call))
-        except Exception as exc:  # noqa: BLE001  (whatever it is, it is the task's)
+        except Exception as exc:  # noqa: BLE001  (any error here is that of the task)
             outcome = {"error": error_message(exc)}
         if self.attempts.get(key) == attempt:
             del self.attempts[key]
@@ -103,20 +100,20 @@ class Worker(Peer):
             self.send("ended", key=key, attempt=attempt, **outcome)
 
     def execute(self, key: str, attempt: int, run: Any, inputs: Any, fetched: Any) -> Any:
-        """Run a task, in a thread; return its result and how long that took, or its error."""
+        """Run a task, in a thread; return its result with duration and size, or its error."""
         try:
             if self.attempts.get(key) != attempt:
-                return {}  # nobody wants it any more
-            inputs |= nested_deserialize(fetched)
-            function, args, kwargs = replace(nested_deserialize(run), Ref, inputs.__getitem__)
+                return {}  # it was freed while it waited for a thread
+            inputs |= _nested_deserialize(fetched)
+            function, args, kwargs = replace(_nested_deserialize(run), Ref, inputs.__getitem__)
             start = monotonic()
             value = function(*args, **kwargs)
             return {"value": value, "duration": monotonic() - start, "nbytes": rough_size(value)}
-        except BaseException as exc:  # noqa: BLE001  (it is the client's, even if it is SystemExit)
+        except BaseException as exc:  # noqa: BLE001  (SystemExit, too, must end only the task)
             return {"error": error_message(exc)}
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        """Stop; tasks that run are given up, and the scheduler has others run them."""
+        """Give up all tasks, tell the scheduler to assign them to other workers, and close."""
         self.send("remove_worker", blame=False)
         with contextlib.suppress(TimeoutError):
             await self.stream.close(timeout=1)
@@ -125,7 +122,7 @@ class Worker(Peer):
 
 
 async def fetch(pool: Any, holders: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Get results from the workers that have them; return these, and the holders of the others."""
+    """Return the results that could be fetched, and the holders of those that could not."""
     values: dict[str, Any] = {}
 
     async def ask(address: str) -> None:
@@ -140,43 +137,44 @@ async def fetch(pool: Any, holders: dict[str, str]) -> tuple[dict[str, Any], dic
 
 
 class Ref(str):
-    """The key of a task: stands for its result in the arguments of another."""
+    """The key of a task, in place of its result in the arguments of another task."""
 
 
-def replace(value: Any, kind: Any, with_what: Any) -> Any:
-    """Replace what is of a kind, also in lists, tuples, sets and dicts."""
+def replace(value: Any, kind: Any, substitute: Any) -> Any:
+    """Replace each object of a kind by `substitute(object)`, in nested builtin containers, too."""
     if isinstance(value, kind):
-        return with_what(value)
+        return substitute(value)
     if type(value) in (list, tuple, set, frozenset):
-        return type(value)(replace(item, kind, with_what) for item in value)
+        return type(value)(replace(item, kind, substitute) for item in value)
     if type(value) is dict:
-        return {key: replace(item, kind, with_what) for key, item in value.items()}
+        return {key: replace(item, kind, substitute) for key, item in value.items()}
     return value
 
 
 class Nanny(Server):
-    """Keeps ``python -m cluster worker`` running, with the arguments given; it ends with this."""
+    """Runs ``python -m cluster worker`` with these arguments, and restarts it when it dies."""
 
     def __init__(self, scheduler: str, *args: str) -> None:
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | None = None  # the worker, once it was started
         super().__init__({"worker": self.worker})
         self.command = [sys.executable, "-m", "cluster", "worker", scheduler, *args, "--parent"]
         self.restarts = 0
-        self._where = get_local_address_for(scheduler)
+        self._listen_on = get_local_address_for(scheduler)
 
     async def start_unsafe(self) -> "Nanny":
-        await self.listen(self._where, **Security().get_listen_args("worker"))
+        await self.listen(self._listen_on, **Security().get_listen_args("worker"))
         self._ongoing_background_tasks.call_soon(self.keep_alive)
         return await super().start_unsafe()
 
     async def keep_alive(self) -> None:
-        while self.process is None or self.process.returncode != ENDED_AS_TOLD:
-            # It ends when its input does, even if this is killed; interrupts do not reach it.
+        while self.process is None or self.process.returncode != EXIT_CODE_CLOSED:
+            # Its input ends with this process, even after SIGKILL.  In a session of its own it gets
+            # no interrupts from the keyboard.
             env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
             self.process = await asyncio.create_subprocess_exec(
                 *self.command, stdin=asyncio.subprocess.PIPE, env=env, start_new_session=True
             )
-            if await self.process.wait() != ENDED_AS_TOLD:
+            if await self.process.wait() != EXIT_CODE_CLOSED:
                 await asyncio.sleep(min(0.1 * self.restarts, 5))
                 self.restarts += 1
         self._ongoing_background_tasks.call_soon(self.close, reason="the worker has ended")
@@ -185,8 +183,8 @@ class Nanny(Server):
         return {"pid": self.process and self.process.pid, "restarts": self.restarts}
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        """Let the worker close, and kill it if that takes long."""
-        await super().close(timeout=timeout, reason=reason)  # ends keep_alive, too
+        """Close, and let the worker close; kill it after 5 seconds."""
+        await super().close(timeout=timeout, reason=reason)  # cancels keep_alive()
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
             alarm = asyncio.get_running_loop().call_later(5, self.process.kill)

@@ -1,4 +1,4 @@
-"""A nanny: it runs a worker in a process of its own, and a new one whenever that one dies."""
+"""A nanny, which runs a worker in a process of its own and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Nanny(Server):
         return self
 
     async def start_worker(self) -> asyncio.subprocess.Process:
-        # in a session of its own: an interrupt from the keyboard is for the nanny to pass on
+        # in a session of its own, so that only the nanny gets interrupts from the keyboard
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, WORKER, self.scheduler_address, start_new_session=True
         )
@@ -44,7 +44,7 @@ class Nanny(Server):
         return {"pid": self.process and self.process.pid, "restarts": self.restarts}
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        await super().close(timeout=timeout, reason=reason)  # ends keep_alive, too
+        await super().close(timeout=timeout, reason=reason)  # cancels keep_alive
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A scheduler: it knows its workers by their registration and their heartbeats."""
+"""A scheduler, which tracks its workers by their registration and their heartbeats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distributed.core import Comm, Server
 
 class Scheduler(Server):
     def __init__(self) -> None:
-        self.workers: dict[str, dict[str, Any]] = {}  # address -> what is known of the worker
+        self.workers: dict[str, dict[str, Any]] = {}  # address -> pid and number of heartbeats
         super().__init__(
             handlers={
                 "register": self.register,
@@ -27,7 +27,7 @@ class Scheduler(Server):
         self.workers[address] = {"pid": pid, "heartbeats": 0}
 
     async def worker_stream(self, comm: Comm, address: str) -> None:
-        """Take what a worker streams until it is gone, and then forget it."""
+        """Handle the stream of a worker until it disconnects, then forget the worker."""
         try:
             await self.handle_stream(comm, extra={"address": address})
         finally:
@@ -40,7 +40,7 @@ class Scheduler(Server):
         return self.workers
 
     async def compute(self, x: Any) -> Any:
-        """Have a worker compute; the workers take turns."""
+        """Call compute on a worker; the workers take turns."""
         if not self.workers:
             raise RuntimeError("no worker is registered")
         address = next(iter(self.workers))

@@ -1,4 +1,4 @@
-"""A worker: it registers with a scheduler, tells it that it is alive, and computes."""
+"""A worker, which registers with a scheduler, sends it heartbeats, and computes."""
 
 from __future__ import annotations
 

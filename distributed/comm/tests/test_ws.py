@@ -8,7 +8,6 @@ import logging
 import pickle
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,13 +42,11 @@ from distributed.comm.registry import backends
 from distributed.comm.tests.test_tcp import resident
 from distributed.comm.tests.transports import echo
 from distributed.protocol import dumps, to_serialize
-from distributed.tests.environments import clean_environ, read_address, run_in
-from distributed.tests.test_original import CLIENT, SERVER
+from distributed.tests.environments import run_in
 from distributed.utils_test import (
     async_poll_for,
     captured_logger,
     gen_test,
-    popen,
     tls_security,
 )
 
@@ -271,37 +268,6 @@ async def test_websockets_are_not_compressed():
         assert offering.protocol._compressor is None
         offering.close()
         await RawPeer(offering).is_closed()
-
-
-# With the original
-
-
-@contextlib.contextmanager
-def serving(python):
-    with popen(
-        [str(python), "-c", SERVER.replace("tcp://", "ws://")],
-        capture_output=True,
-        stdin=subprocess.PIPE,
-        env=clean_environ(),
-        cwd=None if python == sys.executable else "/",
-    ) as server:
-        yield read_address(server.stdout)
-        server.stdin.close()
-        assert server.wait(timeout=30) == 0
-
-
-def test_the_original_calls_this_server(original_python):
-    with serving(sys.executable) as address:
-        assert address.startswith("ws://")
-        done = run_in(original_python, ["-c", CLIENT, address])
-    assert done.stdout == "all well\n"
-
-
-def test_this_package_calls_the_original(original_python):
-    with serving(original_python) as address:
-        assert address.startswith("ws://")
-        done = run_in(sys.executable, ["-Werror", "-c", CLIENT, address])
-    assert (done.stdout, done.stderr) == ("all well\n", "")
 
 
 # Paths and addresses

@@ -1,8 +1,7 @@
-"""What devices hold travels through the host's memory, and as it is where the way can carry it.
+"""Device objects are sent through the host's memory, or unchanged if the transport can carry them.
 
-No device is needed: CuPy and RMM are stood in for by modules of a few lines whose "device memory"
-is NumPy's.  That shows that headers, layouts and frames are right, not that a device agrees; where
-the real libraries and a device are, the same objects are made of them.
+No device is needed: CuPy and RMM are replaced by small modules whose "device memory" is NumPy's.
+This tests headers, layouts and frames, but not that the real libraries accept them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def module(name, **names):
     return made
 
 class ndarray:
-    """A CuPy array: NumPy sees it only when it is asked for."""
+    """An array that NumPy cannot convert, as those of CuPy."""
     __module__ = "cupy"
     __array__ = None
     def __init__(self, shape, dtype=float, memptr=None, strides=None):
@@ -118,7 +117,7 @@ hosts = [x, x.T, x[:, ::2], x[::-1], x[:0], np.array(5), np.asfortranarray(x), x
 """
 
 
-def test_an_array_travels_through_the_host():
+def test_an_array_is_sent_through_the_host():
     run(
         LAYOUTS
         + """
@@ -136,7 +135,7 @@ for host in hosts:
     )
 
 
-def test_an_array_stays_on_the_device_where_the_way_can_carry_it():
+def test_an_array_stays_on_the_device_with_the_family_cuda():
     run(
         LAYOUTS
         + """
@@ -156,16 +155,16 @@ assert np.shares_memory(deserialize(header, frames).host, x.host)
 
 
 @pytest.mark.parametrize("serializer", ["cuda", "dask"])
-def test_a_header_that_lies_is_refused(serializer):
+def test_a_false_header_is_refused(serializer):
     run(
         f"""
 from distributed.protocol.exceptions import ProtocolError
 header, frames = serialize(on_device(np.arange(6.0)), serializers=[{serializer!r}])
 for changes in ({{"shape": (7,)}}, {{"strides": (16,)}}, {{"strides": None}}, {{"typestr": "O"}},
                 {{"typestr": "<f4"}}, {{"shape": (2**60,)}}, {{"strides": (-8,)}}):
-    lying = {{**header, "sub-header": {{**header["sub-header"], **changes}}}}
+    false = {{**header, "sub-header": {{**header["sub-header"], **changes}}}}
     try:
-        deserialize(lying, frames)
+        deserialize(false, frames)
     except ProtocolError:
         continue
     raise AssertionError(changes)
@@ -173,7 +172,7 @@ for changes in ({{"shape": (7,)}}, {{"strides": (16,)}}, {{"strides": None}}, {{
     )
 
 
-def test_a_sparse_matrix_travels_by_its_arrays():
+def test_a_sparse_matrix_is_sent_as_its_arrays():
     run(
         """
 import cupyx.scipy.sparse
@@ -189,7 +188,7 @@ for arrived in arrivals:
     )
 
 
-def test_a_device_buffer_travels_through_the_host_or_stays_on_the_device():
+def test_a_device_buffer_is_sent_through_the_host_or_stays_on_the_device():
     run(
         """
 x = DeviceBuffer.to_device(b"0123456789" * 10)
@@ -208,13 +207,11 @@ assert WAYS["sent"](DeviceBuffer()).nbytes == 0
 
 
 @pytest.mark.parametrize("library", ["cudf", "cuml"])
-def test_rapids_registers_its_types_itself(library):
+def test_rapids_libraries_register_their_own_types(library):
     run(
         f"""
 class Frame:
     __module__ = "{library}.core"
-def register(*names):
-    module("{library}"), module("{library}.comm")
 import importlib.abc, importlib.machinery
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path, target=None):
@@ -236,7 +233,7 @@ assert header["serializer"] == "dask"
     )
 
 
-def test_numba_s_device_arrays_are_known_once_numba_is_seen():
+def test_serializers_of_numba_are_registered_for_its_first_device_array():
     pytest.importorskip("numba", reason="Numba is not installed")
     run(
         """
@@ -248,7 +245,7 @@ for table in (dask_serialize, dask_deserialize, cuda_serialize, cuda_deserialize
     )
 
 
-def test_a_function_compiled_by_numba_is_pickled_whatever_devices_there_are():
+def test_a_function_compiled_by_numba_is_pickled():
     pytest.importorskip("numba", reason="Numba is not installed")
     run(
         """

@@ -1,4 +1,4 @@
-"""Libraries are imported when one of their objects is seen, and no earlier."""
+"""A library's serializers are loaded when one of its objects is seen, and not before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distributed.protocol.dispatch import MODULES
 
 ROOT = Path(__file__).parents[3]
 
-#: What makes an object of each library that can be tried without special hardware.
+#: An expression for an object of each library that does not need special hardware.
 OBJECTS = {
     "numpy": "numpy.arange(3)",
     "scipy": "__import__('scipy.sparse').sparse.eye(3, format='csr')",
@@ -24,60 +24,47 @@ OBJECTS = {
 }
 
 
+@pytest.fixture(params=OBJECTS)
+def library(request):
+    if not importlib.util.find_spec(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+def run(code):
+    code = f"from distributed.protocol import *\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def loaded_after(code):
-    """Which data libraries, and modules for them, a fresh process has loaded after *code*."""
+    """Return the data libraries, and modules for them, that a new process loads to run *code*."""
     watched = [*MODULES, *MODULES.values(), "pandas", "polars"]
     report = f"import json, sys; print(json.dumps([m for m in {watched} if m in sys.modules]))"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return json.loads(run(f"{code}\n{report}"))
 
 
-def test_nothing_of_a_library_is_loaded_by_sending_other_things():
-    assert (
-        loaded_after(
-            "from distributed.protocol import *\n"
-            "import distributed.core\n"
-            "loads(dumps({'x': Serialize([b'a', 1, {'b': 2.5}]), 'y': 1j}))"
-        )
-        == []
-    )
+def test_no_library_is_loaded_for_builtin_objects():
+    code = "import distributed.core; loads(dumps({'x': Serialize([b'a', 1, {'b': 2.5}]), 'y': 1j}))"
+    assert loaded_after(code) == []
 
 
-@pytest.mark.parametrize("library", OBJECTS)
-def test_a_library_s_module_is_loaded_with_its_first_object(library):
-    if not importlib.util.find_spec(library):
-        pytest.skip(f"{library} is not installed")
-    make = f"import {library}; x = {OBJECTS[library]}; from distributed.protocol import serialize"
+def test_serializers_are_loaded_for_the_first_object_of_a_library(library):
+    make = f"import {library}; x = {OBJECTS[library]}"
     assert MODULES[library] not in loaded_after(make)
     assert MODULES[library] in loaded_after(f"{make}; serialize(x)")
 
 
-@pytest.mark.parametrize("library", OBJECTS)
-def test_a_library_is_loaded_by_a_message_that_holds_one_of_its_objects(library):
-    if not importlib.util.find_spec(library):
-        pytest.skip(f"{library} is not installed")
-    write = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import {library}; from distributed.protocol import *\n"
-            f"print([bytes(f) for f in dumps(Serialize({OBJECTS[library]}))])",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read = f"from distributed.protocol import *\nm = loads({write.stdout}, deserialize=%s)"
-    assert loaded_after(read % False) == []
-    assert {library, MODULES[library]} <= set(loaded_after(read % True))
+def test_a_library_is_loaded_to_deserialize_one_of_its_objects(library):
+    frames = f"dumps(Serialize({OBJECTS[library]}))"
+    written = run(f"import {library}; print([bytes(frame) for frame in {frames}])")
+    assert loaded_after(f"m = loads({written}, deserialize=False)") == []
+    loaded = loaded_after(f"m = loads({written}, deserialize=True)")
+    assert {library, MODULES[library]} <= set(loaded)
 
 
-@pytest.mark.parametrize("library", MODULES)
-def test_each_module_that_is_named_is_there(library):
-    name = MODULES[library]
-    if name.startswith("distributed."):
-        assert importlib.util.find_spec(name)
+@pytest.mark.parametrize("library_module", sorted(set(MODULES.values())))
+def test_each_listed_module_of_this_package_exists(library_module):
+    if library_module.startswith("distributed."):
+        assert importlib.util.find_spec(library_module)

@@ -1,11 +1,10 @@
-"""NumPy arrays arrive as they were, and their memory is copied no more often than need be."""
+"""NumPy arrays arrive unchanged, and their memory is copied only where it must be."""
 
 from __future__ import annotations
 
 import gc
 import math
 import pickle
-import time
 import tracemalloc
 from typing import Any
 
@@ -15,9 +14,14 @@ from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
 from distributed.protocol import pickle as wire_pickle
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.limits import default_policy, reading
-from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received, sent
+from distributed.protocol.tests.round_trips import (
+    any_shares_memory,
+    family,
+    in_each_way,
+    received,
+    sent,
+)
 from distributed.protocol.tests.test_vectors import frames_of, joined, named
-from distributed.utils_test import gen_test
 
 np: Any = pytest.importorskip("numpy", reason="NumPy is not installed")
 
@@ -38,7 +42,7 @@ FIELDS = [("a", "i4"), ("b", "f8", (2,)), ("c", "M8[s]"), ("d", "U2")]
 
 
 class Quantity(np.ndarray):
-    """An array that is more than its memory."""
+    """An array with state besides its elements."""
 
     unit: Any = None
 
@@ -56,7 +60,7 @@ def _quantity(values, unit):
 
 
 class Plain(np.ndarray):
-    """An array that is no more than its memory, which cannot be known."""
+    """An array without state besides its elements, which the serializer cannot know."""
 
 
 def readonly(x):
@@ -130,7 +134,7 @@ ARRAYS = {
     "unaligned": np.frombuffer(bytearray(b"abcdefghi"), "u4", 2, 1),
 }
 
-# Those that are sent as memory, and have any.
+# Those that are sent as memory, and are not empty.
 IN_MEMORY = {name: x for name, x in ARRAYS.items() if x.nbytes and not x.dtype.hasobject}
 
 each_array = pytest.mark.parametrize("x", ARRAYS.values(), ids=ARRAYS)
@@ -142,26 +146,20 @@ def assert_same(x, expected):
     assert x.dtype == expected.dtype
     assert x.shape == expected.shape
     assert x.flags.writeable is expected.flags.writeable
-    # Bytes tell apart what compares equal, and compare what does not.
+    # Bytes differ between values that compare equal (0.0, -0.0), and are equal for nan.
     if x.dtype.hasobject:
         assert x.tolist() == expected.tolist()
     else:
         assert x.tobytes() == expected.tobytes()
 
 
-# As it was
+# Round trips
 
 
 @each_array
 @in_each_way
-def test_an_array_arrives_as_it_was(x, way):
+def test_an_array_arrives_unchanged(x, way):
     assert_same(way(x), x)
-
-
-@gen_test()
-async def test_arrays_travel_over_a_connection():
-    for expected, arrived in zip(ARRAYS.values(), await echoed(list(ARRAYS.values())), strict=True):
-        assert_same(arrived, expected)
 
 
 @each_array_in_memory
@@ -173,7 +171,7 @@ def test_dense_memory_keeps_its_order(x):
         assert arrived.flags.c_contiguous
 
 
-def test_an_array_that_repeats_is_sent_once_and_still_repeats():
+def test_a_repeated_axis_is_sent_once_and_is_repeated_where_it_arrives():
     header, frames = serialize(np.broadcast_to(np.arange(3), (10**9, 3)))
     assert [frame.nbytes for frame in frames] == [24]
     arrived = deserialize(header, frames)
@@ -198,7 +196,7 @@ def test_an_array_that_repeats_is_sent_once_and_still_repeats():
     ids=lambda x: type(x).__name__,
 )
 @in_each_way
-def test_a_scalar_arrives_as_it_was(x, way):
+def test_a_scalar_arrives_unchanged(x, way):
     arrived = way(x)
     assert type(arrived) is type(x)
     assert arrived == x
@@ -232,12 +230,12 @@ def test_a_memmap_opened_for_reading_arrives_read_only(tmp_path):
     ids=lambda x: type(x).__name__,
 )
 @in_each_way
-def test_a_subclass_arrives_as_itself(x, way):
+def test_a_subclass_arrives_with_its_type(x, way):
     assert_same(way(x), x)
 
 
 @in_each_way
-def test_a_subclass_keeps_what_it_has_beyond_its_elements(way):
+def test_a_subclass_keeps_its_attributes(way):
     arrived = way(_quantity(M.copy(), "m"))
     assert type(arrived) is Quantity
     assert arrived.unit == "m"
@@ -267,7 +265,7 @@ MASKED = {
 
 @pytest.mark.parametrize("x", MASKED.values(), ids=MASKED)
 @in_each_way
-def test_a_masked_array_arrives_as_it_was(x, way):
+def test_a_masked_array_arrives_unchanged(x, way):
     arrived = way(x)
     assert_same(arrived.data, x.data)
     np.testing.assert_array_equal(arrived.mask, x.mask)
@@ -282,7 +280,7 @@ def test_the_masked_constant_arrives_as_the_masked_constant(way):
     assert way(np.ma.masked) is np.ma.masked
 
 
-def test_a_masked_subclass_arrives_as_itself():
+def test_a_subclass_of_masked_array_arrives_with_its_type():
     x = mrecords.fromarrays([[1, 2], [3.0, 4]], names="a,b")
     arrived = sent(x)
     assert type(arrived) is type(x)
@@ -301,7 +299,7 @@ def sent_without_pickles(x):
 
 
 @each_array
-def test_an_array_travels_where_nothing_is_unpickled_unless_it_holds_objects(x):
+def test_an_array_without_objects_is_sent_without_pickle(x):
     if x.dtype.hasobject:
         with pytest.raises(SerializationError, match="have to be pickled"):
             sent_without_pickles(x)
@@ -310,7 +308,7 @@ def test_an_array_travels_where_nothing_is_unpickled_unless_it_holds_objects(x):
 
 
 @pytest.mark.parametrize("name", [name for name, x in MASKED.items() if x.dtype != object])
-def test_a_masked_array_travels_where_nothing_is_unpickled(name):
+def test_a_masked_array_without_objects_is_sent_without_pickle(name):
     arrived = sent_without_pickles(MASKED[name])
     assert repr(arrived) == repr(MASKED[name])
 
@@ -329,7 +327,7 @@ def test_a_masked_array_travels_where_nothing_is_unpickled(name):
     ],
     ids=str,
 )
-def test_a_spelled_out_type_that_lies_is_refused(spelled):
+def test_a_false_spelled_out_type_is_refused(spelled):
     header, frames = serialize(M)
     header["sub-header"]["dtype"] = (2, spelled)
     with pytest.raises(ProtocolError):
@@ -345,29 +343,29 @@ def test_dense_memory_is_sent_without_a_copy(x):
     once = x[tuple(slice(None) if stride else slice(1) for stride in x.strides)]
     low, high = np.lib.array_utils.byte_bounds(once)
     dense = high - low == once.nbytes and min(once.strides, default=1) >= 0
-    assert np.shares_memory(np.frombuffer(frames[0], "u1"), x) is dense
+    assert any_shares_memory(frames, x) is dense
 
 
 @each_array_in_memory
-def test_an_array_is_a_view_of_what_was_received(x):
+def test_an_array_is_a_view_of_the_received_memory(x):
     frames = received(dumps(Serialize(x)))
-    assert np.shares_memory(loads(frames), np.frombuffer(frames[-1], "u1"))
+    assert any_shares_memory(frames[-1:], loads(frames))
 
 
-def test_pieces_that_lie_side_by_side_are_viewed_as_one():
+def test_adjacent_frames_are_viewed_as_one():
     x = np.arange(1000)
     head, header, *pieces = dumps(Serialize(x), frame_split_size=100)
     memory = memoryview(bytearray(b"".join(pieces)))
-    side_by_side = [memory[start : start + 96] for start in range(0, 8000, 96)]
-    arrived = loads([head, header, *side_by_side])
+    adjacent = [memory[start : start + 96] for start in range(0, 8000, 96)]
+    arrived = loads([head, header, *adjacent])
     np.testing.assert_array_equal(arrived, x)
-    assert np.shares_memory(arrived, np.frombuffer(memory, "u1"))
+    assert any_shares_memory([memory], arrived)
 
 
-def test_a_read_only_array_views_even_writeable_memory():
+def test_a_read_only_array_views_writeable_memory():
     frames = received(dumps(Serialize(readonly(M))))
     arrived = loads(frames)
-    assert np.shares_memory(arrived, np.frombuffer(frames[-1], "u1"))
+    assert any_shares_memory(frames[-1:], arrived)
     assert not arrived.flags.writeable
 
 
@@ -378,20 +376,20 @@ def test_a_writeable_array_is_a_copy_of_read_only_memory():
     assert loads(frames)[0, 0] == 0
 
 
-def test_nothing_is_sent_but_the_view_of_a_large_array():
+def test_only_the_viewed_part_of_a_large_array_is_sent():
     _, frames = serialize(np.zeros(10**6, "u1")[5:10])
     assert [frame.nbytes for frame in frames] == [5]
 
 
-def test_arrays_within_objects_are_kept_out_of_their_pickle():
+def test_an_array_in_an_array_of_objects_is_sent_out_of_band():
     large = np.arange(10_000)
     header, frames = serialize(np.array([large, None], object))
-    assert np.shares_memory(np.frombuffer(frames[1], large.dtype), large)
+    assert any_shares_memory(frames[1:2], large)
     assert len(frames[0]) < 1000
     assert_same(deserialize(header, frames)[0], large)
 
 
-def test_one_of_two_arrays_of_a_message_can_be_freed_without_the_other():
+def test_each_array_of_a_message_can_be_freed_separately():
     frames = received(dumps([Serialize(np.zeros(10**6)), Serialize(np.ones(3))]))
     tracemalloc.start()
     try:
@@ -467,7 +465,7 @@ def test_recorded_bytes_are_read_as_the_array(name):
         assert_same(arrived, expected)
 
 
-def test_two_large_buffers_are_written_as_recorded_and_read():
+def test_two_large_buffers_are_written_as_the_recorded_bytes_and_read():
     a = np.arange(40000, dtype="<i8")
     frames = frames_of(named("two-large-buffers"))
     message = {"op": "x", "a": Serialize(a), "b": Serialize(a[::-1])}
@@ -477,7 +475,7 @@ def test_two_large_buffers_are_written_as_recorded_and_read():
     assert_same(arrived["b"], a[::-1])
 
 
-# Headers that lie
+# False headers
 
 
 def hostile(**changes):
@@ -534,24 +532,22 @@ def hostile(**changes):
     ],
     ids=lambda changes: str(changes)[:50],
 )
-def test_a_header_that_lies_is_refused(changes):
+def test_a_false_header_is_refused(changes):
     sub_header, frames = hostile(**changes)
     header, _ = serialize(M)
     with pytest.raises(ProtocolError):
         deserialize({**header, "sub-header": sub_header}, frames)
 
 
-def test_a_header_of_very_many_axes_is_refused_at_once():
+def test_a_header_of_very_many_axes_is_refused_before_they_are_multiplied():
     many = (2**63,) * 100_000
     header, frames = hostile(shape=many, strides=many)
-    started = time.perf_counter()
-    with pytest.raises(HeaderError):
+    with pytest.raises(HeaderError, match="the shape of an array is given as"):
         deserialize_numpy_ndarray(header, frames)
-    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize("key", ["dtype", "shape", "strides"])
-def test_a_header_that_lacks_something_is_refused(key):
+def test_an_incomplete_header_is_refused(key):
     sub_header, frames = hostile()
     del sub_header[key]
     header, _ = serialize(M)
@@ -565,7 +561,7 @@ def test_frames_that_do_not_fit_the_header_are_refused(frames):
         deserialize_numpy_ndarray(serialize_numpy_ndarray(M)[0], frames)
 
 
-def test_steps_through_memory_may_not_repeat_it():
+def test_an_axis_that_is_not_broadcast_cannot_repeat_elements():
     header, frames = hostile(shape=(12, 12), strides=(0, 8))
     with pytest.raises(HeaderError, match="sent as 96 bytes"):
         deserialize_numpy_ndarray(header, frames)
@@ -574,7 +570,7 @@ def test_steps_through_memory_may_not_repeat_it():
 @pytest.mark.parametrize(
     "changes", [{"nframes": 5}, {"nframes": -1}, {"nframes": "a"}, {"fill-value": (True, b"x")}]
 )
-def test_a_masked_header_that_lies_is_refused(changes):
+def test_a_false_header_of_a_masked_array_is_refused(changes):
     header, frames = serialize(MASKED["masked"])
     header["sub-header"].update(changes)
     with pytest.raises(ProtocolError):
@@ -591,7 +587,7 @@ integers = st.integers(-(2**65), 2**65) | st.integers(-3, 30)
     dtype=st.sampled_from(["i8", "u1", "V0", "O", "(2,3)i4", "U3", "M8[s]", "i4,f8"]),
     nbytes=st.integers(0, 100),
 )
-def test_any_header_gives_an_array_within_its_memory_or_an_error(
+def test_any_header_gives_an_array_inside_its_memory_or_an_error(
     shape, strides, broadcast_to, dtype, nbytes
 ):
     header = {"dtype": (0, dtype), "shape": shape, "strides": strides}
@@ -608,7 +604,7 @@ def test_any_header_gives_an_array_within_its_memory_or_an_error(
         assert x.dtype.itemsize == 0 or start <= low <= high <= start + nbytes
 
 
-# Anything
+# Arbitrary arrays
 
 dtypes = (
     hnp.scalar_dtypes()
@@ -630,7 +626,7 @@ def views(draw):
 
 
 @given(views())
-def test_any_view_arrives_as_it_was(x):
+def test_any_view_arrives_unchanged(x):
     if isinstance(x, np.ndarray):
         assert_same(sent(x), x)
 
@@ -638,12 +634,12 @@ def test_any_view_arrives_as_it_was(x):
 @pytest.mark.parametrize(
     ("dtype", "size"), [("u1", 1), ("f8", 8), ("U3", 12), (("i4", (3, 2)), 4), ("V256", 8)]
 )
-def test_the_size_of_what_memory_is_made_of(dtype, size):
+def test_itemsize_is_that_of_the_base_type(dtype, size):
     assert itemsize(np.dtype(dtype)) == size
 
 
 @pytest.mark.parametrize("dtype", ["M8[ns]", "m8[s]", ">M8[D]"])
-def test_dates_inside_of_pickles_keep_their_memory_apart(dtype):
+def test_dates_are_pickled_with_their_memory_out_of_band(dtype):
     dates = np.arange(10**5).astype(dtype).reshape(100, 1000)
     for x in (dates, dates.T, dates[::2, ::3]):
         buffers = []
@@ -656,6 +652,6 @@ def test_dates_inside_of_pickles_keep_their_memory_apart(dtype):
             assert len(pickled) < 500
 
 
-def test_a_single_date_inside_of_a_pickle_arrives():
+def test_a_single_date_is_pickled():
     date = np.array("2026-11-23", "M8[D]")
     assert wire_pickle.loads(wire_pickle.dumps(date, buffer_callback=print)) == date

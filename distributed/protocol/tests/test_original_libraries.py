@@ -1,27 +1,23 @@
-"""Objects of data libraries go to the original and come from it as they were."""
+"""Objects of data libraries arrive unchanged at the original, and from it."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from distributed.protocol import Serialize, dumps, loads, register_generic
-from distributed.tests.environments import (
-    ORIGINAL,
-    EnvironmentUnavailable,
-    environment,
-    run_in,
-)
+from distributed.tests.environments import ORIGINAL, _or_skip, run_in
 
-for library in ("h5py", "netCDF4", "numpy", "pandas", "polars", "pyarrow", "scipy", "sparse"):
+LIBRARIES = ["h5py", "netCDF4", "numpy", "pandas", "polars", "pyarrow", "scipy", "sparse"]
+for library in LIBRARIES:
     pytest.importorskip(library, reason=f"{library} is not installed")
 
-# The same on both sides.  OBJECTS are expressions; what the original cannot keep is not among
-# them: subclasses, hard masks, fill values of sparse arrays, numpy.bytes_.
+# The same on both sides.  OBJECTS are expressions, without those that the original does not
+# support: subclasses, hard masks, fill values of sparse arrays, numpy.bytes_.
 DEFINITIONS = """
 import numpy as np, pandas as pd, polars as pl, pyarrow as pa, scipy.sparse as sp, sparse
 import h5py, netCDF4
@@ -65,7 +61,7 @@ OBJECTS = [
 ]
 
 def told(x):
-    '''All that matters of an object, as text.'''
+    '''Describe an object by a text that differs if the object does.'''
     if isinstance(x, (list, tuple)):
         return f"{type(x).__name__}({', '.join(map(told, x))})"
     if isinstance(x, dict):
@@ -111,23 +107,15 @@ for line in open(WRITTEN):
         print(json.dumps(f"{type(e).__name__}: {e}"))
 """
 
-# `Holder` has to be found by those who read where it was when it was written.
+# Both sides import the definitions as this module, so that the pickle of `Holder` finds its class.
 MODULE = "data_for_both_sides"
 
 
 @pytest.fixture(scope="module")
 def libraries_python():
-    """A Python with the original and all data libraries, of the versions that are here."""
-    from importlib.metadata import version
-
-    names = ["h5py", "netCDF4", "numpy", "pandas", "polars", "pyarrow", "scipy", "sparse"]
-    pinned = [f"{name}=={version(name)}" for name in names]
-    try:
-        return environment("original-libraries", [ORIGINAL, *pinned])
-    except EnvironmentUnavailable as exc:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(exc))
+    """A Python with the original and the data libraries, in the versions installed here."""
+    pinned = [f"{name}=={version(name)}" for name in LIBRARIES]
+    return _or_skip("original-libraries", [ORIGINAL, *pinned], project=False)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +136,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(directory):
-    """The definitions, imported."""
+    """The imported definitions."""
     import importlib
     import sys
 
@@ -164,7 +152,7 @@ def data(directory):
 
 
 def converse(python: Path, directory: Path, code: str, **names: str) -> list[object]:
-    """Let the original run *code* and read what it prints."""
+    """Run *code* with the original, and return the JSON lines that it prints."""
     given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     path = f"import sys; sys.path.insert(0, {str(directory)!r})\n"
     done = run_in(python, f"{path}from {MODULE} import *\n{given}{code}", timeout=120)
@@ -192,7 +180,7 @@ def expected(data):
     ]
 
 
-def test_the_original_reads_what_is_written_here(libraries_python, directory, data, written_here):
+def test_the_original_reads_objects_written_here(libraries_python, directory, data, written_here):
     lines = [json.dumps([base64.b64encode(f).decode() for f in frames]) for frames in written_here]
     (directory / "written").write_text("\n".join(lines))
     written = str(directory / "written")
@@ -200,18 +188,18 @@ def test_the_original_reads_what_is_written_here(libraries_python, directory, da
     assert answers == expected(data)
 
 
-def test_what_the_original_writes_is_read_here(data, written_there):
+def test_objects_written_by_the_original_are_read_here(data, written_there):
     assert [data.told(loads(frames)) for frames in written_there] == expected(data)
 
 
-def test_what_the_original_writes_is_passed_on_as_it_came(written_there):
+def test_objects_written_by_the_original_are_passed_on_unchanged(written_there):
     for frames in written_there:
         passed_on = dumps(loads(frames, deserialize=False))
         assert [bytes(frame) for frame in passed_on] == [bytes(frame) for frame in frames]
 
 
 def test_the_same_bytes_are_written(data, written_here, written_there):
-    # Only what is not cut: the original cuts some memory into larger pieces than it was asked to.
+    # Without frame_split_size: the original splits some memory into larger frames than asked for.
     differ = [
         expression
         for expression, here, there in zip(
@@ -219,8 +207,8 @@ def test_the_same_bytes_are_written(data, written_here, written_there):
         )
         if [bytes(frame) for frame in here] != [bytes(frame) for frame in there]
     ]
-    # The original copies memory whose axes are in any order but its own, into another order; and
-    # dates, like all of polars, are in its pickles rather than beside them.  It reads either.
+    # The original copies an array with exchanged axes into C order, and pickles dates and polars
+    # frames in band.  It reads both forms.
     assert differ == [
         "A.transpose(1, 0, 2)",
         "FRAME",

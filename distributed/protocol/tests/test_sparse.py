@@ -1,4 +1,4 @@
-"""Arrays of the `sparse` library arrive as they were."""
+"""Arrays of the `sparse` library arrive unchanged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 
 from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
 from distributed.protocol.exceptions import ProtocolError
-from distributed.protocol.tests.round_trips import echoed, family, in_each_way, received
-from distributed.utils_test import gen_test
+from distributed.protocol.tests.round_trips import any_shares_memory, family, in_each_way, received
 
 np: Any = pytest.importorskip("numpy", reason="NumPy is not installed")
 sparse: Any = pytest.importorskip("sparse", reason="sparse is not installed")
@@ -28,36 +27,26 @@ ARRAYS = {
 }
 
 
-def assert_same(x, expected):
-    assert type(x) is type(expected)
-    assert x.shape == expected.shape
-    assert x.dtype == expected.dtype
-    assert x.nnz == expected.nnz
-    np.testing.assert_array_equal(x.fill_value, expected.fill_value)
-    np.testing.assert_array_equal(x.todense(), expected.todense())
-
-
 @pytest.mark.parametrize("x", ARRAYS.values(), ids=ARRAYS)
 @in_each_way
-def test_it_arrives_as_it_was(x, way):
-    assert_same(way(x), x)
+def test_an_array_arrives_unchanged(x, way):
+    arrived = way(x)
+    assert type(arrived) is type(x)
+    assert arrived.shape == x.shape
+    assert arrived.dtype == x.dtype
+    assert arrived.nnz == x.nnz
+    np.testing.assert_array_equal(arrived.fill_value, x.fill_value)
+    np.testing.assert_array_equal(arrived.todense(), x.todense())
 
 
-@gen_test()
-async def test_it_travels_over_a_connection():
-    arrays = list(ARRAYS.values())
-    for expected, arrived in zip(arrays, await echoed(arrays), strict=True):
-        assert_same(arrived, expected)
-
-
-def test_its_memory_is_sent_as_it_is_and_viewed_where_it_arrives():
+def test_memory_is_copied_by_neither_sender_nor_receiver():
     x = ARRAYS["COO"]
     assert family(x) == "dask"
     _, frames = serialize(x)
-    assert np.shares_memory(np.frombuffer(frames[0], "u1"), x.coords)
-    assert np.shares_memory(np.frombuffer(frames[1], "u1"), x.data)
+    assert any_shares_memory(frames[:1], x.coords)
+    assert any_shares_memory(frames[1:], x.data)
     frames = received(dumps(Serialize(x)))
-    assert np.shares_memory(np.frombuffer(frames[-1], "u1"), loads(frames).data)
+    assert any_shares_memory(frames[-1:], loads(frames).data)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +62,7 @@ def test_its_memory_is_sent_as_it_is_and_viewed_where_it_arrives():
     ],
     ids=str,
 )
-def test_a_header_that_lies_is_refused(changes):
+def test_a_false_header_is_refused(changes):
     header, frames = serialize(ARRAYS["COO"])
     header["sub-header"].update(changes)
     with pytest.raises(ProtocolError):

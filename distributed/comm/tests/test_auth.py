@@ -187,7 +187,7 @@ async def test_the_token_of_the_configuration_is_used_by_both_sides(transport):
     [
         (TOKEN, "wrong", "refused this side: the token is wrong"),
         (TOKEN, None, "requires a token, and none is given here"),
-        (None, TOKEN, "knows no token, and one is required here"),
+        (None, TOKEN, "has no token, and one is required here"),
     ],
     ids=["wrong", "none here", "none there"],
 )
@@ -351,7 +351,7 @@ async def test_a_peer_that_ignores_the_challenge_is_told_and_left():
         peer = await Raw.connect(listener.contact_address)
         assert "auth" in await peer.read()
         peer.send(msgpack.packb(hello))
-        assert "knows no token" in (await peer.read())["refused"]
+        assert "has no token" in (await peer.read())["refused"]
         with pytest.raises(EOFError):
             await peer.read()
         await peer.close()

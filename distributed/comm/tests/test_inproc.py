@@ -477,7 +477,7 @@ async def test_writing_to_a_loop_that_was_closed_closes_the_comm(other: LoopThre
 async def test_a_listener_whose_loop_was_closed_refuses(other: LoopThread) -> None:
     listener = await other.run(listening(echo))
     other.close()
-    with pytest.raises(OSError, match=f"no one runs {listener.listen_address}"):
+    with pytest.raises(OSError, match=f"{listener.listen_address} does not run"):
         await connect(listener.contact_address, timeout=0.1)
     listener.stop()
 

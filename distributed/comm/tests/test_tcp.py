@@ -791,7 +791,7 @@ async def test_who_is_accepted_in_the_turn_in_which_the_listener_stops_is_closed
     seen: list[Comm] = []
     listener: Any = await listen(where, seen.append)
     with connect_raw(listener.contact_address) as peer:
-        server = listener.server if where == "unix://" else listener.tcp_server
+        server = listener.tcp_server
         (sock,) = server._sockets.values()
         server._accept(sock, IOLoop.READ)
         listener.stop()

@@ -219,7 +219,7 @@ async def test_the_file_is_removed_when_the_listener_stops(address):
 @gen_test()
 async def test_the_file_is_removed_when_the_listener_is_forgotten(address):
     listener: Any = await listen(address, echo)
-    listener.server.stop()
+    listener.tcp_server.stop()
     del listener
     gc.collect()
     assert not path_of(address).exists()
@@ -299,7 +299,7 @@ async def test_a_socket_that_is_too_busy_to_accept_is_not_replaced(address):
 @gen_test()
 async def test_a_file_that_is_no_socket_is_not_replaced(address):
     path_of(address).write_text("precious")
-    with pytest.raises(OSError, match="there is a file that is no socket"):
+    with pytest.raises(OSError, match="a file that is not a socket is there"):
         await listen(address, echo)
     assert path_of(address).read_text() == "precious"
 

@@ -251,9 +251,7 @@ async def test_a_client_without_a_certificate_is_refused(version):
     context.minimum_version = version["tls_min_version"]
     context.maximum_version = version["tls_max_version"]
     it = await refusal(server(**version), {"ssl_context": context})
-    assert "it demands a certificate" in it.error or "the peer demands a certificate" in str(
-        it.error
-    )
+    assert "demands a certificate" in it.error
     assert "the peer sent no certificate" in it.log
 
 

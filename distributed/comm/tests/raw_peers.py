@@ -99,12 +99,12 @@ class RawPeer:
 def connect_raw(address: str) -> RawPeer:
     """Connect a socket to a comm's address, without a turn of the event loop."""
     scheme, _, loc = address.partition("://")
-    if scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(loc)
-    else:
+    target: Any = loc
+    if scheme != "unix":
         host, _, port = loc.partition("/")[0].rpartition(":")
-        sock = socket.create_connection((host, int(port)))
+        target = (host, int(port))
+    sock = socket.socket(socket.AF_UNIX if scheme == "unix" else socket.AF_INET)
+    sock.connect(target)
     return RawPeer(sock)
 
 

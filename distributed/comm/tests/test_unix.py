@@ -429,7 +429,7 @@ async def test_a_silent_peer_is_closed_at_the_deadline_of_the_handshake(address)
 @gen_test()
 async def test_a_reset_in_the_middle_of_a_message_closes_the_comm():
     async with UNIX.pair() as (comm, other):
-        await other.stream.write(b"\xc8\0\0\0")  # type: ignore[attr-defined]
+        await other.stream.write(b"\xc8\0\0\0")
         other.abort()
         with pytest.raises(CommClosedError, match=r"in the middle of a message|reset"):
             await comm.read()

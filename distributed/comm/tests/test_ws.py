@@ -487,7 +487,7 @@ async def test_a_peer_that_does_not_answer_pings_stays_connected():
 async def test_the_kernel_disconnects_a_silent_peer_after_the_configured_time():
     async with WS.pair() as ends:
         for end in ends:
-            sock = end._stream.socket  # type: ignore[attr-defined]
+            sock = end._stream.socket
             assert sock.getsockopt(socket.SOL_TCP, socket.TCP_USER_TIMEOUT) == 17_000
             assert sock.getsockopt(socket.SOL_TCP, socket.TCP_NODELAY)
 

@@ -1,4 +1,4 @@
-"""A server in another process that tests attack, and measurements of it from outside.
+"""A server in another process for tests to attack, and measurements of it from outside.
 
 `besieged` runs the server, and in a third process an honest client that connects and calls all the
 time.  At the end, every call of the client must have been answered in time, and the server must
@@ -37,8 +37,8 @@ from distributed.utils_test import async_poll_for, tls_security
 
 MB = 2**20
 
-#: Maximum number of seconds until an honest client is answered.  It is part of the specification,
-#: and the only limit here that depends on the load of the machine.
+#: Maximum number of seconds until an honest client is answered.  The specification demands such a
+#: limit, so this is a wall-clock time.
 PATIENCE = 2.0
 
 #: Maximum growth of a server's resident memory after an attack, in bytes: for modules imported or

@@ -93,7 +93,7 @@ def _connect(host: Host) -> None:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that are connected by a veth pair, for the duration of a block."""
+    """Yield two hosts that are connected by a veth pair, for the duration of a block."""
     with _namespaces() as (first, second):
         try:
             _ip(
@@ -109,7 +109,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 @contextlib.contextmanager
 def netem_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host, Host]]:
-    """Two hosts like those of `two_hosts`, with netem to delay and drop packets.
+    """Yield two hosts like those of `two_hosts`, with netem to delay and drop packets.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def netem_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host
 
 @contextlib.contextmanager
 def relayed_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host, Host]]:
-    """Two hosts like those of `netem_hosts`, with a thread of this process instead of netem."""
+    """Yield two hosts like those of `netem_hosts`, with a thread of this process instead of netem."""
     with _namespaces() as hosts, contextlib.ExitStack() as stack:
         tunnels = []
         for host in hosts:

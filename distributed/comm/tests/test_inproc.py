@@ -45,7 +45,7 @@ class LoopThread:
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Comm, Comm]]:
-        """Both ends of a new connection: one in the running loop, and one in this loop."""
+        """Yield both ends of a new connection: one in the running loop, and one in this loop."""
         accepted: asyncio.Queue[Comm] = asyncio.Queue()
         listener = await self.run(INPROC.listen(accepted.put))
         here = await connect(listener.contact_address)

@@ -74,7 +74,7 @@ async def target(**kwargs: Any) -> AsyncIterator[Target]:
 
 @asynccontextmanager
 async def attacked() -> AsyncIterator[tuple[RawPeer, Comm]]:
-    """A raw peer that has completed the handshake, and the comm at the other end."""
+    """Yield a raw peer that has completed the handshake, and the comm at the other end."""
     async with target() as it, it.after_handshake() as ends:
         yield ends
 

@@ -53,7 +53,7 @@ def version(request) -> dict[str, ssl.TLSVersion]:
 
 
 def tls_pair(scheme: str = "tls", **kwargs: Any) -> AbstractAsyncContextManager[tuple[Any, Any]]:
-    """Both ends of a new connection with these settings of TLS."""
+    """Return a context manager for both ends of a new connection with these TLS settings."""
     transport = Transport(
         f"{scheme}://127.0.0.1:0",
         unused_address=str,

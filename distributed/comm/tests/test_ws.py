@@ -107,7 +107,7 @@ async def websocket_peer(address: str) -> AsyncIterator[WebSocketPeer]:
 
 @asynccontextmanager
 async def attacked() -> AsyncIterator[tuple[WebSocketPeer, Any]]:
-    """A websocket peer that has completed the handshake, and the comm at the other end."""
+    """Yield a websocket peer that has completed the handshake, and the comm at the other end."""
     accepted: asyncio.Queue[Comm] = asyncio.Queue()
     async with (
         listen(LOCALHOST, accepted.put) as listener,

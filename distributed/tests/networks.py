@@ -133,7 +133,7 @@ def netem_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host
 
 @contextlib.contextmanager
 def relayed_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host, Host]]:
-    """Yield two hosts like those of `netem_hosts`, with a thread of this process instead of netem."""
+    """Yield two hosts like those of `netem_hosts`, with a thread instead of netem."""
     with _namespaces() as hosts, contextlib.ExitStack() as stack:
         tunnels = []
         for host in hosts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from tornado.tcpserver import TCPServer
@@ -20,9 +20,9 @@ from distributed.comm.core import (
     FatalCommClosedError,
     call_comm_handler,
 )
+from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
-from distributed.comm.stream import StreamComm
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StreamListener(BaseListener):
     """
 
     prefix: ClassVar[str]
-    comm_class: ClassVar[type[StreamComm]]
+    comm_class: ClassVar[Callable[..., FramedComm]]
 
     def __init__(self, comm_handler: CommHandler, deserialize: bool, allow_offload: bool):
         super().__init__()

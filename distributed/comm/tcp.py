@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tornado.iostream import StreamClosedError
@@ -30,6 +31,7 @@ from distributed.comm.core import (
     FatalCommClosedError,
     Listener,
 )
+from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
@@ -159,7 +161,7 @@ class TLS(TCP):
 class BaseTCPConnector(Connector):
     """Base class of connectors over TCP; by default they do not encrypt."""
 
-    comm_class: ClassVar[type[StreamComm]]
+    comm_class: ClassVar[Callable[..., FramedComm]]
     prefix: ClassVar[str]
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
@@ -175,7 +177,7 @@ class BaseTCPConnector(Connector):
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
-    ) -> StreamComm:
+    ) -> FramedComm:
         """Open a connection to *address*, ``host:port``.
 
         Raises
@@ -236,7 +238,7 @@ class TLSConnector(BaseTCPConnector):
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
-    ) -> StreamComm:
+    ) -> FramedComm:
         """Open a connection to *address*, ``host:port``, including the TLS handshake.
 
         Raises

@@ -27,12 +27,18 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
-from distributed.comm.core import CommClosedError, CommHandler, Connector, call_comm_handler
+from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
-from distributed.comm.sockets import MAX_BUFFER_SIZE, Client, get_stream_address, set_tcp_timeout
+from distributed.comm.sockets import MAX_BUFFER_SIZE, get_stream_address, set_tcp_timeout
 from distributed.comm.stream_listener import log_failed_connection
-from distributed.comm.tcp import BaseTCPBackend, BaseTCPListener, TLSListener
-from distributed.comm.tls import TLSStream, expect_tls_context, refuse_unencrypted
+from distributed.comm.tcp import (
+    BaseTCPBackend,
+    BaseTCPConnector,
+    BaseTCPListener,
+    TLSConnector,
+    TLSListener,
+)
+from distributed.comm.tls import TLSStream, expect_tls_context
 from distributed.comm.websocket import (
     HTTP_ANSWER,
     HTTP_LIMIT,
@@ -74,7 +80,7 @@ def _split_path(loc: str) -> tuple[str, str]:
     return host_port, slash + path
 
 
-class WSConnector(Connector):
+class WSConnector(BaseTCPConnector):
     """Opens websockets.
 
     The connection argument ``extra_conn_args`` holds keyword arguments of
@@ -82,13 +88,8 @@ class WSConnector(Connector):
     proxy that requires them.
     """
 
-    prefix: ClassVar[str] = "ws://"
+    prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
-
-    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        """Return the client that opens the stream to *address*."""
-        refuse_unencrypted(self.prefix + address, connection_args)
-        return Client()
 
     async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> WS:
         """Open a websocket to *address*, ``host:port`` or ``host:port/path``.
@@ -103,7 +104,7 @@ class WSConnector(Connector):
         where = self.prefix + address
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
-        client = self._make_client(address, connection_args)
+        client = self._make_client(host_port, connection_args)
         stream = connection = None
         try:
             stream = await client.open(host, port)
@@ -142,10 +143,7 @@ class WSSConnector(WSConnector):
     prefix = "wss://"
     comm_class = WSS
 
-    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        context = expect_tls_context(connection_args)
-        host = connection_args.get("server_hostname")
-        return Client(context, host or parse_host_port(_split_path(address)[0])[0] or None)
+    _make_client = TLSConnector._make_client
 
 
 class WSHandler(WebSocketHandler):
@@ -235,7 +233,7 @@ class WSListener(BaseTCPListener):
     """
 
     prefix = "ws://"
-    comm_class: ClassVar[type[WS]] = WS  # type: ignore[assignment]
+    comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
 
     def __init__(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -352,29 +353,42 @@ class WSListener(BaseTCPListener):
         self._opening.clear()
         super().stop()
 
-    async def _handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Start HTTP on a new connection to this listener's own server."""
-        peer = self.prefix + unparse_host_port(*address[:2])
-        set_tcp_timeout(stream)
+    def _handle_stream(
+        self, stream: IOStream, address: tuple[Any, ...]
+    ) -> Coroutine[Any, Any, None] | None:
+        """Start HTTP on a new connection to this listener's own server.
 
+        This is not a coroutine function, so that `_make_room` finds the connection while more are
+        accepted in the same event-loop iteration.  Otherwise it would close an honest peer.
+        """
+        peer = self.prefix + unparse_host_port(*address[:2])
+        try:
+            set_tcp_timeout(stream)
+            stream = self._open_stream(stream.socket)
+        except OSError as exc:
+            stream.close()
+            self._log_failure(peer, exc)
+            return None
+        self._opening[stream] = asyncio.get_running_loop().call_later(
+            settings().handshake_timeout, self._give_up, stream, peer
+        )
+        return self._start_http(stream, address, peer)
+
+    async def _start_http(self, stream: IOStream, address: tuple[Any, ...], peer: str) -> None:
         def refuse(reason: NotHTTP) -> None:
             self._log_failure(peer, reason)
             stream.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
-        try:
-            stream = self._open_stream(stream.socket)
-            self._opening[stream] = asyncio.get_running_loop().call_later(
-                settings().handshake_timeout, self._give_up, stream, peer
-            )
-            expect_http(stream, HTTP_REQUEST, refuse)
-            if isinstance(stream, TLSStream):
+        expect_http(stream, HTTP_REQUEST, refuse)
+        if isinstance(stream, TLSStream):
+            try:
                 await stream.do_handshake()
-        except OSError as exc:
-            self._forget(stream)
-            stream.close()
-            if not isinstance(stream.error, NotHTTP):
-                self._log_failure(peer, exc)
-            return
+            except OSError as exc:
+                self._forget(stream)
+                stream.close()
+                if not isinstance(stream.error, NotHTTP):
+                    self._log_failure(peer, exc)
+                return
         if isinstance(self.tcp_server, HTTPServer):
             HTTPServer.handle_stream(self.tcp_server, stream, address)
 

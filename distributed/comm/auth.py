@@ -1,6 +1,6 @@
 """Challenge and response: two peers prove that they know a token, without sending it.
 
-This module creates and checks the data; :mod:`distributed.comm.core` sends it in the handshake.
+This module creates and checks the data; :mod:`distributed.comm.handshake` sends it.
 
 Each side sends a random nonce.  Then the client, and the server only if the client's proof was
 right, sends HMAC-SHA256 under the token over its role, both nonces and, on TLS, the channel

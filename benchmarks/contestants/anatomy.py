@@ -31,7 +31,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._replace(selectors.DefaultSelector, "select", self._selecting)
-        for name in ("recv", "recv_into", "recvmsg_into"):
+        for name in ("recv", "recv_into"):
             self._replace(socket.socket, name, self._receives)
         for name in ("send", "sendmsg"):
             self._replace(socket.socket, name, self._sends)

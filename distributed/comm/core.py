@@ -13,9 +13,8 @@ import asyncio
 import inspect
 import logging
 import random
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
@@ -28,12 +27,24 @@ from distributed.comm.auth import (
     Penalties,
     choose_token,
 )
+from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
+from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
 from distributed.comm.registry import get_backend
 from distributed.comm.settings import settings
-from distributed.protocol.compression import get_compression_settings
-from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.limits import LoadPolicy
-from distributed.protocol.pickle import HIGHEST_PROTOCOL
+
+__all__ = [
+    "BaseListener",
+    "Comm",
+    "CommClosedError",
+    "CommHandler",
+    "Connector",
+    "FatalCommClosedError",
+    "Listener",
+    "call_comm_handler",
+    "connect",
+    "listen",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +56,6 @@ CommHandler: TypeAlias = Callable[["Comm"], Any]
 _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
 #: Share of the time for connecting which the first attempt may take; later ones may take more.
 _FIRST_ATTEMPT_SHARE, _ATTEMPT_GROWTH = 0.2, 1.5
-
-
-class CommClosedError(OSError):
-    """The comm was closed, by either side, before the operation was done."""
-
-
-class FatalCommClosedError(CommClosedError):
-    """The connection failed in a way that trying again will not mend."""
 
 
 class Comm(ABC):
@@ -210,50 +213,13 @@ class Comm(ABC):
         return _host_of(self.local_address) == _host_of(self.peer_address)
 
     def handshake_info(self) -> dict[str, Any]:
-        """Return what this side says of itself in the handshake."""
-        compression = None
-        if not self.same_host:
-            compression = get_compression_settings("distributed.comm.compression")
-        info = {
-            "compression": compression,
-            "python": tuple(sys.version_info)[:3],
-            "pickle-protocol": HIGHEST_PROTOCOL,
-        }
-        if not self.allow_pickle:
-            # The original does not know this key, and ignores it.
-            info["allow-pickle"] = False
-        return info
+        """Return the map by which this side describes itself in the handshake."""
+        return handshake_info(same_host=self.same_host, allow_pickle=self.allow_pickle)
 
-    @staticmethod
-    def handshake_configuration(
-        local: Mapping[str, Any], remote: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return what two sides that sent *local* and *remote* agree upon.
+    handshake_configuration = staticmethod(handshake_configuration)
 
-        Raises
-        ------
-        ValueError
-            If *remote* does not say what every peer says.
-        """
-        try:
-            protocol = min(local["pickle-protocol"], remote["pickle-protocol"])
-            compression = local["compression"]
-            if compression != remote["compression"]:
-                compression = None
-        except (KeyError, TypeError):
-            raise ValueError(
-                "the peer's handshake lacks 'pickle-protocol' or 'compression': "
-                f"{str(remote)[:200]}; does it run a compatible version of distributed?"
-            ) from None
-        options = {"pickle-protocol": protocol, "compression": compression}
-        if remote.get("allow-pickle") is False:
-            options["allow-pickle"] = False
-        return options
-
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        """Keep what both sides said in the handshake and what follows from it."""
-        if not isinstance(remote, dict):
-            raise ValueError(f"the peer's handshake is no map but {str(remote)[:200]!r}")
+    def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None:
+        """Store what both sides said in the handshake, and the options that follow from it."""
         self.handshake_options = self.handshake_configuration(local, remote)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
@@ -408,7 +374,7 @@ class BaseListener(Listener):
         # Ends whoever waits for the comm, which takes a fraction of the time of `asyncio.timeout`.
         timer = asyncio.get_running_loop().call_later(timeout, give_up)
         try:
-            await self._shake_hands(comm, handshake_overrides)
+            await self.do_handshake(comm, handshake_overrides)
         except BaseException as exc:
             comm.abort()
             if late and isinstance(exc, OSError):
@@ -421,83 +387,19 @@ class BaseListener(Listener):
             timer.cancel()
             self._handshaking.pop(comm, None)
 
-    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         """Wait for the comm, and for nothing else that could last."""
         if self.token is None:
-            await _handshake(comm, overrides)
+            await do_handshake(comm, overrides)
             return
         host = _host_of(comm.peer_address)
         authentication = Authentication(self.token, "server", comm.channel_binding)
         try:
-            await _handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
+            await do_handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
         except FatalCommClosedError as exc:
             if isinstance(exc.__cause__, AuthenticationError):
                 self._penalties.failed(host)
             raise
-
-
-async def _handshake(
-    comm: Comm,
-    overrides: Mapping[str, Any] | None,
-    authentication: Authentication | None = None,
-    delay: float = 0,
-) -> None:
-    """Say who we are, hear who the peer is, and keep what follows from that.
-
-    With an *authentication*, both sides also show that they know the token; a
-    server checks that after *delay* seconds.
-    """
-    local = {**comm.handshake_info(), **(overrides or {})}
-    hello = local
-    if authentication is not None:
-        hello = {**local, "auth": authentication.challenge()}
-    await comm.write_handshake(hello)
-    try:
-        remote = await comm.read_handshake()
-        challenge = remote.pop("auth", None) if isinstance(remote, dict) else None
-        if authentication is not None:
-            await _authenticate(comm, authentication, challenge, delay)
-        elif challenge is not None:
-            raise AuthenticationError(
-                "it requires a token, and none is given here ('distributed.comm.auth.token')"
-            )
-        comm._agree(local, remote)
-    except AuthenticationError as exc:
-        raise FatalCommClosedError(
-            f"{comm.peer_address} is not trusted by {comm.local_address}: {exc}"
-        ) from exc
-    except OSError as exc:
-        if isinstance(exc.__cause__, ProtocolError):
-            raise FatalCommClosedError(str(exc)) from exc.__cause__
-        raise
-    except Exception as exc:
-        raise FatalCommClosedError(
-            f"{comm.peer_address} is no peer that {comm.local_address} understands: {exc}"
-        ) from exc
-
-
-async def _authenticate(
-    comm: Comm, authentication: Authentication, challenge: Any, delay: float
-) -> None:
-    """Show that we know the token and see whether the peer does."""
-    if authentication.role == "client":
-        authentication.receive_challenge(challenge)
-        await comm.write_handshake({"proof": authentication.proof()})
-        answer = await comm.read_handshake()
-        if isinstance(answer, dict) and "refused" in answer:
-            raise AuthenticationError(f"it refused this side: {str(answer['refused'])[:200]}")
-        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
-        return
-    try:
-        authentication.receive_challenge(challenge)
-        answer = await comm.read_handshake()
-        await asyncio.sleep(delay)
-        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
-    except AuthenticationError as exc:
-        await comm.write_handshake({"refused": str(exc)})
-        await comm.close()
-        raise
-    await comm.write_handshake({"proof": authentication.proof()})
 
 
 async def connect(
@@ -566,7 +468,7 @@ async def connect(
                     authentication = None
                     if token is not None:
                         authentication = Authentication(token, "client", comm.channel_binding)
-                    await _handshake(comm, handshake_overrides, authentication)
+                    await do_handshake(comm, handshake_overrides, authentication)
                 except BaseException:
                     comm.abort()
                     raise

@@ -78,7 +78,7 @@ class FramedComm(Comm):
         return configured.shard
 
     @abstractmethod
-    def _receive(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
+    def _start_read(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
         """Return the frames of the next message, or what to await for them if they are not here.
 
         Raises
@@ -90,7 +90,7 @@ class FramedComm(Comm):
         """
 
     @abstractmethod
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
         """Write a message.
 
         Returns
@@ -114,8 +114,8 @@ class FramedComm(Comm):
 
     # What comes of it
 
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        super()._agree(local, remote)
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
         self._context = {
             "sender": self.local_info,
             "recipient": self.remote_info,
@@ -127,7 +127,7 @@ class FramedComm(Comm):
             raise self._busy_error()
         self._reading = True
         try:
-            frames = self._receive(self._limits)
+            frames = self._start_read(self._limits)
             if type(frames) is not list:
                 frames = await frames  # type: ignore[misc]
                 self._unwaited = 0
@@ -161,7 +161,7 @@ class FramedComm(Comm):
             raise self._busy_error()
         self._reading = True
         try:
-            frames = self._receive(self._handshake_limits)
+            frames = self._start_read(self._handshake_limits)
             if type(frames) is not list:
                 frames = await frames  # type: ignore[misc]
         except BaseException as exc:
@@ -199,7 +199,7 @@ class FramedComm(Comm):
     async def _write_frames(self, frames: Sequence[Buffer]) -> int:
         """Write the frames of a message, and return its size when all of it has left."""
         try:
-            nbytes, rest = self._send(frames)
+            nbytes, rest = self._start_write(frames)
             if rest is not None:
                 await rest
         except BaseException as exc:

@@ -18,7 +18,8 @@ from tornado.iostream import IOStream, StreamClosedError
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
-from distributed.comm.message_stream import Arrival, MessageStream
+from distributed.comm.inline_future import InlineFuture
+from distributed.comm.message_stream import MessageStream
 from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,14 @@ class StreamComm(FramedComm):
         self._loop: asyncio.AbstractEventLoop = asyncio_loop_of(stream.io_loop)
         stream.notice_end()
 
-    def _receive(self, limits: Limits) -> Frames | Arrival:
+    def _start_read(self, limits: Limits) -> Frames | InlineFuture:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot read: {self!r}")
         self._decoder.limits = limits
-        return stream.next_message()
+        return stream.read_message()
 
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")

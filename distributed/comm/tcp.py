@@ -427,10 +427,10 @@ class TLSListener(BaseTCPListener):
     def _open_stream(self, sock: socket.socket) -> MessageStream:
         return open_tls_stream(sock, self.ssl_context, server_side=True)
 
-    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         assert isinstance(comm, TLS)
         await comm.shake_tls_hands()
-        await super()._shake_hands(comm, overrides)
+        await super().do_handshake(comm, overrides)
 
 
 class BaseTCPBackend(Backend):

@@ -320,14 +320,14 @@ class Raw:
         self.writer.writelines(pack_message(frames)[0])
 
     async def read(self):
-        received = 0
-        while (frames := self.decoder.next_message(received)) is None:
-            memory = self.decoder.wanted()
+        frames = self.decoder.next_message()
+        while frames is None:
+            memory = self.decoder.get_buffer()
             data = await self.reader.read(len(memory))
             if not data:
                 raise EOFError
-            received = len(data)
-            memory[:received] = data
+            memory[: len(data)] = data
+            frames = self.decoder.buffer_updated(len(data))
         return msgpack.unpackb(frames[0])
 
     async def close(self):

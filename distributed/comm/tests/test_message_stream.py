@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 from tornado.iostream import StreamClosedError
 
-from distributed.comm.message_stream import Arrival, MessageStream
+from distributed.comm.inline_future import InlineFuture
+from distributed.comm.message_stream import MessageStream
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Limits, MessageDecoder, pack_message
 from distributed.utils_test import async_poll_for, gen_test
@@ -24,99 +25,99 @@ def in_a_callback(function, *args):
     return done
 
 
-async def waiting(arrival: Arrival) -> None:
-    await async_poll_for(lambda: arrival.wake is not None)
+async def waiting(future: InlineFuture) -> None:
+    await async_poll_for(lambda: future.wake is not None)
 
 
 @gen_test()
 async def test_who_waits_goes_on_before_the_event_is_over():
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
     seen = []
 
     async def wait():
-        seen.append(await arrival)
-        seen.append(await arrival)
+        seen.append(await future)
+        seen.append(await future)
 
     task = asyncio.create_task(wait())
     for i in range(2):
-        await waiting(arrival)
+        await waiting(future)
 
         def resolve(i=i):
-            arrival.resolve(i)
+            future.resolve(i)
             return list(seen)
 
         assert await in_a_callback(resolve) == list(range(i + 1))
     await task
-    assert arrival.wake is None
+    assert future.wake is None
 
 
 @gen_test()
 async def test_an_error_is_raised_where_it_was_waited_for():
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         with pytest.raises(ZeroDivisionError, match="now"):
-            await arrival
+            await future
         with pytest.raises(ZeroDivisionError, match="soon"):
-            await arrival
-        return await arrival
+            await future
+        return await future
 
     task = asyncio.create_task(wait())
-    await waiting(arrival)
-    await in_a_callback(lambda: arrival.resolve(error=ZeroDivisionError("now")))
-    await waiting(arrival)
-    arrival.resolve_soon(ZeroDivisionError("soon"))
-    assert arrival.wake is None
-    await waiting(arrival)
-    await in_a_callback(arrival.resolve, "result")
+    await waiting(future)
+    await in_a_callback(lambda: future.resolve(error=ZeroDivisionError("now")))
+    await waiting(future)
+    future.resolve_soon(ZeroDivisionError("soon"))
+    assert future.wake is None
+    await waiting(future)
+    await in_a_callback(future.resolve, "result")
     assert await task == "result"
 
 
 @gen_test()
 async def test_a_wait_can_be_cancelled_and_time_out():
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         try:
-            await arrival
+            await future
         except asyncio.CancelledError as exc:
             return exc.args
 
     for args in ((), ("why",)):
         task = asyncio.create_task(wait())
-        await waiting(arrival)
+        await waiting(future)
         assert task.cancel(*args)
-        assert arrival.wake is None
+        assert future.wake is None
         assert await task == args
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await arrival
-    assert not arrival.cancel()
+            await future
+    assert not future.cancel()
 
     # And when the task is cancelled before it waits at all.
     asyncio.current_task().cancel()
     with pytest.raises(asyncio.CancelledError):
-        await arrival
+        await future
     asyncio.current_task().uncancel()
-    assert arrival.wake is None
+    assert future.wake is None
 
 
 @gen_test()
 async def test_a_task_goes_on_in_its_own_context():
     variable = contextvars.ContextVar("variable", default="outside")
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         variable.set("inside")
-        await arrival
+        await future
         return variable.get(), asyncio.current_task().get_name()
 
     task = asyncio.create_task(wait(), name="me")
-    await waiting(arrival)
+    await waiting(future)
 
     def resolve():
-        arrival.resolve()
+        future.resolve()
         return variable.get()
 
     assert await in_a_callback(resolve) == "outside"
@@ -141,7 +142,7 @@ def packed(*frames):
 
 
 async def read(stream):
-    frames = stream.next_message()
+    frames = stream.read_message()
     return [bytes(frame) for frame in (frames if isinstance(frames, list) else await frames)]
 
 
@@ -274,61 +275,10 @@ async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
         assert stream.closed()
 
 
-async def read_alike(stream, peer):
-    """Read messages that are laid out alike, until the stream foresees the next one."""
-    data = packed(b"message", b"x" * 100_000)
-    for _ in range(3):
-        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data))
-        assert await read(stream) == [b"message", b"x" * 100_000]
-        await sending
-    return data
-
-
-@pytest.mark.parametrize("cut", [1, 30, 50, 5000])
-@gen_test()
-async def test_a_message_that_was_foreseen_may_end_early(cut):
-    async with stream_and_peer() as (stream, peer):
-        data = await read_alike(stream, peer)
-        reading = asyncio.create_task(read(stream))
-        await async_poll_for(stream.reading)
-        peer.send(data[:cut])
-        await async_poll_for(lambda: stream.decoder.in_message)
-        peer.close()
-        with pytest.raises(StreamClosedError):
-            await reading
-
-
-@gen_test()
-async def test_a_read_that_is_cancelled_amid_what_was_foreseen_takes_nothing():
-    async with stream_and_peer() as (stream, peer):
-        data = await read_alike(stream, peer)
-        reading = asyncio.create_task(read(stream))
-        await async_poll_for(stream.reading)
-        peer.send(data[:5000])
-        await async_poll_for(lambda: stream.decoder.in_message)
-        reading.cancel()
-        await asyncio.wait({reading})
-        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data[5000:]))
-        assert await read(stream) == [b"message", b"x" * 100_000]
-        await sending
-
-
-@gen_test()
-async def test_something_else_than_was_foreseen_may_come_while_nobody_reads():
-    async with stream_and_peer() as (stream, peer):
-        await read_alike(stream, peer)
-        peer.send(packed(b"a", b"b" * 1000) + packed(b"c") + packed(b"d" * 9000))
-        await async_poll_for(lambda: stream._read_buffer_size)
-        assert await read(stream) == [b"a", b"b" * 1000]
-        assert await read(stream) == [b"c"]
-        assert await read(stream) == [b"d" * 9000]
-
-
 @gen_test()
 async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
-    def next_message(decoder, received=0):
-        if received:
-            raise MemoryError("too much")
+    def buffer_updated(decoder, nbytes):
+        raise MemoryError("too much")
 
     loop = asyncio.get_running_loop()
     told = []
@@ -336,7 +286,7 @@ async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
     async with stream_and_peer() as (stream, peer):
         reading = asyncio.create_task(read(stream))
         await async_poll_for(stream.reading)
-        monkeypatch.setattr(MessageDecoder, "next_message", next_message)
+        monkeypatch.setattr(MessageDecoder, "buffer_updated", buffer_updated)
         peer.send(packed(b"x"))
         with pytest.raises(StreamClosedError) as info:
             await reading

@@ -136,7 +136,7 @@ async def do_handshake(
                 "it requires a token, and none is given here ('distributed.comm.auth.token')"
             )
         if not isinstance(remote, dict):
-            raise ValueError(f"the peer's handshake is no map but {str(remote)[:_QUOTED]!r}")
+            raise ValueError(f"the peer's handshake is not a map but {str(remote)[:_QUOTED]!r}")
         comm.complete_handshake(local, remote)
     except AuthenticationError as exc:
         raise FatalCommClosedError(
@@ -148,7 +148,7 @@ async def do_handshake(
         raise
     except Exception as exc:
         raise FatalCommClosedError(
-            f"{comm.peer_address} is no peer that {comm.local_address} understands: {exc}"
+            f"handshake between {comm.local_address} and {comm.peer_address} failed: {exc}"
         ) from exc
 
 

@@ -11,51 +11,59 @@ __all__ = ["InlineFuture"]
 
 
 class InlineFuture:
-    """Awaits like a future, but who awaits goes on within :meth:`resolve`.
+    """A future whose waiter resumes inside :meth:`resolve`, without a turn of the event loop.
 
-    A future wakes who awaits it by way of the event loop's queue, which costs every message one
-    more turn of the loop and a call of the selector.  `resolve` is for callbacks of the event loop
-    alone, since no other task may be running; from anywhere else, and for what is no hurry, there
-    is `resolve_soon`.
+    An ordinary future wakes its waiter through the queue of the event loop.  For each message, that
+    would cost one more turn of the loop, and a call of the selector.
 
-    One task at a time may await it; when that has the result, it can be awaited again.
+    Only callbacks of the event loop may call `resolve`, since no other task may be running.  All
+    other code, a task for example, calls `resolve_soon`.
+
+    One task at a time may wait.  Once it has resumed, the future can be awaited again.
+
+    Attributes
+    ----------
+    wake
+        Callback that resumes the waiter; None if no task waits.
+    error
+        The exception that the waiter is resumed with, or None.  Set it before `resolve`.
     """
 
-    # What asyncio's tasks ask of a future: `_asyncio_future_blocking` (by which they know one, see
+    # The part of a future's interface that asyncio's tasks use is `_asyncio_future_blocking` (see
     # `asyncio.isfuture`), `get_loop`, `add_done_callback`, `cancel` and `result`.
-
-    # State.  `wake`, in `_context`, lets the task that waits go on, and is None while none does.
-    # Result and error are set from when that is called, or about to be, until the task has them.
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_result", "wake")
+    #
+    # Invariant: `_result` and `error` are set only from the call that resumes the waiter, or its
+    # request, until the waiter has them.
+    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_result", "error", "wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._asyncio_future_blocking = False
         self._loop = loop
         self.wake: Callable[[Any], object] | None = None
+        # The context variables of the waiter.
         self._context: contextvars.Context | None = None
         self._result: Any = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
 
-    def resolve(self, result: Any = None, error: BaseException | None = None) -> None:
-        """Let the task that waits go on, now, with *result* or *error*."""
+    def resolve(self, result: Any = None) -> None:
+        """Resume the waiter now, with *result*, or with `error` if that is set."""
         wake, self.wake = self.wake, None
         context, self._context = self._context, None
         assert wake is not None
         self._result = result
-        self._error = error
-        # The error will come to refer to this frame.
-        del error
         if context is None:
             wake(self)
         else:
             context.run(wake, self)
+        # A cycle otherwise, as in `_take_error`, if the waiter's task has ended with an error.
+        del wake
 
     def resolve_soon(self, error: BaseException) -> None:
-        """Let the task that waits go on with *error* at the loop's next turn."""
+        """Resume the waiter with *error* at the next turn of the event loop."""
         wake, self.wake = self.wake, None
         context, self._context = self._context, None
         assert wake is not None
-        self._error = error
+        self.error = error
         self._loop.call_soon(wake, self, context=context)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -75,17 +83,24 @@ class InlineFuture:
         self._context = context
 
     def result(self) -> None:
-        """Raise the error with which the task goes on, if it does with one."""
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                # Its traceback has this frame.
-                del error
+        """Raise the error that the waiter is resumed with, if there is one."""
+        if self.error is not None:
+            raise self._take_error()
+
+    def _take_error(self) -> BaseException:
+        """Return `error` and forget it.
+
+        The traceback of an error refers to the frame that raises it and to the callers of that
+        frame.  If one of these had a variable for the error, the two would refer to each other.
+        Then all that the frames hold, such as messages and comms, would stay in memory until the
+        garbage collector runs.
+        """
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel the wait; return false if it is over."""
+        """Cancel the wait; return false if no task waits."""
         if self.wake is None:
             return False
         self.resolve_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))

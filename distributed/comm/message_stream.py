@@ -1,18 +1,18 @@
-"""A Tornado ``IOStream`` that hands over whole messages, with as little ado as it can.
+"""A Tornado ``IOStream`` that receives and sends whole messages.
 
-:class:`MessageStream` is what a stream comm reads from and writes to.  It differs from Tornado's
-stream in what costs time for each message:
+:class:`MessageStream` is the stream below a stream comm.  It saves time for each message:
 
-* Bytes go straight from the socket to where :mod:`distributed.protocol.framing` wants them.  The
-  reader is not bothered before a whole message is there, and goes on within the event that brought
-  its last byte, not one turn of the event loop later.
-* Nothing is received before the loop says that there is something, which it cannot over TLS, or
-  most of what is wanted has just come.
-* The buffers of a message are written by one system call, without being joined; not over TLS.
+* Bytes go straight from the socket into the memory that :mod:`distributed.protocol.framing`
+  provides.  The reader resumes only when a whole message was received, and within the callback for
+  its last byte, instead of one turn of the event loop later
+  (:class:`~distributed.comm.inline_future.InlineFuture`).
+* It receives only after the event loop has reported data, or if the last call filled most of the
+  memory.  Over TLS it always tries, since the event loop does not see decrypted data.
+* One system call writes all buffers of a message, without joining them; not over TLS.
 
-What is rare is left to Tornado: what the socket does not take at once, what arrives while nobody
-reads, and closing.  This module knows neither what is in a message nor what an error means to a
-comm.
+Tornado handles everything that is rare: data that the socket does not accept at once, data that
+comes while no task reads, and closing.  The private names of Tornado that this takes are listed,
+with reasons, in ``tests/test_tornado_names.py``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 
 _READ = IOLoop.READ
 
-#: So many buffers one system call takes on every platform (IOV_MAX).
-_BUFFERS_AT_ONCE = 1024
+#: Maximum number of buffers per ``sendmsg()`` call (IOV_MAX).
+_MAX_BUFFERS = 1024
 
 
 class MessageStream(IOStream):
@@ -41,40 +41,38 @@ class MessageStream(IOStream):
     Attributes
     ----------
     decoder
-        Takes apart what arrives.
+        The parser of the received bytes.
     """
 
-    # State, besides Tornado's.  `decoder` holds what has arrived and was not taken.  One reader
-    # waits for `_waiter`, or none does.
-
-    #: Whether the socket is the system's, which tells the event loop of all that can be received,
-    #: and sends several buffers at once.
+    #: Whether the socket belongs to the system: the event loop reports all data that it can
+    #: receive, and it can send several buffers at once.
     _is_plain = True
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.decoder = MessageDecoder()
+        # The next message; the reader waits for it if it is not complete.
         self._waiter = InlineFuture(asyncio_loop_of(self.io_loop))
 
     def notice_end(self) -> None:
-        """Let the stream close when the peer does, also while nobody reads or writes."""
+        """Close the stream when the peer does, even if no task reads or writes."""
         self._add_io_state(_READ)
 
     def read_message(self) -> Frames | InlineFuture:
-        """Return the next message if all of it is here, else what to await for it.
+        """Return the next message if it is complete, else the future to await for it.
 
         Only one task may wait at a time.
 
         Raises
         ------
         FramingError
-            If what arrives is no message; now or when it is awaited.
+            If the peer sent an invalid prelude; now or when the future is awaited.
         StreamClosedError
-            If no more will arrive.
+            If the stream has ended.
         """
         frames = self.decoder.next_message()
         if frames is None and (self._read_buffer_size or self._closed or not self._is_plain):
-            # Tornado has in its buffer what came while nobody was reading.
+            # Tornado's buffer has the data that came while no task was reading.
             frames = self._fill_decoder()
         if frames is not None:
             return frames
@@ -83,12 +81,12 @@ class MessageStream(IOStream):
         return self._waiter
 
     def send(self, buffers: Sequence[Buffer], nbytes: int) -> asyncio.Future[None] | None:
-        """Write *buffers*, of *nbytes* in all, one after the other.
+        """Write *buffers*, which have *nbytes* bytes in total.
 
         Returns
         -------
         None or Future
-            None if all of it has left, else what is done when it has.
+            None if the socket has accepted everything, else a future that is done when it has.
 
         Raises
         ------
@@ -99,14 +97,14 @@ class MessageStream(IOStream):
             raise StreamClosedError(real_error=self.error)
         sent = 0
         if self._total_write_done_index == self._total_write_index:
-            # Nothing waits to be written.
+            # No earlier data waits to be written.
             try:
                 if not self._is_plain:
                     sent = self.write_to_fd(memoryview(buffers[0]))
                 elif len(buffers) == 1:
                     sent = self.socket.send(buffers[0])
                 else:
-                    sent = self.socket.sendmsg(buffers[:_BUFFERS_AT_ONCE])
+                    sent = self.socket.sendmsg(buffers[:_MAX_BUFFERS])
             except BlockingIOError:
                 pass
             except OSError as exc:
@@ -124,7 +122,7 @@ class MessageStream(IOStream):
         return written
 
     def _fill_decoder(self) -> Frames | None:
-        """Receive what is there, up to the end of a message; return that if it is complete."""
+        """Receive available bytes up to the end of a message; return the message if complete."""
         decoder = self.decoder
         is_plain = self._is_plain
         while True:
@@ -145,43 +143,41 @@ class MessageStream(IOStream):
                     raise self._ended(exc) from exc
                 if nbytes == 0:
                     raise self._ended()
-            # Where nothing was received this only gives back what would have been filled.
+            # If no bytes were received this returns the scratch buffer.
             frames = decoder.buffer_updated(nbytes or 0)
             if frames is not None or nbytes is None:
                 return frames
-            # While much was received the rest may have come.
+            # More bytes are likely to be available only if these filled most of the memory.
             if nbytes < wanted - nbytes and is_plain and not self._closed:
                 return None
 
     def _ended(self, exc: OSError | None = None) -> StreamClosedError:
-        """Close, and return what is to be raised; who waits has yet to be told."""
-        if exc is not None:
-            # The stream keeps it, and its traceback the stream.
-            exc.__traceback__ = None
+        """Close the stream and return the error to raise, without waking the reader."""
         waiter = self._waiter
         wake, waiter.wake = waiter.wake, None
-        self.close(exc_info=exc or False)
+        # The stream keeps the error, whose traceback would refer to the stream.
+        self.close(exc_info=exc.with_traceback(None) if exc is not None else False)
         waiter.wake = wake
         return StreamClosedError(real_error=self.error)
 
     def _take_buffered(self, memory: bytearray | memoryview) -> int:
-        """Fill a part of *memory* with what came while nobody was reading; return its size."""
+        """Move bytes from Tornado's buffer to *memory*; return their number."""
         if not self._read_buffer_size:
             raise StreamClosedError(real_error=self.error)
         nbytes: int = self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
         if not self._read_buffer_size:
-            # Tornado did not while it had something that nobody had read.
+            # Tornado did not watch for the end while it had buffered data.
             self.notice_end()
         return nbytes
 
-    # What follows are hooks of Tornado's.
+    # Methods of Tornado that are extended here
 
     def reading(self) -> bool:
         return self._waiter.wake is not None or super().reading()
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if events == _READ and self._waiter.wake is not None:
-            # As nearly always.  Nothing of what Tornado looks after changes by it.
+            # The usual case, which changes none of the state that Tornado updates here.
             self._handle_read()
         else:
             super()._handle_events(fd, events)
@@ -189,19 +185,19 @@ class MessageStream(IOStream):
     def _handle_read(self) -> None:
         waiter = self._waiter
         if waiter.wake is None:
-            # Tornado notices the end of a stream from which nobody reads, and keeps what arrives
-            # on it, but only so much of that.
+            # Tornado notices the end of a stream that no task reads from.  It buffers the data that
+            # comes before, up to a limit.
             super()._handle_read()
             return
+        frames = None
         try:
             frames = self._fill_decoder()
         except (StreamClosedError, FramingError) as exc:
-            waiter.resolve(error=exc)
-            return
+            waiter.error = exc
         except BaseException as exc:
             self.close(exc_info=exc)
             raise
-        if frames is not None:
+        if frames is not None or waiter.error is not None:
             waiter.resolve(frames)
 
     def _signal_closed(self) -> None:

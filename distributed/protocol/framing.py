@@ -213,9 +213,9 @@ class MessageDecoder:
     True
     """
 
-    # Invariants: `_scratch` is None while `_table` or `_block` is set, and while no bytes are unparsed
-    # and no buffer is handed out.  At most one of `_table` and `_frames` is set; both are None
-    # between messages.
+    # Invariants: `_scratch` is None while `_table` or `_block` is set.  Otherwise it is set if there
+    # are unparsed bytes or `get_buffer` has handed it out.  At most one of `_table` and `_frames` is
+    # set; both are None between messages.
     __slots__ = (
         "_block",
         "_end",
@@ -321,8 +321,8 @@ class MessageDecoder:
         start = self._start
         end = self._end = self._end + nbytes
         if end - start >= _SINGLE.size:
-            # A fast path for a complete message of one frame, as most are.  `_begin_message` handles
-            # all other messages, and raises the errors of invalid ones.
+            # A fast path for a complete message of one frame, the usual case.  `_begin_message`
+            # handles all other messages and raises the errors.
             first, count, length = _SINGLE.unpack_from(scratch, start)
             start += _SINGLE.size
             stop = start + length

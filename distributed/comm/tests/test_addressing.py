@@ -8,11 +8,12 @@ from tornado.netutil import bind_unix_socket
 from tornado.tcpserver import TCPServer
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import get_ip, get_ipv6
 from distributed.comm import addressing
 from distributed.comm.addressing import (
     address_from_user_args,
     addresses_from_user_args,
+    ensure_concrete_host,
     get_address_host,
     get_address_host_port,
     get_local_address_for,
@@ -467,5 +468,23 @@ def test_lists_of_options_that_cannot_be_paired() -> None:
         addresses_from_user_args(host=["a", "b"], port=[5])
 
 
-def test_all_that_is_offered_exists() -> None:
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, host) for host in ("127.0.0.1", "::1", "h", "*")),
+        *((host, "default") for host in ("", "0.0.0.0", "::", "::0", "0:0:0:0:0:0:0:0")),
+    ],
+)
+def test_a_host_that_means_all_interfaces_is_replaced_by_the_default(host, expected) -> None:
+    assert ensure_concrete_host(host, default_host="default") == expected
+
+
+def test_the_default_for_all_interfaces_is_the_address_of_this_host() -> None:
+    assert ensure_concrete_host("h") == "h"
+    assert ensure_concrete_host("") == ensure_concrete_host("0.0.0.0") == get_ip()
+    if has_ipv6():
+        assert ensure_concrete_host("::") == get_ipv6()
+
+
+def test_all_public_names_exist() -> None:
     assert all(hasattr(addressing, name) for name in addressing.__all__)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import socket
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +14,7 @@ from tornado.iostream import StreamClosedError
 
 from distributed.comm.inline_future import InlineFuture
 from distributed.comm.message_stream import MessageStream
+from distributed.comm.stream import StreamComm
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Limits, MessageDecoder, pack_message
 from distributed.utils_test import async_poll_for, gen_test
@@ -64,7 +67,8 @@ async def test_an_error_is_raised_where_it_was_waited_for():
 
     task = asyncio.create_task(wait())
     await waiting(future)
-    await in_a_callback(lambda: future.resolve(error=ZeroDivisionError("now")))
+    future.error = ZeroDivisionError("now")
+    await in_a_callback(future.resolve)
     await waiting(future)
     future.resolve_soon(ZeroDivisionError("soon"))
     assert future.wake is None
@@ -293,3 +297,32 @@ async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
         assert isinstance(info.value.real_error, MemoryError)
         assert stream.closed()
     assert list(map(str, told)) == ["too much"]
+
+
+@pytest.mark.parametrize("ending", ["peer closes", "garbage", "abort", "cancel"])
+@gen_test()
+async def test_a_failed_read_leaves_no_reference_cycle(ending):
+    ours, peer = socket.socketpair()
+    with peer:
+        comm = StreamComm(MessageStream(ours), "inproc://here", "inproc://there")
+        reading = asyncio.create_task(comm.read())
+        await async_poll_for(comm.stream.reading)
+        gc.collect()
+        gc.disable()
+        try:
+            if ending == "peer closes":
+                peer.close()
+            elif ending == "garbage":
+                peer.send(b"\xff" * 100)
+            elif ending == "abort":
+                comm.abort()
+            else:
+                reading.cancel()
+            await asyncio.wait({reading})
+            left = [weakref.ref(comm), weakref.ref(reading)]
+            if not reading.cancelled():
+                left.append(weakref.ref(reading.exception()))
+            del comm, reading
+            await async_poll_for(lambda: not any(ref() for ref in left))
+        finally:
+            gc.enable()

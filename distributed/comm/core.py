@@ -369,7 +369,7 @@ class BaseListener(Listener):
             late = True
             comm.abort()
 
-        # Aborting the comm wakes the waiting task; `asyncio.timeout` would take several times as long.
+        # Aborting the comm wakes the waiting task.  `asyncio.timeout` costs several times more.
         timer = asyncio.get_running_loop().call_later(timeout, give_up)
         try:
             await self.do_handshake(comm, handshake_overrides)

@@ -221,9 +221,11 @@ class _Route(Matcher):
 def _log_answer(handler: RequestHandler) -> None:
     if handler.get_status() != 101:
         logger.info(
-            "Answered %d to what is no request for a websocket here: %s",
+            "Answered %d to a request that opens no websocket here: %s %s (%s)",
             handler.get_status(),
-            handler._request_summary(),
+            handler.request.method,
+            handler.request.uri,
+            handler.request.remote_ip,
         )
 
 

@@ -135,7 +135,7 @@ def test_entry_point_provides_a_scheme(install) -> None:
         ("transport_under_test:broken", "RuntimeError: no such device"),
         ("transport_under_test:missing", "AttributeError: .*missing"),
         ("no_such_module_at_all:x", "ModuleNotFoundError: .*no_such_module_at_all"),
-        ("transport_under_test:wrong", "TypeError: it made 'a string', which is no Backend"),
+        ("transport_under_test:wrong", "TypeError: it made 'a string', which is not a Backend"),
     ],
 )
 def test_entry_point_that_fails_is_named(install, reference: str, reason: str) -> None:

@@ -214,8 +214,8 @@ class MessageDecoder:
     """
 
     # Invariants: `_scratch` is None while `_table` or `_block` is set.  Otherwise it is set if it
-    # has unparsed bytes or if `get_buffer` has returned it.  At most one of `_table` and `_frames` is
-    # set; both are None between messages.
+    # has unparsed bytes or if `get_buffer` has returned it.  At most one of `_table` and `_frames`
+    # is set; both are None between messages.
     __slots__ = (
         "_block",
         "_end",

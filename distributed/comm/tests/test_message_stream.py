@@ -1,4 +1,4 @@
-"""A stream of messages: who waits is told at once, and nothing is lost whoever is late."""
+"""Message streams, and the future that resumes their readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distributed.utils_test import async_poll_for, gen_test
 
 
 def in_a_callback(function, *args):
-    """Return a future for what a callback of the event loop returns."""
+    """Return a future with the result of *function*, called by the event loop."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     loop.call_soon(lambda: done.set_result(function(*args)))
@@ -33,7 +33,7 @@ async def waiting(future: InlineFuture) -> None:
 
 
 @gen_test()
-async def test_who_waits_goes_on_before_the_event_is_over():
+async def test_the_waiter_resumes_inside_resolve():
     future = InlineFuture(asyncio.get_running_loop())
     seen = []
 
@@ -55,7 +55,7 @@ async def test_who_waits_goes_on_before_the_event_is_over():
 
 
 @gen_test()
-async def test_an_error_is_raised_where_it_was_waited_for():
+async def test_the_waiter_gets_the_error():
     future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
@@ -99,7 +99,7 @@ async def test_a_wait_can_be_cancelled_and_time_out():
             await future
     assert not future.cancel()
 
-    # And when the task is cancelled before it waits at all.
+    # A task may also be cancelled before it waits.
     asyncio.current_task().cancel()
     with pytest.raises(asyncio.CancelledError):
         await future
@@ -108,7 +108,7 @@ async def test_a_wait_can_be_cancelled_and_time_out():
 
 
 @gen_test()
-async def test_a_task_goes_on_in_its_own_context():
+async def test_the_waiter_resumes_in_its_own_context():
     variable = contextvars.ContextVar("variable", default="outside")
     future = InlineFuture(asyncio.get_running_loop())
 
@@ -151,10 +151,10 @@ async def read(stream):
 
 
 @gen_test()
-async def test_what_arrives_while_nobody_reads_is_read_in_order():
+async def test_messages_received_without_a_reader_are_read_in_order():
     async with stream_and_peer() as (stream, peer):
         loop = asyncio.get_running_loop()
-        # Far more than what either of the buffers on the way takes.
+        # This is far more than the buffers of the sockets hold.
         messages = [packed(bytes([i]) * 50_000) for i in range(100)]
         sending = asyncio.create_task(loop.sock_sendall(peer, b"".join(messages)))
         await async_poll_for(lambda: stream._read_buffer_size > 0)
@@ -165,7 +165,7 @@ async def test_what_arrives_while_nobody_reads_is_read_in_order():
 
 @pytest.mark.parametrize("read_before", [False, True])
 @gen_test()
-async def test_what_arrived_before_the_end_is_still_read(read_before):
+async def test_messages_received_before_the_end_are_read(read_before):
     async with stream_and_peer() as (stream, peer):
         if read_before:
             peer.send(packed(b"first") + packed(b"second"))
@@ -182,7 +182,7 @@ async def test_what_arrived_before_the_end_is_still_read(read_before):
 
 
 @gen_test()
-async def test_a_part_of_a_message_before_the_end_is_waited_for_in_vain():
+async def test_a_partial_message_at_the_end_is_an_error():
     async with stream_and_peer() as (stream, peer):
         peer.send(packed(b"x" * 100)[:50])
         await async_poll_for(lambda: stream._read_buffer_size)
@@ -192,11 +192,11 @@ async def test_a_part_of_a_message_before_the_end_is_waited_for_in_vain():
 
 
 @gen_test()
-async def test_the_end_is_noticed_by_nobody_who_reads_before_and_after_something_was_read():
+async def test_the_stream_closes_with_its_peer_even_without_a_reader():
     for early in (False, True):
         async with stream_and_peer() as (stream, peer):
             if early:
-                # It arrives while nobody reads, and Tornado stops to watch the socket.
+                # Tornado stops watching the socket when data comes while no task reads.
                 peer.send(packed(b"x"))
                 await async_poll_for(lambda stream=stream: stream._read_buffer_size)
                 assert await read(stream) == [b"x"]
@@ -205,7 +205,7 @@ async def test_the_end_is_noticed_by_nobody_who_reads_before_and_after_something
 
 
 @gen_test()
-async def test_a_reader_is_told_when_the_stream_is_closed_on_either_side():
+async def test_the_reader_gets_an_error_when_either_side_closes():
     for close in (lambda stream, peer: stream.close(), lambda stream, peer: peer.close()):
         async with stream_and_peer() as (stream, peer):
             reading = asyncio.create_task(read(stream))
@@ -216,7 +216,7 @@ async def test_a_reader_is_told_when_the_stream_is_closed_on_either_side():
 
 
 @gen_test()
-async def test_what_is_no_message_is_told_to_the_reader():
+async def test_the_reader_gets_the_error_of_an_invalid_message():
     async with stream_and_peer() as (stream, peer):
         stream.decoder.limits = Limits(max_message_size=10)
         reading = asyncio.create_task(read(stream))
@@ -227,7 +227,7 @@ async def test_what_is_no_message_is_told_to_the_reader():
 
 
 @gen_test()
-async def test_a_read_that_is_cancelled_takes_nothing():
+async def test_a_cancelled_read_loses_no_data():
     async with stream_and_peer() as (stream, peer):
         reading = asyncio.create_task(read(stream))
         await async_poll_for(stream.reading)
@@ -244,13 +244,13 @@ async def test_a_read_that_is_cancelled_takes_nothing():
     ids=["one", "three", "large", "more than one call takes", "more than fits", "many and large"],
 )
 @gen_test()
-async def test_buffers_arrive_as_they_were_sent_however_many_and_large(sizes):
+async def test_buffers_of_any_number_and_size_are_sent_in_order(sizes):
     async with stream_and_peer() as (stream, peer):
         loop = asyncio.get_running_loop()
         buffers = [bytes([i % 251]) * size for i, size in enumerate(sizes)]
         whole = b"".join(buffers)
         for _ in range(2):
-            # The second one is sent before the first has left.
+            # The second message is sent while a part of the first is waiting.
             written = stream.send(buffers, len(whole))
         received = bytearray()
         while len(received) < 2 * len(whole):
@@ -270,7 +270,7 @@ async def test_nothing_is_sent_on_a_closed_stream():
 
 @pytest.mark.parametrize("buffers", [[b"x"], [b"x", b"y"]])
 @gen_test()
-async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
+async def test_sending_to_a_disconnected_peer_closes_the_stream(buffers):
     async with stream_and_peer() as (stream, peer):
         peer.close()
         with pytest.raises(StreamClosedError) as info:
@@ -280,13 +280,13 @@ async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
 
 
 @gen_test()
-async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
+async def test_any_other_error_closes_the_stream_and_is_logged(monkeypatch):
     def buffer_updated(decoder, nbytes):
         raise MemoryError("too much")
 
     loop = asyncio.get_running_loop()
-    told = []
-    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    logged = []
+    loop.set_exception_handler(lambda loop, context: logged.append(context["exception"]))
     async with stream_and_peer() as (stream, peer):
         reading = asyncio.create_task(read(stream))
         await async_poll_for(stream.reading)
@@ -296,7 +296,7 @@ async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
             await reading
         assert isinstance(info.value.real_error, MemoryError)
         assert stream.closed()
-    assert list(map(str, told)) == ["too much"]
+    assert list(map(str, logged)) == ["too much"]
 
 
 @pytest.mark.parametrize("ending", ["peer closes", "garbage", "abort", "cancel"])

@@ -1,4 +1,4 @@
-"""Which conversions between messages and frames run in a thread."""
+"""The choice between event loop and thread for converting messages."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_offloading_can_be_switched_off(monkeypatch, threshold):
 
 
 @gen_test()
-async def test_a_large_array_needs_no_thread_on_either_side(monkeypatch):
+async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkeypatch):
     offloaded = []
 
     async def counting(function, *args):

@@ -1,4 +1,4 @@
-"""The length prelude: bytes in, frames or one clear error out."""
+"""The layout of frames on a byte stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wire(*frames, shard=None):
 
 
 def receive(decoder, data, step=None):
-    """Yield the messages in *data*, of which *decoder* gets at most *step* bytes at a time."""
+    """Yield the messages in *data*; pass at most *step* bytes to *decoder* at a time."""
     position = 0
     while position < len(data):
         memory = decoder.get_buffer()
@@ -64,7 +64,7 @@ def prelude(first, *lengths):
     ],
     ids=["one", "empty", "empties", "gap", "buffer", "large", "split", "many"],
 )
-def test_frames_arrive_however_the_stream_is_cut(frames, step):
+def test_frames_are_decoded_from_any_chunks(frames, step):
     data = wire(*frames) + wire(b"next") + wire(*frames)
     decoder = MessageDecoder(shard=SHARD)
     assert feed(decoder, data, step) == [frames, [b"next"], frames]
@@ -91,7 +91,7 @@ some_messages = st.lists(st.sampled_from(range(4)), min_size=1, max_size=8).flat
 
 @settings(deadline=None)
 @given(messages=some_messages, step=st.integers(1, 200_000))
-def test_any_messages_survive_any_cuts(messages, step):
+def test_any_messages_are_decoded_from_any_chunks(messages, step):
     data = b"".join(wire(*frames, shard=SHARD) for frames in messages)
     decoder = MessageDecoder(shard=SHARD)
     assert feed(decoder, data, step) == [list(map(bytes, frames)) for frames in messages]
@@ -176,8 +176,8 @@ def test_a_small_message_is_one_buffer():
         ([b"m", b"h", bytearray(SHARD), bytearray(SHARD), bytearray(9), b"h"], 6),
     ],
 )
-def test_n_counts_the_frames_that_the_original_counts(frames, leading):
-    """As observed on the original's connections."""
+def test_n_counts_the_same_frames_as_in_the_original(frames, leading):
+    """The expected values were observed on connections of the original."""
     data = wire(*frames, shard=SHARD)
     (first,) = struct.unpack_from("<Q", data)
     expected = 8 + 8 * len(frames) + sum(map(len, frames[:leading]))
@@ -206,7 +206,7 @@ def test_any_n_that_ends_with_a_frame_is_accepted(leading):
     ],
     ids=range(8),
 )
-def test_a_prelude_that_lies_is_an_error(data, text):
+def test_an_invalid_prelude_is_an_error(data, text):
     with pytest.raises(FramingError, match=text):
         feed(MessageDecoder(), data)
 
@@ -235,7 +235,7 @@ def resident():
     [prelude(16, 2**33), prelude(8 + 8 * 200_000, *[2**31] * 200_000)],
     ids=["one frame", "many frames"],
 )
-def test_memory_is_taken_only_as_bytes_arrive(data):
+def test_memory_becomes_resident_only_as_bytes_are_received(data):
     decoder = MessageDecoder()
     before = resident()
     assert feed(decoder, data + bytes(1000)) == []
@@ -243,7 +243,7 @@ def test_memory_is_taken_only_as_bytes_arrive(data):
     assert resident() - before < 64e6
 
 
-def test_many_lengths_without_data_cost_no_memory_either():
+def test_preludes_without_data_cost_little_memory():
     before = resident()
     decoders = [MessageDecoder() for _ in range(100)]
     for decoder in decoders:
@@ -252,7 +252,7 @@ def test_many_lengths_without_data_cost_no_memory_either():
     assert resident() - before < 100 * 100_000
 
 
-def test_messages_stay_what_they_were_while_others_arrive():
+def test_decoded_messages_do_not_change_while_others_are_received():
     decoder = MessageDecoder()
     expected = []
     received = []

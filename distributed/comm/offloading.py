@@ -130,8 +130,12 @@ def dumps_is_expensive(msg: Any, context: Mapping[str, Any] | None = None) -> bo
     threshold = _offload_threshold()
     if not threshold:
         return False
-    batch = msg if kind is list or kind is tuple else (msg,)
-    values = chain.from_iterable(v.values() if type(v) is dict else (v,) for v in batch)
+    if kind is dict:
+        values = msg.values()
+    elif kind is list or kind is tuple:
+        values = chain.from_iterable(v.values() if type(v) is dict else (v,) for v in msg)
+    else:
+        values = (msg,)
     examined = [v for v in islice(values, _EXAMINED) if type(v) not in _CHEAP_TYPES]
     size = len(msg) * _BYTES_PER_OBJECT if kind in _CONTAINER_TYPES else 0
     if size + sum(map(_size, examined)) <= threshold:

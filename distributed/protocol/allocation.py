@@ -57,17 +57,15 @@ def allocate(nbytes: int) -> memoryview:
     """
     if nbytes <= sys.maxsize:
         try:
-            return memoryview(_heap(nbytes)) if nbytes < MAPPED_SIZE else _lend(nbytes)
+            if nbytes >= MAPPED_SIZE:
+                return _lend(nbytes)
+            # ``bytearray(nbytes)`` would write zeros to every page.
+            memory = bytearray()
+            _resize(memory, nbytes)
+            return memoryview(memory)
         except (MemoryError, OSError):
             pass
     raise FramingError(f"cannot allocate {nbytes:,} bytes for an incoming message")
-
-
-def _heap(nbytes: int) -> bytearray:
-    # ``bytearray(n)`` would write zeros to every page.
-    memory = bytearray()
-    _resize(memory, nbytes)
-    return memory
 
 
 def _lend(nbytes: int) -> memoryview:

@@ -317,7 +317,7 @@ class MessageDecoder:
         scratch = self._scratch
         if scratch is None:
             self._filled += nbytes
-            return self._continue_message()
+            return self._end_table() if self._block is None else self._fill_frames()
         start = self._start
         end = self._end = self._end + nbytes
         if end - start >= _SINGLE.size:
@@ -366,15 +366,13 @@ class MessageDecoder:
         self._start += _HEAD.size + table_size
         return self._lay_out(first, lengths)
 
-    def _continue_message(self) -> Frames | None:
-        """Handle the bytes that were read into `_block` or `_table`."""
-        if self._block is not None:
-            return self._fill_frames() if self._filled == len(self._block) else None
-        if self._table is None or self._filled < len(self._table):
+    def _end_table(self) -> Frames | None:
+        """Parse the lengths in `_table` if it is full."""
+        table = self._table
+        if table is None or self._filled < len(table):
             return None
-        lengths = struct.unpack(f"<{len(self._table) // 8}Q", self._table)
         self._table = None
-        return self._lay_out(self._first, lengths)
+        return self._lay_out(self._first, struct.unpack(f"<{len(table) // 8}Q", table))
 
     def _lay_out(self, first: int, lengths: tuple[int, ...]) -> Frames | None:
         """Take the frames from the scratch buffer and allocate memory for the others.
@@ -413,8 +411,13 @@ class MessageDecoder:
             if here == count:
                 return frames
         self._frames = frames
-        self._groups = _share_memory(lengths[here:], self.shard)
-        self._groups.reverse()
+        if here == count - 1:
+            # The usual case of a message with an array.
+            self._group = [lengths[here]]
+            self._block = self._allocate(lengths[here])
+        else:
+            self._groups = _share_memory(lengths[here:], self.shard)
+            self._groups.reverse()
         return self._fill_frames()
 
     def _fill_frames(self) -> Frames | None:
@@ -425,7 +428,7 @@ class MessageDecoder:
             if block is not None:
                 if self._filled < len(block):
                     return None
-                frames += _cut(block, self._group)
+                frames += [block] if len(self._group) == 1 else _cut(block, self._group)
             if not self._groups:
                 self._frames = self._block = None
                 return frames
@@ -453,8 +456,6 @@ class MessageDecoder:
 
 def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
     """Split *memory* into frames of the given *lengths*."""
-    if len(lengths) == 1:
-        return [memory]
     frames: Frames = []
     start = 0
     for length in lengths:

@@ -156,13 +156,13 @@ def _size(value: Any) -> int:
         return len(value) * _BYTES_PER_OBJECT
     size = 0
     try:
-        if kind is Serialized or kind is Pickled:
+        # A proxy has any attribute, and may ask another process for it; its type has not.
+        if hasattr(kind, "nbytes"):
+            size = value.nbytes
+        elif kind is Serialized or kind is Pickled:
             size = sum(map(nbytes, value.frames))
         elif kind is bytes or kind is bytearray:
             size = len(value)
-        # A proxy has any attribute, and may ask another process for it; its type has not.
-        elif hasattr(kind, "nbytes"):
-            size = value.nbytes
         elif hasattr(kind, "shape"):
             # A data frame computes its size in bytes from all of its objects.
             size = math.prod(value.shape) * _BYTES_PER_OBJECT

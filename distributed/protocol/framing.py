@@ -356,15 +356,15 @@ class MessageDecoder:
                 f"{count:,} frames"
             )
         table_size = 8 * count
+        table = self._start + _HEAD.size
         if available < _HEAD.size + table_size:
             if _HEAD.size + table_size > READ_SIZE:
                 self._first = first
-                self._start += _HEAD.size
+                self._start = table
                 self._table = self._allocate(table_size)
             return None
-        lengths = struct.unpack_from(f"<{count}Q", scratch, self._start + _HEAD.size)
-        self._start += _HEAD.size + table_size
-        return self._lay_out(first, lengths)
+        self._start = table + table_size
+        return self._lay_out(first, struct.unpack_from(f"<{count}Q", scratch, table))
 
     def _end_table(self) -> Frames | None:
         """Parse the lengths in `_table` if it is full."""
@@ -381,7 +381,9 @@ class MessageDecoder:
         """
         count = len(lengths)
         total = sum(lengths)
-        self.limits.check_size(total)
+        limit = self.limits.max_message_size
+        if limit is not None and total > limit:
+            self.limits.check_size(total)
         leading = first - 8 - 8 * count
         if leading != total:
             for length in lengths:

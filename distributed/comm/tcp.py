@@ -389,10 +389,10 @@ class TLSListener(BaseTCPListener):
             set_up(sock)
         return open_tls_stream(sock, self.ssl_context, server_side=True)
 
-    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         assert isinstance(comm, TLS)
         await comm.do_tls_handshake()
-        await super()._shake_hands(comm, overrides)
+        await super().do_handshake(comm, overrides)
 
 
 class BaseTCPBackend(Backend):

@@ -86,14 +86,14 @@ class WS(FramedComm):
     def _choose_shard(self, configured: CommSettings) -> int | None:
         return configured.websocket_shard
 
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        super()._agree(local, remote)
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
         self._accepted = self._limits
         if self._protocol is not None:
             self._protocol.limit = self._limits.max_message_size
         self._inbox.open()
 
-    async def _receive(self, limits: Limits) -> list[Buffer]:
+    async def _start_read(self, limits: Limits) -> list[Buffer]:
         if self._protocol is None:
             raise CommClosedError(f"cannot read: {self!r}")
         head, waited = await self._inbox.get()
@@ -124,7 +124,7 @@ class WS(FramedComm):
             await asyncio.sleep(0)
         return frames
 
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
         return sum(map(len, frames)), self._write_websocket(frames)
 
     async def _write_websocket(self, frames: Sequence[Buffer]) -> None:

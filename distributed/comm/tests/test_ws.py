@@ -690,7 +690,7 @@ async def test_a_silent_websocket_is_closed_at_the_deadline():
         ([b"x" * 100_000], "distributed.comm.max-handshake-size"),
         ([count(1), b"\xc1"], "plain msgpack"),
         (message({"x": to_serialize(1)}), "frames"),
-        (message([1, 2]), "no map"),
+        (message([1, 2]), "not a map"),
     ],
     ids=["frames", "large", "large at once", "no msgpack", "serialized", "no map"],
 )

@@ -20,7 +20,8 @@ from typing import Any, Final
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "Backends", "backends", "get_backend"]
 
 #: Where other packages register schemes: the entry point is named as the scheme and refers to a
-#: `Backend` subclass, or to any other callable without arguments that returns a backend.
+#: callable without arguments that returns a backend, such as a class. The backend needs the methods
+#: of `Backend` that its addresses have a use for; it need not be an instance of `Backend`.
 ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 
 # By name rather than by import statement, for two reasons: transports stand above this module
@@ -203,17 +204,27 @@ def get_backend(scheme: str) -> Backend:
 def _backend_from_entry_point(scheme: str) -> Backend | None:
     # Two packages may provide one scheme: the first on `sys.path` does, as with modules.
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=scheme):
-        provider = repr(entry_point.value)
-        if entry_point.dist is not None:
-            provider += f" of the package {entry_point.dist.name!r}"
         try:
-            backend = entry_point.load()()
-            if not isinstance(backend, Backend):
-                raise TypeError(f"it made {backend!r}, which is no {Backend.__qualname__}")
+            backend: Backend = entry_point.load()()
+            if not (hasattr(backend, "get_connector") or hasattr(backend, "get_listener")):
+                raise TypeError(
+                    f"it made {backend!r}, which has neither get_connector() nor get_listener()"
+                )
         except Exception as exc:
             raise ImportError(
-                f"address scheme {scheme!r} is provided by the entry point {provider} (group "
-                f"{ENTRY_POINT_GROUP!r}), which failed to load: {type(exc).__name__}: {exc}"
+                f"address scheme {scheme!r} is provided by the entry point "
+                f"{entry_point.value!r}{_package_of(entry_point)} (group {ENTRY_POINT_GROUP!r}), "
+                f"which failed to load: {type(exc).__name__}: {exc}"
             ) from exc
         return backend
     return None
+
+
+def _package_of(entry_point: importlib.metadata.EntryPoint) -> str:
+    """Return " of the package …", or "" if its metadata does not tell the name."""
+    try:
+        name = entry_point.dist.name if entry_point.dist is not None else None
+    except (OSError, KeyError, ValueError):
+        # The package has no METADATA file, or one that is not text.
+        name = None
+    return f" of the package {name!r}" if name else ""

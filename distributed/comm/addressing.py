@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from distributed.base import config
 from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6
@@ -370,7 +370,7 @@ def address_from_user_args(
     interface: str | None = None,
     protocol: str | None = None,
     peer: Any = None,
-    security: _Security | None = None,
+    security: _Security | Literal[False] | None = None,
     default_port: str | int = 0,
 ) -> str:
     """The address to listen at that a user's options mean together.
@@ -389,8 +389,8 @@ def address_from_user_args(
         Not used: an address may be chosen by whom it is to be reached from, but no scheme needs
         that. It is taken because callers pass it.
     security
-        If it requires encryption and *protocol* is not given, a scheme that is not encrypted
-        becomes ``tls``.
+        None or False for none. If it requires encryption and *protocol* is not given, a scheme that
+        is not encrypted becomes ``tls``.
     default_port
         The port where there is a host, but no port.
 
@@ -423,7 +423,7 @@ def address_from_user_args(
 
 
 def _scheme_from_user_args(
-    host: str | None, protocol: str | None, security: _Security | None
+    host: str | None, protocol: str | None, security: _Security | Literal[False] | None
 ) -> str | None:
     """The scheme that is to replace the one of *host*, or None."""
     if protocol:
@@ -431,7 +431,7 @@ def _scheme_from_user_args(
         if _SEPARATOR in scheme:
             raise ValueError(f"protocol must be a scheme such as 'tcp', not {protocol!r}")
         return scheme
-    must_encrypt = security is not None and security.require_encryption
+    must_encrypt = security and security.require_encryption
     if must_encrypt and not (host and parse_address(host)[0] in _SECURE_SCHEMES):
         return "tls"
     return None
@@ -443,7 +443,7 @@ def addresses_from_user_args(
     interface: Any = None,
     protocol: Any = None,
     peer: Any = None,
-    security: _Security | None = None,
+    security: _Security | Literal[False] | None = None,
     default_port: str | int = 0,
 ) -> list[str]:
     """The addresses to listen at that a user's options mean together.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from distributed.base import config
 from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6
@@ -369,7 +369,7 @@ def address_from_user_args(
     interface: str | None = None,
     protocol: str | None = None,
     peer: Any = None,
-    security: _Security | None = None,
+    security: _Security | Literal[False] | None = None,
     default_port: str | int = 0,
 ) -> str:
     """Return the address to listen at from a user's options.
@@ -387,8 +387,8 @@ def address_from_user_args(
     peer
         Not used; callers of the original pass it.
     security
-        If it requires encryption and *protocol* is not given, ``tls`` replaces a scheme without
-        encryption.
+        None or False for none.  If it requires encryption and *protocol* is not given, ``tls``
+        replaces a scheme without encryption.
     default_port
         The port if there is a host, but no port.
 
@@ -421,7 +421,7 @@ def address_from_user_args(
 
 
 def _scheme_from_user_args(
-    host: str | None, protocol: str | None, security: _Security | None
+    host: str | None, protocol: str | None, security: _Security | Literal[False] | None
 ) -> str | None:
     """Return the scheme that replaces the one of *host*, or None."""
     if protocol:
@@ -429,7 +429,7 @@ def _scheme_from_user_args(
         if _SEPARATOR in scheme:
             raise ValueError(f"protocol must be a scheme such as 'tcp', not {protocol!r}")
         return scheme
-    must_encrypt = security is not None and security.require_encryption
+    must_encrypt = security and security.require_encryption
     if must_encrypt and not (host and parse_address(host)[0] in _SECURE_SCHEMES):
         return "tls"
     return None
@@ -441,7 +441,7 @@ def addresses_from_user_args(
     interface: Any = None,
     protocol: Any = None,
     peer: Any = None,
-    security: _Security | None = None,
+    security: _Security | Literal[False] | None = None,
     default_port: str | int = 0,
 ) -> list[str]:
     """Return the addresses to listen at from a user's options.

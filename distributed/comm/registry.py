@@ -16,8 +16,9 @@ from typing import Any, Final
 
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "Backends", "backends", "get_backend"]
 
-#: The entry-point group by which other packages provide schemes.  The name of an entry point is the
-#: scheme; its object is a `Backend` subclass, or another callable that returns a backend.
+#: Where other packages register schemes: the entry point is named as the scheme and refers to a
+#: callable without arguments that returns a backend, such as a class. The backend needs the methods
+#: of `Backend` that its addresses have a use for; it need not be an instance of `Backend`.
 ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 
 # Names rather than imports, for two reasons: transports import this module, and a transport that is
@@ -195,17 +196,27 @@ def get_backend(scheme: str) -> Backend:
 def _backend_from_entry_point(scheme: str) -> Backend | None:
     # If two packages provide the scheme, the first on `sys.path` counts, as with modules.
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=scheme):
-        provider = repr(entry_point.value)
-        if entry_point.dist is not None:
-            provider += f" of the package {entry_point.dist.name!r}"
         try:
-            backend = entry_point.load()()
-            if not isinstance(backend, Backend):
-                raise TypeError(f"it made {backend!r}, which is not a {Backend.__qualname__}")
+            backend: Backend = entry_point.load()()
+            if not (hasattr(backend, "get_connector") or hasattr(backend, "get_listener")):
+                raise TypeError(
+                    f"it made {backend!r}, which has neither get_connector() nor get_listener()"
+                )
         except Exception as exc:
             raise ImportError(
-                f"address scheme {scheme!r} is provided by the entry point {provider} (group "
-                f"{ENTRY_POINT_GROUP!r}), which failed to load: {type(exc).__name__}: {exc}"
+                f"address scheme {scheme!r} is provided by the entry point "
+                f"{entry_point.value!r}{_package_of(entry_point)} (group {ENTRY_POINT_GROUP!r}), "
+                f"which failed to load: {type(exc).__name__}: {exc}"
             ) from exc
         return backend
     return None
+
+
+def _package_of(entry_point: importlib.metadata.EntryPoint) -> str:
+    """Return " of the package …", or "" if its metadata does not tell the name."""
+    try:
+        name = entry_point.dist.name if entry_point.dist is not None else None
+    except (OSError, KeyError, ValueError):
+        # The package has no METADATA file, or one that is not text.
+        name = None
+    return f" of the package {name!r}" if name else ""

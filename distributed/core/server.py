@@ -20,7 +20,13 @@ from distributed.base import config
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
 from distributed.core.errors.messages import error_message
-from distributed.core.host import replaceable
+from distributed.core.host import (
+    SystemMonitor,
+    is_role,
+    replaceable,
+    start_profile,
+    stop_profile,
+)
 from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
 from distributed.core.pool import ConnectionPool
@@ -28,7 +34,6 @@ from distributed.core.requests import Requests
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
-from distributed.telemetry.monitor import SystemMonitor
 from distributed.telemetry.statistics import Statistics
 
 logger = logging.getLogger(__name__)
@@ -136,7 +141,9 @@ class Server(LifeCycle):
 
         tick_limit = config.get_timedelta("distributed.admin.tick.limit")
         statistics = self._server_statistics = Statistics(
-            name, tick_limit=lambda: replaceable("tick_maximum_delay", tick_limit)
+            name,
+            tick_limit=lambda: replaceable("tick_maximum_delay", tick_limit),
+            make_monitor=SystemMonitor,
         )
         #: Counters by name; ``counters["op"]`` counts operations.
         self.counters = statistics.counters
@@ -177,6 +184,10 @@ class Server(LifeCycle):
     async def start_unsafe(self) -> Self:
         """Start the periodic callbacks and the pool.  Subclasses extend this method."""
         await super().start_unsafe()
+        if is_role(self):
+            # A role expects its directory on `sys.path`; other servers create it at first use.
+            _ = self.local_directory
+        start_profile(self)
         self.start_periodic_callbacks()
         await self.rpc.start()
         return self
@@ -213,8 +224,9 @@ class Server(LifeCycle):
                 await self._ongoing_background_tasks.stop()
                 self._server_requests.abort_comms()
                 self._server_statistics.close()
-                await self._scratch_directory.close_async()
+                self._scratch_directory.close()
         finally:
+            stop_profile(self)
             await self.rpc.close()
 
     # Built-in operations

@@ -4,8 +4,9 @@ A `ScratchDirectory` is a `distributed.diskutils.WorkDir` for the files of one s
 uploaded to it. It does not depend on servers or messages; a ``Server`` has one and passes its
 ``upload_file`` operation to it.
 
-Each operation that accesses the disk is a plain method, and a coroutine with the suffix ``_async``
-that runs the method in the offload thread, so that it does not block the event loop.
+Uploads can run in the offload thread, because they execute the uploaded code. The other operations
+run in the caller's thread: creating a directory takes a few system calls, and a directory must be
+gone when its server is closed, without a thread that the process would have to keep.
 """
 
 from __future__ import annotations
@@ -141,10 +142,6 @@ class ScratchDirectory:
                 self._path = self._open()
             return self._path
 
-    async def path_async(self) -> str:
-        """Return `path`; the offload thread creates it if necessary."""
-        return self._path if self._path is not None else await offload(lambda: self.path)
-
     def _open(self) -> str:
         workspace = WorkSpace(self.original)
         workdir: WorkDir | None = None
@@ -212,18 +209,14 @@ class ScratchDirectory:
         return await offload(self.upload_file, filename, data, load)
 
     def close(self) -> None:
-        """Remove the directory from ``sys.path`` and from the disk, and unlock it. Idempotent."""
+        """Remove the directory from ``sys.path`` and from the disk, and unlock it. Idempotent.
+
+        It starts no thread, and blocks while the files are deleted.
+        """
         with self._lock:
             self._closed = True
             if self._finalizer is not None:
                 self._finalizer()
-
-    async def close_async(self) -> None:
-        """Call `close`, in the offload thread if there is a directory to remove."""
-        if self.opened:
-            await offload(self.close)
-        else:
-            self.close()
 
 
 def import_file(path: str) -> list[ModuleType]:

@@ -52,13 +52,13 @@ class PsutilProbe:
 
     def __init__(self) -> None:
         self._psutil = import_module("psutil")
-        self._process = self._psutil.Process()
+        self.process = self._psutil.Process()
 
     def memory(self) -> int:
-        return int(self._process.memory_info().rss)
+        return int(self.process.memory_info().rss)
 
     def num_fds(self) -> int | None:
-        return int(self._process.num_fds())
+        return int(self.process.num_fds())
 
     def net_io(self) -> Counters | None:
         try:
@@ -204,6 +204,14 @@ class SystemMonitor:
     ----------
     count
         Number of samples taken; at least 1.
+    last_time
+        Monotonic time of the newest sample, in seconds.
+    cumulative_gil_contention
+        Seconds of contention for the GIL since the monitor was created.
+    proc
+        The ``psutil.Process`` of this process; None without psutil.
+    gpu_name, gpu_memory_total
+        None and -1: this monitor does not measure GPUs.
     quantities
         Name → the samples kept, oldest first, all of the same length:
 
@@ -233,6 +241,9 @@ class SystemMonitor:
     # to each: a source that failed at creation is never read, and one that fails later counts as
     # unchanged. A rate is the difference of two readings, and 0 in the first sample.
 
+    gpu_name: str | None = None
+    gpu_memory_total: int = -1
+
     def __init__(
         self,
         maxlen: int | _FromConfiguration | None = _FROM_CONFIGURATION,
@@ -259,7 +270,7 @@ class SystemMonitor:
         if monitor_host_cpu:
             sources["host_cpu"] = self._probe.host_cpu
         # Readings of the last sample: clocks in seconds, and the counters of each source.
-        self._last_time = monotonic()
+        self.last_time = monotonic()
         self._last_cpu = process_time()
         readings = {name: read() for name, read in sources.items()}
         self._last_counters = {name: read for name, read in readings.items() if read is not None}
@@ -268,7 +279,11 @@ class SystemMonitor:
         self._has_num_fds = self._probe.num_fds() is not None
         # The thread of gilknocker; None if the library is missing or not wanted.
         self._gil_knocker = _start_gil_knocker() if monitor_gil_contention else None
+        # The newest value of "gil_contention", from 0 to 1.
+        self._last_gil_contention = 0.0
+        self.cumulative_gil_contention = 0.0
 
+        self.proc: Any = getattr(self._probe, "process", None)
         self.monitor_net_io = "host_net_io" in self._sources
         self.monitor_disk_io = "host_disk_io" in self._sources
         self.monitor_host_cpu = "host_cpu" in self._sources
@@ -288,7 +303,11 @@ class SystemMonitor:
         )
 
     def get_process_memory(self) -> int:
-        """Return the current resident memory of this process, in bytes."""
+        """Return the current resident memory of this process, in bytes.
+
+        `update` records the result. Code that knows the memory better, such as a test of a worker's
+        memory limits, may replace this method.
+        """
         return self._probe.memory()
 
     def update(self) -> dict[str, float]:
@@ -309,14 +328,14 @@ class SystemMonitor:
 
     def _measure(self) -> Iterator[tuple[str, float]]:
         now, cpu = monotonic(), process_time()
-        elapsed, self._last_time = now - self._last_time, now
+        elapsed, self.last_time = now - self.last_time, now
         used, self._last_cpu = cpu - self._last_cpu, cpu
 
         def rate(difference: float) -> float:
             return difference / elapsed if self.count and elapsed > 0 else 0.0
 
         yield "cpu", round(100 * rate(used), 1)
-        yield "memory", self._probe.memory()
+        yield "memory", self.get_process_memory()
         yield "time", time()
         for source, read in self._sources.items():
             before = self._last_counters[source]
@@ -324,8 +343,10 @@ class SystemMonitor:
             for name in before:
                 yield f"{source}.{name}", rate(after[name] - before[name])
         if self._gil_knocker is not None:
-            yield "gil_contention", self._gil_knocker.contention_metric
+            self._last_gil_contention = self._gil_knocker.contention_metric
             self._gil_knocker.reset_contention_metric()
+            self.cumulative_gil_contention += self._last_gil_contention * elapsed
+            yield "gil_contention", self._last_gil_contention
         if self._has_num_fds:
             fds = self._probe.num_fds()
             yield "num_fds", self.quantities["num_fds"][-1] if fds is None else fds

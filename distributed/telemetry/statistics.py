@@ -40,6 +40,8 @@ class Statistics:
         A function, called at each tick, that returns the maximum number of seconds between ticks
         before the event loop is logged as unresponsive, or None to log nothing. Default: the
         current value of ``distributed.admin.tick.limit``.
+    make_monitor
+        A function that creates the system monitor.
 
     Attributes
     ----------
@@ -68,6 +70,7 @@ class Statistics:
         "_last_cycle",
         "_last_tick",
         "_last_tick_monotonic",
+        "_make_monitor",
         "_monitor",
         "_tick_counter",
         "_tick_interval_observed",
@@ -81,7 +84,10 @@ class Statistics:
     )
 
     def __init__(
-        self, owner_name: str, tick_limit: Callable[[], float | None] | None = None
+        self,
+        owner_name: str,
+        tick_limit: Callable[[], float | None] | None = None,
+        make_monitor: Callable[[], SystemMonitor] = SystemMonitor,
     ) -> None:
         self.owner_name = owner_name
         self.counters: defaultdict[str, Counter] = defaultdict(Counter)
@@ -91,6 +97,7 @@ class Statistics:
         self.digests_total: defaultdict[Hashable, float] = defaultdict(int)
         self.digests_total_since_heartbeat: defaultdict[Hashable, float] = defaultdict(int)
         self.digests_max: defaultdict[Hashable, float] = defaultdict(int)
+        self._make_monitor = make_monitor
         # None until first use.
         self._monitor: SystemMonitor | None = None
         self._tick_limit = _configured_tick_limit() if tick_limit is None else tick_limit
@@ -106,7 +113,7 @@ class Statistics:
     def monitor(self) -> SystemMonitor:
         """The monitor of this process and its host, created at first use."""
         if self._monitor is None:
-            self._monitor = SystemMonitor()
+            self._monitor = self._make_monitor()
         return self._monitor
 
     @monitor.setter

@@ -390,6 +390,8 @@ def test_uri_from_host_port_errors(args: Any, error: type[Exception], match: str
         ({"protocol": "inproc"}, "inproc://"),
         ({"protocol": "inproc", "port": 0, "default_port": 8786}, "inproc://"),
         ({"protocol": "unix", "host": "/run/x.sock"}, "unix:///run/x.sock"),
+        ({"security": False}, ""),
+        ({"security": False, "host": "h", "port": 5}, "tcp://h:5"),
         ({"security": Security(False)}, ""),
         ({"security": Security(None), "port": 5}, "tcp://:5"),
         ({"security": Security(True)}, "tls://"),

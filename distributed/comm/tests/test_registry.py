@@ -23,6 +23,10 @@ def broken():
 
 def wrong():
     return "a string"
+
+class Plain:
+    def get_connector(self):
+        return "a connector"
 """
 
 
@@ -135,7 +139,7 @@ def test_entry_point_provides_a_scheme(install) -> None:
         ("transport_under_test:broken", "RuntimeError: no such device"),
         ("transport_under_test:missing", "AttributeError: .*missing"),
         ("no_such_module_at_all:x", "ModuleNotFoundError: .*no_such_module_at_all"),
-        ("transport_under_test:wrong", "TypeError: it made 'a string', which is not a Backend"),
+        ("transport_under_test:wrong", "TypeError: it made 'a string', which has neither"),
     ],
 )
 def test_the_error_names_an_entry_point_that_fails(install, reference: str, reason: str) -> None:
@@ -145,6 +149,30 @@ def test_the_error_names_an_entry_point_that_fails(install, reference: str, reas
     ):
         get_backend("udp")
     assert "udp" not in backends
+
+
+def test_a_backend_of_an_entry_point_need_not_be_an_instance_of_backend(install) -> None:
+    install("plain = transport_under_test:Plain")
+    backend = get_backend("plain")
+    assert Backend not in type(backend).__mro__
+    assert backend.get_connector() == "a connector"
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("metadata", [None, b"Name: caf\xe9\n"])
+def test_an_entry_point_needs_no_readable_metadata_of_its_package(
+    install, tmp_path, works, metadata
+) -> None:
+    install("plain = transport_under_test:" + ("Plain" if works else "broken"))
+    file = tmp_path / "transport_under_test-1.0.dist-info" / "METADATA"
+    file.unlink()
+    if metadata is not None:
+        file.write_bytes(metadata)
+    if works:
+        assert get_backend("plain").get_connector() == "a connector"
+    else:
+        with pytest.raises(ImportError, match=r"'transport_under_test:broken' .*no such device"):
+            get_backend("plain")
 
 
 def test_entry_points_are_not_searched_for_a_known_scheme(install) -> None:

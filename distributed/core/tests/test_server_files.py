@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import types
 
+from distributed.base.event_loop import shutdown_offload
 from distributed.core import Server, rpc
 from distributed.tests.servers import TCP, TRANSPORTS, assert_usable, connected, serving
 from distributed.utils_test import captured_logger, gen_test
@@ -57,6 +60,29 @@ async def test_the_local_directory_is_removed_at_close(tmp_path):
         write("x", path, "spilled")
     assert not is_directory(path)
     assert path not in sys.path
+
+
+@gen_test()
+async def test_removing_the_local_directory_starts_no_thread(tmp_path):
+    shutdown_offload()
+    before = threading.enumerate()
+    async with Server({}, local_directory=str(tmp_path)) as server:
+        write("x", server.local_directory, "spilled")
+    assert threading.enumerate() == before
+
+
+@gen_test()
+async def test_a_role_of_the_original_has_its_directory_when_it_has_started(tmp_path, monkeypatch):
+    class ServerNode(Server):
+        pass
+
+    module = types.ModuleType("distributed.node")
+    module.ServerNode = ServerNode
+    monkeypatch.setitem(sys.modules, "distributed.node", module)
+    async with ServerNode({}, local_directory=str(tmp_path)):
+        [directory] = [entry for entry in sys.path if entry.startswith(str(tmp_path))]
+        assert is_directory(directory)
+    assert directory not in sys.path
 
 
 @gen_test()

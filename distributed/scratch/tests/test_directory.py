@@ -296,26 +296,18 @@ def test_import_file_finds_nothing_in_other_files(tmp_path):
     assert import_file(str(tmp_path / "data.txt")) == []
 
 
-def test_the_coroutines_run_in_another_thread(scratch, module):
+def test_an_upload_by_a_coroutine_runs_in_another_thread(scratch, module):
     code = "import threading; thread = threading.current_thread()"
-
-    async def main():
-        path = await scratch.path_async()
-        assert scratch.opened
-        assert await scratch.path_async() == path
-        answer = await scratch.upload_file_async(f"{module}.py", code)
-        await scratch.close_async()
-        return answer
-
-    assert asyncio.run(main()) == {"status": "OK", "nbytes": len(code)}
+    answer = asyncio.run(scratch.upload_file_async(f"{module}.py", code))
+    assert answer == {"status": "OK", "nbytes": len(code)}
     assert sys.modules[module].thread is not threading.current_thread()
-    assert not os.path.exists(scratch.path)
 
 
-def test_closing_an_unused_one_does_not_start_a_thread(scratch):
-    before = threading.active_count()
-    asyncio.run(scratch.close_async())
-    assert threading.active_count() == before
+def test_creating_and_removing_a_directory_starts_no_thread(scratch):
+    before = threading.enumerate()
+    assert os.path.isdir(scratch.path)
+    scratch.close()
+    assert threading.enumerate() == before
 
 
 def test_the_repr_shows_the_state(scratch):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import json
 import os
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 from distributed.base import config
 from distributed.telemetry.monitor import PsutilProbe, StandardProbe, SystemMonitor
+from distributed.tests.environments import run_in
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -66,6 +70,42 @@ def test_a_sample_has_the_quantities_of_the_original(probe):
     if monitor.monitor_disk_io:
         expected |= {"host_disk_io.read_bps", "host_disk_io.write_bps"}
     assert expected <= set(monitor.update())
+
+
+def test_a_monitor_has_the_attributes_and_quantities_of_the_original(original_python):
+    pytest.importorskip("psutil")
+    program = """
+import json
+from distributed.system_monitor import SystemMonitor
+monitor = SystemMonitor(monitor_host_cpu=True, monitor_gil_contention=False)
+names = [name for name in dir(monitor) if not name.startswith("_")]
+print(json.dumps([names, list(monitor.recent()), list(monitor.range_query(0)), monitor.gpu_name]))
+"""
+    done = run_in(original_python, ["-c", program])
+    names, recent, queried, gpu_name = json.loads(done.stdout)
+    monitor = SystemMonitor(monitor_host_cpu=True, monitor_gil_contention=False)
+    assert set(names) <= set(dir(monitor))
+    if gpu_name is None:
+        assert (set(monitor.recent()), set(monitor.range_query(0))) == (set(recent), set(queried))
+
+
+def test_last_time_is_that_of_the_newest_sample_on_the_monotonic_clock(monitor):
+    before = time.monotonic()
+    monitor.update()
+    assert before <= monitor.last_time <= time.monotonic()
+
+
+def test_a_sample_has_the_memory_that_get_process_memory_returns(monitor):
+    monitor.get_process_memory = lambda: 12345
+    assert monitor.update()["memory"] == 12345
+    assert monitor.recent()["memory"] == 12345
+
+
+def test_proc_is_the_process_of_psutil(monitor, probe):
+    if isinstance(probe, PsutilProbe):
+        assert monitor.proc.pid == os.getpid()
+    else:
+        assert monitor.proc is None
 
 
 def test_time_is_the_time_of_day(monitor):
@@ -233,6 +273,37 @@ def test_gil_contention_is_recorded_with_its_library():
     finally:
         monitor.close()
     assert 0 <= monitor.update()["gil_contention"] <= 1
+
+
+class HalfContended:
+    """A stand-in for ``gilknocker.KnockKnock``: every second wait for the GIL has to wait."""
+
+    contention_metric = 0.5
+
+    def __init__(self, polling_interval_micros):
+        pass
+
+    def start(self):
+        pass
+
+    def reset_contention_metric(self):
+        pass
+
+    def stop(self):
+        pass
+
+
+def test_gil_contention_is_added_up_in_seconds(monkeypatch):
+    library = types.ModuleType("gilknocker")
+    library.__spec__ = importlib.machinery.ModuleSpec("gilknocker", None)
+    library.KnockKnock = HalfContended
+    monkeypatch.setitem(sys.modules, "gilknocker", library)
+    monitor = SystemMonitor(monitor_gil_contention=True)
+    start, contention = monitor.last_time, monitor.cumulative_gil_contention
+    for _ in range(3):
+        assert monitor.update()["gil_contention"] == 0.5
+    expected = 0.5 * (monitor.last_time - start)
+    assert monitor.cumulative_gil_contention - contention == pytest.approx(expected)
 
 
 def test_gil_contention_is_omitted_without_its_library(monkeypatch):

@@ -479,6 +479,7 @@ def _is_broken(comm: Comm, exc: Exception) -> bool:
 
 
 _FIXED_SIZE = frozenset({int, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple, set})
 
 
 def rough_size(msg: Any) -> int:
@@ -498,22 +499,26 @@ def rough_size(msg: Any) -> int:
         kind = type(value)
         if kind is str or kind is bytes:
             size += len(value)
-        elif kind not in _FIXED_SIZE:
+        # Messages of the roles have many empty containers.
+        elif kind not in _FIXED_SIZE and (kind not in _CONTAINERS or value):
             size += _value_size(value)
     return size
 
 
 def _value_size(value: Any) -> int:
-    if isinstance(value, Serialize):
-        value = value.data
-    if isinstance(value, Serialized):
-        return sum(map(nbytes, value.frames))
     kind = type(value)
     if kind is str or kind is bytes or kind is bytearray:
         return len(value)
-    if kind is dict or kind is list or kind is tuple or kind is set:
-        items = value.values() if kind is dict else value
-        return 16 * len(value) + sum(len(x) for x in items if type(x) is str or type(x) is bytes)
+    if kind in _CONTAINERS:
+        size = 16 * len(value)
+        for item in value.values() if kind is dict else value:
+            if type(item) is str or type(item) is bytes:
+                size += len(item)
+        return size
+    if isinstance(value, Serialize):
+        return _value_size(value.data)
+    if isinstance(value, Serialized):
+        return sum(map(nbytes, value.frames))
     # Ask the type, because some instances (proxies) have any attribute.
     size = value.nbytes if hasattr(kind, "nbytes") else 16
     return size if isinstance(size, int) else 16

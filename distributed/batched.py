@@ -11,10 +11,11 @@ When a batch leaves
 
 When a batch waits for the interval
     A batch of one message takes about 40 µs of CPU time (sender and receiver together), but a
-    message in a large batch only 3 µs.  This matters if an event loop writes thousands of small
-    batches per second.  Therefore the streams of an event loop share a budget of `FREE_BATCHES` per
-    second.  While it is used up, each stream writes at most one batch per interval.  A stream that
-    sends less often than once per interval still does not wait, since its batches would not grow.
+    message in a large batch only 3 µs.  This matters if writing small batches is most of what an
+    event loop does.  Therefore the streams of an event loop share a budget: the time in which they
+    write may be half of the time that passes (`WRITING_SHARE`).  While it is used up, each stream
+    writes at most one batch per interval.  A stream that sends less often than once per interval
+    still does not wait, since its batches would not grow.
 
 No message is skipped: the messages that the peer has read are always a prefix of the messages that
 were sent.  Those not delivered stay in `BatchedSend.buffer`.
@@ -43,32 +44,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Number of batches per second that all streams of an event loop together write without waiting.
-FREE_BATCHES = 10_000
+#: Share of an event loop's time in which its streams write batches without waiting.
+WRITING_SHARE = 0.5
 
-#: Maximum number of batches that they write at once after a pause, before any of them waits.
-SAVED_BATCHES = 200
+#: Maximum time that counts as passed without a write, in seconds: the length of a burst of batches.
+SAVED_SECONDS = 0.01
+
+#: Minimum number of bytes of a batch whose time does not count, since it is that of its content.
+LARGE_BATCH_BYTES = 65_536
 
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
 LOGGED_BATCH_BYTES = 1_000_000
 
 
 class Budget:
-    """The number of batches that the streams of one event loop may write without waiting.
+    """The time in which the streams of one event loop may write without waiting.
 
-    It grows by `FREE_BATCHES` per second, up to `SAVED_BATCHES`; each batch takes one.
+    It grows by `WRITING_SHARE` of the time that passes, up to `SAVED_SECONDS` of passed time.
 
     Examples
     --------
     >>> budget = Budget()
-    >>> for _ in range(SAVED_BATCHES):
-    ...     budget.take(now=1.0)
-    >>> budget.is_empty(now=1.0), budget.is_empty(now=1.1)
+    >>> budget.take(begin=1.0, end=1.05)
+    >>> budget.is_empty(now=1.05), budget.is_empty(now=1.1)
     (True, False)
     """
 
     # The time at which the budget is full again: the generic cell rate algorithm (ITU-T I.371),
-    # which needs one number instead of a count and the time of its last update.
+    # which needs one number instead of an amount and the time of its last update.
     __slots__ = ("__weakref__", "_full_at")
 
     def __init__(self) -> None:
@@ -76,13 +79,13 @@ class Budget:
 
     def is_empty(self, now: float) -> bool:
         """Return whether streams have to wait at this time, in seconds on the loop's clock."""
-        return self._full_at - now > (SAVED_BATCHES - 1) / FREE_BATCHES
+        return self._full_at - now > SAVED_SECONDS
 
-    def take(self, now: float) -> None:
-        """Count a batch that is written at this time."""
-        full_at = max(self._full_at, now) + 1 / FREE_BATCHES
-        # A batch that is written in spite of an empty budget leaves no debt.
-        self._full_at = min(full_at, now + SAVED_BATCHES / FREE_BATCHES)
+    def take(self, begin: float, end: float) -> None:
+        """Subtract the time of a write."""
+        full_at = max(self._full_at, begin) + (end - begin) / WRITING_SHARE
+        # Limit the debt, since a write may wait for a slow peer while the loop does other work.
+        self._full_at = min(full_at, end + 2 * SAVED_SECONDS)
 
 
 #: event loop → the budget of its streams
@@ -97,8 +100,8 @@ class BatchedSend:
 
     A message is written at the end of the current event-loop iteration, in one batch with all
     others sent in this iteration.  It waits while a write is in progress and, if the streams of
-    this event loop write thousands of batches per second, at most for the interval; the module's
-    docstring gives the rule.
+    this event loop spend most of the time on small batches, at most for the interval; the
+    module's docstring gives the rule.
 
     Messages sent before `start` wait in ``buffer``.  If the comm breaks, the undelivered messages
     stay in ``buffer``, in order; a `start` with another comm sends them first.  If the comm breaks
@@ -407,11 +410,13 @@ class BatchedSend:
                     if not self._has_work():
                         return
                     now = loop.time()
-                self._budget.take(now)
                 self.next_deadline = now + self.interval
                 assert self.comm is not None
                 batch, self.buffer = self.buffer, []
+                written = self.byte_count
                 await self._deliver(batch, self.comm)
+                if self.byte_count - written < LARGE_BATCH_BYTES:
+                    self._budget.take(now, loop.time())
         finally:
             self._idle = True
 

@@ -205,9 +205,9 @@ async def test_messages_gather_into_one_batch_while_a_write_is_in_progress():
 
 @pytest.fixture
 def small_budget(monkeypatch):
-    """Let the streams of an event loop write one batch without waiting, and no more."""
-    monkeypatch.setattr(batched, "SAVED_BATCHES", 1)
-    monkeypatch.setattr(batched, "FREE_BATCHES", 1e-6)
+    """Let the streams of an event loop write one batch without waiting, and no more for an hour."""
+    monkeypatch.setattr(batched, "SAVED_SECONDS", 3600)
+    monkeypatch.setattr(batched, "WRITING_SHARE", 1e-12)
 
 
 @gen_test()
@@ -251,32 +251,43 @@ async def test_without_an_interval_messages_never_wait(small_budget):
     assert comm.batches == [[i] for i in range(50)]
 
 
-def test_the_budget_allows_a_burst_and_then_a_steady_rate():
+@gen_test()
+async def test_large_batches_do_not_use_the_budget(small_budget):
+    async with streaming(TCP, interval="1 hour") as (stream, peer):
+        for i in range(10):
+            stream.send(b"x" * batched.LARGE_BATCH_BYTES)
+            await peer.has(i + 1)
+
+
+@pytest.mark.parametrize("slowness", [1, 10])
+def test_a_busy_event_loop_writes_half_of_the_time_on_a_slow_machine_too(slowness):
     budget = Budget()
-
-    def write(begin, end, step):
-        """Write a batch at each step, if the budget is not empty; return their number."""
-        count = 0
-        for i in range(round((end - begin) / step)):
-            if not budget.is_empty(now := begin + i * step):
-                budget.take(now)
-                count += 1
-        return count
-
-    assert write(100, 101, 1e-5) == pytest.approx(
-        batched.FREE_BATCHES + batched.SAVED_BATCHES, 0.01
-    )
-    assert write(101, 102, 1e-5) == pytest.approx(batched.FREE_BATCHES, 0.01)
-    # Half the rate is never limited.
-    assert write(103, 104, 2 / batched.FREE_BATCHES) == batched.FREE_BATCHES / 2
+    write, other = 20e-6 * slowness, 5e-6 * slowness
+    begin = now = 100.0
+    writing = 0.0
+    while now < begin + 10:
+        if not budget.is_empty(now):
+            budget.take(now, now + write)
+            now += write
+            writing += write
+        now += other
+    assert writing == pytest.approx(5, rel=0.02)
 
 
-def test_batches_written_in_spite_of_an_empty_budget_leave_no_debt():
+def test_an_event_loop_that_writes_less_than_half_of_the_time_never_waits():
     budget = Budget()
-    for _ in range(10 * batched.SAVED_BATCHES):
-        budget.take(100.0)
-    assert budget.is_empty(100.0)
-    assert not budget.is_empty(100.0 + 2 / batched.FREE_BATCHES)
+    now = 100.0
+    for _ in range(100_000):
+        assert not budget.is_empty(now)
+        budget.take(now, now + 20e-6)
+        now += 50e-6
+
+
+def test_a_write_that_waited_for_a_slow_peer_leaves_a_small_debt():
+    budget = Budget()
+    budget.take(100, 200)
+    assert budget.is_empty(200)
+    assert not budget.is_empty(200 + 1.01 * batched.SAVED_SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 CORE = ("ours", "original")
 UVLOOP = ("ours uvloop", "original uvloop")
 BOTH_LOOPS = (*CORE, *UVLOOP)
+DASK = ("dask on core", "dask")
 PEERS = ("grpc", "pyzmq", "rpyc", "pyro5", "ray")
 TRANSPORTS = ("tcp", "tls", "unix", "ws", "inproc")
 
@@ -36,7 +37,7 @@ class Case:
     cores: int = 2  #: number of cores that server and client share
     rounds: int = 100  #: maximum number of rounds in which it is measured
     quick: bool = True  #: whether it is part of a quick run
-    how: str = "slice"  #: or "memory", "import", or "flat"
+    how: str = "slice"  #: or "memory", "import", "flat", or "cluster"
 
 
 def _calls() -> Iterator[Case]:
@@ -122,6 +123,21 @@ def _others() -> Iterator[Case]:
         )
 
 
+def _dask() -> Iterator[Case]:
+    """Yield cases whose program runs on a cluster of its own: its size, and its protocol."""
+    for name, program, size, protocol, quick in (
+        ("5,000 tiny tasks, processes", "tiny_tasks", 5_000, "tcp", True),
+        ("5,000 tiny tasks, threads", "tiny_tasks", 5_000, "inproc", True),
+        ("1 GB between workers", "transfer", 1_000_000_000, "tcp", True),
+        ("transpose and add, 0.5 GB", "transpose", 512_000_000, "tcp", False),
+        ("dataframe shuffle, 2M rows", "shuffle", 2_000_000, "tcp", False),
+    ):
+        command = {"command": "run", "program": program, "size": size}
+        yield Case(
+            f"dask/{name}/{protocol}", DASK, command, protocol, 3.0, quick=quick, how="cluster"
+        )
+
+
 def _with_transport(transport: str) -> tuple[str, ...]:
     """Return which of this project and the original have this transport."""
     return CORE if transport != "unix" else CORE[:1]
@@ -129,7 +145,7 @@ def _with_transport(transport: str) -> tuple[str, ...]:
 
 def cases(*, quick: bool) -> list[Case]:
     """Return the cases in the order of their measurement."""
-    every = [*_calls(), *_payloads(), *_others()]
+    every = [*_calls(), *_payloads(), *_others(), *_dask()]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 

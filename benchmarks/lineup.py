@@ -5,10 +5,13 @@ Libraries other than this project and the original take part in the sequential s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from distributed.tests.environments import ORIGINAL, ROOT, environment
+from distributed.tests.grafts import grafted_environment, released_environment
 
 CERTIFICATES = ROOT / "distributed" / "security" / "tests" / "data" / "tls"
 
@@ -21,12 +24,13 @@ class Contestant:
     library: str  #: contestants with the same library share an environment
     title: str  #: for tables and plots
     module: str  #: name in `benchmarks.contestants`
-    requirements: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()  #: packages that are installed, or only shown
     project: bool = False  #: whether the environment contains this checkout
     options: tuple[str, ...] = ()
     server: bool = True  #: whether there is a server process
     restarted: bool = False  #: whether its processes are restarted for each slice
     pinned: bool = True  #: whether it is pinned to the cores that a case names
+    make: Callable[[], Path] | None = None  #: returns the interpreter of a special environment
 
     def python(self) -> Path:
         """Return the interpreter of its environment, which is made if it does not exist.
@@ -36,6 +40,8 @@ class Contestant:
         EnvironmentUnavailable
             If the environment cannot be made.
         """
+        if self.make is not None:
+            return self.make()
         return environment(f"bench-{self.library}", self.requirements, project=self.project)
 
 
@@ -59,11 +65,26 @@ def _core(library: str, title: str, requirements: tuple[str, ...]) -> list[Conte
     return [plain, uvloop]
 
 
+@cache
+def _grafted() -> Path:
+    """Return the interpreter of dask on this core as it is when the run starts."""
+    return grafted_environment(ROOT / "build" / "graft")
+
+
+def _dask(name: str, title: str, make: Callable[[], Path]) -> Contestant:
+    shown = ("distributed", "dask", "numpy", "pandas")
+    return Contestant(
+        name, name, title, "dask_programs", shown, server=False, pinned=False, make=make
+    )
+
+
 def contestants() -> dict[str, Contestant]:
     """Return all contestants, by name."""
     lineup = [
         *_core("ours", "this project", ("psutil",)),
         *_core("original", "original", (ORIGINAL,)),
+        _dask("dask on core", "dask on this core", _grafted),
+        _dask("dask", "dask as released", released_environment),
         Contestant("grpc", "grpc", "gRPC aio", "grpc_calls", ("grpcio", "msgpack")),
         Contestant("pyzmq", "pyzmq", "pyzmq aio", "pyzmq_calls", ("pyzmq", "msgpack")),
         Contestant("rpyc", "rpyc", "RPyC", "rpyc_calls", ("rpyc",)),

@@ -35,8 +35,11 @@ MEASURES = {
     "client": ("memory of the client, each", "kB", 1e-3),
 }
 
+#: contestant → the contestant that it is compared with, unless that is the original
+_COMPARED_WITH = {"ours uvloop": "original uvloop", "dask on core": "dask", "dask": "dask"}
+
 #: Measures that the terminal shows; the files show all.
-BRIEF = {"rate", "handlers", "called", "idle"}
+BRIEF = {"rate", "handlers", "called", "idle", "seconds"}
 
 
 def _number(value: float) -> str:
@@ -55,7 +58,7 @@ def case_rows(results: Results, *, details: bool) -> Iterator[list[str]]:
                 series = Series(case, contestant, measure)
                 spread = results.spread(series)
                 assert spread is not None
-                like = "original uvloop" if contestant == "ours uvloop" else "original"
+                like = _COMPARED_WITH.get(contestant, "original")
                 what, unit, factor = MEASURES[measure]
                 yield [
                     case,

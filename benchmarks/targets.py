@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.cases import PEERS
+from benchmarks.cases import DASK, PEERS
 from benchmarks.results import Results, Series
 
 #: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS`.
@@ -87,6 +87,15 @@ def _all() -> Iterator[Target]:
     )
     yield _to_original("import distributed.core, time", "import/distributed.core", 0.35, "seconds")
     yield _to_original("import distributed.core, memory", "import/distributed.core", 0.6, "added")
+    for title, case, bound in (
+        ("dask, 5,000 tiny tasks, processes", "5,000 tiny tasks, processes/tcp", 2.2),
+        ("dask, 5,000 tiny tasks, threads", "5,000 tiny tasks, threads/inproc", 1.4),
+        ("dask, 1 GB between workers", "1 GB between workers/tcp", 2.0),
+        ("dask, transpose and add", "transpose and add, 0.5 GB/tcp", 1.0),
+        ("dask, dataframe shuffle", "dataframe shuffle, 2M rows/tcp", 1.0),
+    ):
+        grafted, released = (Series(f"dask/{case}", name) for name in DASK)
+        yield Target(title, grafted, released, bound)
     mine = Series("sequential/tcp", "ours")
     for peer in PEERS:
         yield Target(small, mine, Series(mine.case, peer), 1.0)

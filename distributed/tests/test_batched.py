@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import threading
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from tornado.ioloop import IOLoop
 
+from distributed import batched
 from distributed.base import config
-from distributed.batched import BatchedSend, rough_size
+from distributed.batched import BatchedSend, Budget, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Serialize, Serialized, to_serialize
@@ -179,22 +181,113 @@ async def test_sending_no_message_writes_nothing():
 
 @over_each_transport
 @gen_test()
-async def test_the_first_message_does_not_wait(listen_at):
+async def test_a_message_alone_does_not_wait_for_the_interval(listen_at):
     async with streaming(listen_at, interval="1 hour") as (stream, peer):
-        stream.send("now")
-        await peer.has(1)
+        for i in range(50):
+            stream.send(i)
+            await peer.has(i + 1)
+        assert peer.batches == [[i] for i in range(50)]
 
 
 @gen_test()
-async def test_later_messages_wait_for_the_interval_together():
-    async with streaming(interval="100ms") as (stream, peer):
+async def test_messages_gather_into_one_batch_while_a_write_is_in_progress():
+    stream, comm = scripted(interval="1 hour", blocked=True)
+    for i in range(10):
+        stream.send(i)
+        await asyncio.sleep(0)
+    comm.unblocked.set()
+    await comm.has(10)
+    assert comm.batches == [[0], list(range(1, 10))]
+
+
+# The interval, and the budget of the streams of an event loop
+
+
+@pytest.fixture
+def small_budget(monkeypatch):
+    """Let the streams of an event loop write one batch without waiting, and no more for an hour."""
+    monkeypatch.setattr(batched, "SAVED_SECONDS", 3600)
+    monkeypatch.setattr(batched, "WRITING_SHARE", 1e-12)
+
+
+@gen_test()
+async def test_messages_wait_together_for_the_interval_at_most_when_the_budget_is_used_up(
+    small_budget,
+):
+    async with streaming(interval="50ms") as (stream, peer):
         stream.send(1)
         await peer.has(1)
-        stream.send(2)
-        await asyncio.sleep(0)
-        stream.send(3)
-        await peer.has(3)
-        assert peer.batches == [[1], [2, 3]]
+        for i in range(2, 10):
+            stream.send(i)
+            await asyncio.sleep(0)
+        assert asyncio.get_running_loop().time() < stream.next_deadline
+        await peer.has(9)
+        assert peer.batches == [[1], list(range(2, 10))]
+
+
+@gen_test()
+async def test_the_streams_of_an_event_loop_share_a_budget(small_budget):
+    one, one_comm = scripted(interval="1 hour")
+    other, other_comm = scripted(interval="1 hour")
+    one.send(1)
+    await one_comm.has(1)
+    # The other stream has not written in the last hour, so waiting would gather nothing.
+    other.send(1)
+    await other_comm.has(1)
+    other.send(2)
+    await asyncio.sleep(0)
+    assert other.buffer == [2]
+    await other.close()
+    await one.close()
+    assert other_comm.messages == [1, 2]
+
+
+@gen_test()
+async def test_without_an_interval_messages_never_wait(small_budget):
+    stream, comm = scripted(interval=0)
+    for i in range(50):
+        stream.send(i)
+        await comm.has(i + 1)
+    assert comm.batches == [[i] for i in range(50)]
+
+
+@gen_test()
+async def test_large_batches_do_not_use_the_budget(small_budget):
+    async with streaming(TCP, interval="1 hour") as (stream, peer):
+        for i in range(10):
+            stream.send(b"x" * batched.LARGE_BATCH_BYTES)
+            await peer.has(i + 1)
+
+
+@pytest.mark.parametrize("slowness", [1, 10])
+def test_a_busy_event_loop_writes_half_of_the_time_on_a_slow_machine_too(slowness):
+    budget = Budget()
+    write, other = 20e-6 * slowness, 5e-6 * slowness
+    begin = now = 100.0
+    writing = 0.0
+    while now < begin + 10:
+        if not budget.is_empty(now):
+            budget.take(now, now + write)
+            now += write
+            writing += write
+        now += other
+    assert writing == pytest.approx(5, rel=0.02)
+
+
+def test_an_event_loop_that_writes_less_than_half_of_the_time_never_waits():
+    budget = Budget()
+    now = 100.0
+    for _ in range(100_000):
+        assert not budget.is_empty(now)
+        budget.take(now, now + 20e-6)
+        now += 50e-6
+
+
+def test_a_write_that_waited_for_a_slow_peer_leaves_a_small_debt():
+    budget = Budget()
+    budget.take(100, 200)
+    assert budget.is_empty(200)
+    assert not budget.is_empty(200 + 1.01 * batched.SAVED_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +506,7 @@ async def test_drain_does_not_wait_while_there_is_room():
 
 @over_each_transport
 @gen_test()
-async def test_close_flushes_the_buffer_without_waiting_for_the_interval(listen_at):
+async def test_close_flushes_the_buffer_without_waiting_for_the_interval(listen_at, small_budget):
     async with streaming(listen_at, interval="1 hour") as (stream, peer):
         stream.send(1)
         await peer.has(1)
@@ -426,21 +519,75 @@ async def test_close_flushes_the_buffer_without_waiting_for_the_interval(listen_
 
 
 @gen_test()
-async def test_close_ends_a_wait_for_the_interval():
+async def test_close_ends_a_wait_for_the_interval(small_budget):
     stream, comm = scripted(interval="1 hour")
     stream.send(1)
     await comm.has(1)
     stream.send(2)
-    await asyncio.sleep(0)  # the writer now waits for the hour to pass
+    await asyncio.sleep(0)
+    assert stream.buffer == [2]  # the writer waits for the hour to pass
     await stream.close(timeout=10)
     assert comm.messages == [1, 2]
+
+
+@over_each_transport
+@gen_test()
+async def test_close_starts_at_once_without_being_awaited(listen_at):
+    async with streaming(listen_at, interval="1 hour") as (stream, peer):
+        stream.send(1)
+        stream.close()
+        await peer.has(1)
+        await async_poll_for(stream.comm.closed, timeout=5)
+        with pytest.raises(CommClosedError):
+            stream.send(2)
+
+
+@gen_test()
+async def test_close_continues_when_stream_and_future_are_dropped():
+    stream, comm = scripted(blocked=True)
+    stream.send(1)
+    stream.close()
+    await asyncio.sleep(0)
+    del stream
+    gc.collect()
+    comm.unblocked.set()
+    await async_poll_for(comm.closed, timeout=5)
+    assert comm.messages == [1]
+
+
+@gen_test()
+async def test_a_close_that_fails_unawaited_is_logged_once():
+    with (
+        captured_logger("asyncio") as loop_log,
+        captured_logger("distributed.batched", level=logging.INFO) as log,
+    ):
+        stream, comm = scripted(blocked=True)
+        stream.send(1)
+        stream.close(timeout="1ms")
+        await async_poll_for(comm.closed, timeout=5)
+        await async_poll_for(lambda: "Closing a stream failed" in log.getvalue(), timeout=5)
+        gc.collect()
+    assert "could not deliver 1 messages" in log.getvalue()
+    assert loop_log.getvalue() == ""
+
+
+@gen_test()
+async def test_cancelling_close_before_its_first_step_aborts():
+    stream, comm = scripted(blocked=True)
+    stream.send(1)
+    closing = stream.close()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert comm.closed()
+    assert stream.closed()
 
 
 @gen_test()
 async def test_messages_sent_during_close_are_delivered():
     stream, comm = scripted(blocked=True)
     stream.send(1)
-    closing = asyncio.create_task(stream.close())
+    closing = stream.close()
     await asyncio.sleep(0)
     stream.send(2)
     comm.unblocked.set()
@@ -544,7 +691,7 @@ async def test_close_aborts_after_the_timeout_and_keeps_the_undelivered_messages
 async def test_cancelling_close_aborts():
     stream, comm = scripted(blocked=True)
     stream.send(1)
-    closing = asyncio.create_task(stream.close())
+    closing = stream.close()
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):

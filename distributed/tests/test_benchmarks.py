@@ -82,6 +82,19 @@ def test_both_sides_measure_the_parts_of_a_call(measure):
             assert min(parts) > 0
 
 
+@pytest.mark.timeout(300)
+def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python):
+    name = "dask on core"
+    cases = [case for case in benchmarks.cases.cases(quick=False) if name in case.contestants]
+    contestant = replace(benchmarks.lineup.contestants()[name], make=lambda: grafted_python)
+    run = benchmarks.rounds.Run(cases, {name: contestant}, 1, 1000.0, lambda text: None)
+    for entries in run.measure().values():
+        assert "failed" not in entries[name]
+        (each,) = entries[name]["rounds"]
+        assert each["count"] > 0
+        assert 0 < each["seconds"] < 60
+
+
 def test_a_contestant_that_fails_skips_that_case_only(measure):
     good = {"command": "sequential"}
     bad, after = measure({"command": "nested", "count": "many"}, good, rounds=2)

@@ -40,7 +40,7 @@ class Peer(Server):
 
     async def handle_scheduler(self, comm: Comm) -> None:
         await self.handle_stream(comm)
-        if not self._close_begun:
+        if not self.stream.please_stop and not self._close_begun:
             self.lost_scheduler = True  # it did not send "close"
             await self.close(reason="the scheduler is gone")
 

@@ -205,6 +205,8 @@ class _MessageReader:
         # Counts what this message uses of its limits; None until the first value that the header
         # cache cannot read.
         self._reading: AbstractContextManager[Any] | None = None
+        # Whether reading a value has raised an error.
+        self.failed = False
 
     def decode(self, obj: dict[Any, Any]) -> Any:
         """Return the value that a map stands for, or the map itself."""
@@ -225,7 +227,11 @@ class _MessageReader:
         if self._reading is None:
             self._reading = reading(self._policy)
         with self._reading:
-            return read(index)
+            try:
+                return read(index)
+            except Exception:
+                self.failed = True
+                raise
 
     def _serialized(self, index: int) -> Any:
         header, frames = self._claim(index)
@@ -369,6 +375,8 @@ def loads(
         If a value is of a family that is not among *deserializers*; a `TypeError`.
     SerializationError
         If the sender could not serialize a value; a `TypeError`.
+    Exception
+        Any error that an object raises while it is unpickled.  A note says what was unpickled.
     """
     if not frames:
         raise MessageError("a message of no frames")
@@ -378,15 +386,22 @@ def loads(
     if len(frames) == 1:
         # There is no frame to refer to, so a map that looks like a reference is an ordinary map.
         return _unpack(head, msgpack_decode_default)
-    return _unpack(head, _MessageReader(frames, deserialize, deserializers, policy).decode)
+    reader = _MessageReader(frames, deserialize, deserializers, policy)
+    return _unpack(head, reader.decode, reader)
 
 
-def _unpack(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
+def _unpack(
+    head: Buffer,
+    hook: Callable[[dict[Any, Any]], Any] | None,
+    reader: _MessageReader | None = None,
+) -> Any:
     try:
         # These are `msgpack_opts`, spelled out to spare unpacking a dict for each message.
         return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
         raise
     except Exception as e:
-        # msgpack raises several types of error.  decode() raises those above, or RecursionError.
+        if reader is not None and reader.failed:
+            raise
+        # msgpack raises several types of error.
         raise MessageError(f"a message is not msgpack: {type(e).__name__}: {e}") from e

@@ -211,8 +211,8 @@ def serialize(
     while type(x) is Serialize:
         x, iterate_collection = x.data, True
     if type(x) is Serialized:
-        header, frames = merge_frames(x.header, decompress(x.header, x.frames))
-        return {key: header[key] for key in header if key not in _ADDED_KEYS}, frames
+        header, merged = merge_frames(x.header, decompress(x.header, x.frames))
+        return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged
     if _is_iterated(x, serializers, iterate_collection):
         return _serialize_elements(x, serializers, on_error, context)
     failure: Exception | None = None

@@ -108,7 +108,7 @@ class TestMerge:
         ],
     )
     def test_views_that_are_not_adjacent_are_refused(self, views):
-        with pytest.raises(ValueError, match="memoryview|format"):
+        with pytest.raises(ValueError, match=r"memoryview|format"):
             merge_memoryviews(views)
 
     @pytest.mark.parametrize(

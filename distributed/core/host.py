@@ -10,10 +10,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from distributed.base import metering
 from distributed.comm import Comm
 from distributed.metrics import context_meter
 
 __all__ = ["connect", "context_meter", "replaceable"]
+
+# A private attribute, so another version of the meter may lack it; then everything is measured.
+_callbacks = getattr(context_meter, "_callbacks", None)
+metering.connect(context_meter.meter, (lambda: True) if _callbacks is None else _callbacks.get)
 
 
 def replaceable(name: str, default: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
 from distributed.base.buffers import ensure_memoryview, nbytes
+from distributed.base.metering import metered
 from distributed.protocol.dispatch import takes_keyword
 from distributed.protocol.exceptions import CompressionError, SerializationError
 from distributed.protocol.limits import Reading, reading
@@ -311,6 +312,7 @@ def own_codecs(header: Mapping[str, Any], count: int) -> Sequence[str | None]:
     return names
 
 
+@metered("compress")
 def compress_frames(
     header: dict[str, Any],
     frames: Sequence[Any],
@@ -330,6 +332,7 @@ def compress_frames(
     return [frame for _, frame in compressed]
 
 
+@metered("decompress")
 def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]:
     """Inflate the frames of a value that are compressed according to its header.
 

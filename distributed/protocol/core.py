@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import msgpack
 
+from distributed.base import metering
+from distributed.base.metering import unmetered
 from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
@@ -36,7 +38,12 @@ from distributed.protocol.extension import (
     msgpack_encode_default,
 )
 from distributed.protocol.families import pickle_frames
-from distributed.protocol.header_cache import cache_reader, cached_frames, cached_reader
+from distributed.protocol.header_cache import (
+    cache_reader,
+    cached_frames,
+    cached_reader,
+    cached_types,
+)
 from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import (
     OnError,
@@ -65,6 +72,13 @@ _MAX_SEARCHED_SIZE = 4096
 
 #: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.
 _MAX_PACKER_SIZE = 2**20
+
+
+# The functions that write and read a value, with and without measurements.
+_METERED_WRITING = serialize_and_split, compress_frames
+_WRITING = unmetered(serialize_and_split), unmetered(compress_frames)
+_METERED_READING = decompress, merge_and_deserialize
+_READING = unmetered(decompress), unmetered(merge_and_deserialize)
 
 
 class _MessageWriter:
@@ -123,18 +137,24 @@ class _MessageWriter:
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
+            metered = metering.is_metered()
             # Cached headers are those of the default serializers, without compression.
             if self._serializers is None and not self._codec:
-                pair = cached_frames(obj.data, self._split_size)
+                if metered and type(obj.data) in cached_types:
+                    with metering.measure("serialize"):
+                        pair = cached_frames(obj.data, self._split_size)
+                else:
+                    pair = cached_frames(obj.data, self._split_size)
                 if pair is not None:
                     assert self._frames is not None
                     index = len(self._frames)
                     self._frames += pair
                     return {"__Serialized__": index}
-            header, frames = serialize_and_split(
+            split, compress = _METERED_WRITING if metered else _WRITING
+            header, frames = split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
-            frames = compress_frames(header, frames, self._codec)
+            frames = compress(header, frames, self._codec)
             return {"__Serialized__": self._append(header, frames)}
         if cls is Serialized:
             return {"__Serialized__": self._append(dict(obj.header), obj.frames)}
@@ -170,7 +190,9 @@ class _MessageWriter:
                 f"Could not serialize object of type {type(obj).__name__} in a message: {e}"
             ) from e
         header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
-        return {"__Pickled__": self._append(header, compress_frames(header, buffers, self._codec))}
+        if buffers:
+            buffers = compress_frames(header, buffers, self._codec)
+        return {"__Pickled__": self._append(header, buffers)}
 
     def _append(self, header: dict[str, Any], frames: Sequence[Any]) -> int:
         """Append the header and frames of a value to the message; return the header's index."""
@@ -237,7 +259,8 @@ class _MessageReader:
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
-        value = merge_and_deserialize(header, decompress(header, frames), self._deserializers)
+        inflate, merge = _METERED_READING if metering.is_metered() else _READING
+        value = merge(header, inflate(header, frames), self._deserializers)
         if len(frames) == 1:
             cache_reader(self._frames[index], header, value)
         return value
@@ -251,7 +274,13 @@ class _MessageReader:
         ):
             return None
         read = cached_reader(self._frames[index])
-        value = None if read is None else read(self._frames[index + 1])
+        if read is None:
+            return None
+        if metering.is_metered():
+            with metering.measure("deserialize"):
+                value = read(self._frames[index + 1])
+        else:
+            value = read(self._frames[index + 1])
         if value is not None:
             self._next = index + 2
         return value
@@ -260,7 +289,8 @@ class _MessageReader:
         header, frames = self._claim(index)
         if self._deserializers is not None:
             check_family("pickle", self._deserializers)
-        return load_pickled(header, decompress(header, frames))
+        inflate, _ = _METERED_READING if metering.is_metered() else _READING
+        return load_pickled(header, inflate(header, frames))
 
     def _claim(self, index: int) -> tuple[dict[str, Any], Sequence[Any]]:
         """Return the header at *index* and its frames, which no other value may refer to."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgpack
 
+from distributed.base.metering import metered
 from distributed.protocol.compression import compress_frames, decompress, own_codecs
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.extension import (
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 
+@metered("serialize")
 def serialize_and_split(
     x: Any,
     serializers: Sequence[str] | None = None,
@@ -92,6 +94,7 @@ def serialize_and_split(
     return header, pieces
 
 
+@metered("deserialize")
 def merge_and_deserialize(
     header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
 ) -> Any:

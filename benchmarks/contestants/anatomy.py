@@ -29,7 +29,7 @@ class MessageTimer:
 
     def __enter__(self) -> MessageTimer:
         self._wrap(selectors.DefaultSelector, "select", self._selecting)
-        for name in ("recv", "recv_into", "recvmsg_into"):
+        for name in ("recv", "recv_into"):
             self._wrap(socket.socket, name, self._receives)
         for name in ("send", "sendmsg"):
             self._wrap(socket.socket, name, self._sends)

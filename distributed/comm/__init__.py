@@ -1,4 +1,4 @@
-"""Comms: connections that carry messages, whatever the transport."""
+"""Comms: connections that carry messages, over any transport."""
 
 from __future__ import annotations
 

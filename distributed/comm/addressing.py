@@ -1,11 +1,11 @@
-"""Addresses: strings such as ``tcp://127.0.0.1:8786``, taken apart and put together.
+"""Parsing and formatting of addresses such as ``tcp://127.0.0.1:8786``.
 
-An address is a *scheme*, which names the transport, and a *loc*, which the transport understands;
-between them stands ``://``. Most locs are ``host:port``, IPv6 hosts in brackets. Where a scheme is
-missing, ``distributed.comm.default-scheme`` is meant.
+An address consists of a *scheme*, which names the transport, and a *loc*, which the transport
+interprets, separated by ``://``.  Most locs have the form ``host:port``, with IPv6 hosts in
+brackets.  ``distributed.comm.default-scheme`` replaces a missing scheme.
 
-This module opens no connection and knows no transport: what it cannot read off the string it asks
-the backend of the scheme. Every address that a user or a peer gives passes through it.
+This module opens no connection.  It asks the backend of the scheme if an answer depends on the
+transport.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ __all__ = [
 
 _SEPARATOR: Final = "://"
 
-#: Schemes whose loc is a name rather than a place in the network: a port is not part of it.
+#: Schemes whose loc is a name without a port, rather than a network address.
 _NAMED_SCHEMES: Final = frozenset({"inproc", "unix"})
 
-#: Schemes that need no replacement where a `Security` requires encryption: they are encrypted, or
-#: do not leave the process.
+#: Schemes that a `Security` that requires encryption permits: encrypted, or inside the process.
 _SECURE_SCHEMES: Final = frozenset({"inproc", "tls", "wss"})
 
 _LOC = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[^:]*))?")
 
 
 class _Security(Protocol):
-    """The part of a `distributed.security.Security` that matters to addresses."""
+    """The part of a `distributed.security.Security` that this module uses."""
 
     @property
     def require_encryption(self) -> bool | None: ...
@@ -69,7 +68,7 @@ def parse_address(addr: str, strict: bool = False) -> tuple[str, str]:
     addr
         The address, with or without a scheme.
     strict
-        Whether a missing scheme is an error rather than the default scheme.
+        Whether a missing scheme is an error, instead of being replaced by the default.
 
     Returns
     -------
@@ -78,7 +77,7 @@ def parse_address(addr: str, strict: bool = False) -> tuple[str, str]:
     Raises
     ------
     TypeError
-        If *addr* is no string.
+        If *addr* is not a string.
     ValueError
         If *strict* and the scheme is missing.
 
@@ -102,7 +101,7 @@ def parse_address(addr: str, strict: bool = False) -> tuple[str, str]:
 
 
 def unparse_address(scheme: str, loc: str) -> str:
-    """The address of a scheme and a loc; undoes `parse_address`.
+    """Return the address of a scheme and a loc, the inverse of `parse_address`.
 
     Examples
     --------
@@ -113,12 +112,12 @@ def unparse_address(scheme: str, loc: str) -> str:
 
 
 def normalize_address(addr: str) -> str:
-    """The address with its scheme, for comparing; names in it are not resolved.
+    """Return the address with its scheme, for comparisons, without resolving names.
 
     Raises
     ------
     TypeError
-        If *addr* is no string.
+        If *addr* is not a string.
 
     Examples
     --------
@@ -136,24 +135,24 @@ def parse_host_port(
     Parameters
     ----------
     address
-        ``host:port``, with or without a scheme, IPv6 hosts in brackets. Or a tuple of host and
-        port, as sockets name their ends; what follows in it is left out.
+        ``host:port``, with or without a scheme, IPv6 hosts in brackets.  Or a tuple that begins
+        with host and port, as sockets name their ends.
     default_port
-        The port where *address* has none.
+        The port if *address* has none.
 
     Returns
     -------
     host : str
-        Without brackets. Empty where *address* means every interface.
+        Without brackets; empty if *address* means every interface.
     port : int
-        0 where *address* means any free one.
+        0 if *address* means any free one.
 
     Raises
     ------
     TypeError
         If *address* is neither a string nor a tuple.
     ValueError
-        If *address* cannot be understood, or has no port and there is no *default_port*.
+        If *address* is invalid, or has no port and there is no *default_port*.
 
     Examples
     --------
@@ -184,7 +183,7 @@ def parse_host_port(
 
 
 def _parse_port(port: Any, source: object) -> int:
-    """*port* as a number. *source* is what to name in an error."""
+    """Return *port* as a number; errors quote *source*."""
     if isinstance(port, str) and port.isascii() and port.isdigit():
         port = int(port)
     if not isinstance(port, int) or not 0 <= port <= 65535:
@@ -195,7 +194,7 @@ def _parse_port(port: Any, source: object) -> int:
 
 
 def unparse_host_port(host: str, port: int | str | None = None) -> str:
-    """The loc of a host and a port; undoes `parse_host_port`.
+    """Return the loc of a host and a port, the inverse of `parse_host_port`.
 
     Examples
     --------
@@ -208,12 +207,12 @@ def unparse_host_port(host: str, port: int | str | None = None) -> str:
 
 
 def get_address_host(addr: str) -> str:
-    """The host of an address.
+    """Return the host of an address.
 
     Raises
     ------
     ValueError
-        If the address cannot be understood; see `Backend.get_address_host`.
+        If the address is invalid; see `Backend.get_address_host`.
 
     Examples
     --------
@@ -225,19 +224,19 @@ def get_address_host(addr: str) -> str:
 
 
 def get_address_host_port(addr: str, strict: bool = False) -> tuple[str, int]:
-    """The host and the port of an address.
+    """Return the host and the port of an address.
 
     Parameters
     ----------
     addr
         The address.
     strict
-        Whether a missing scheme is an error rather than the default scheme.
+        Whether a missing scheme is an error, instead of being replaced by the default.
 
     Raises
     ------
     ValueError
-        If the address cannot be understood, or addresses of its kind have no port.
+        If the address is invalid, or addresses of its scheme have no port.
 
     Examples
     --------
@@ -252,16 +251,16 @@ def get_address_host_port(addr: str, strict: bool = False) -> tuple[str, int]:
 
 
 def resolve_address(addr: str) -> str:
-    """The address with its scheme, and names in it replaced by what they stand for.
+    """Return the address with its scheme and with names resolved.
 
-    May block while it asks a resolver.
+    The call may block while it asks a resolver.
 
     Raises
     ------
     OSError
         If a name does not resolve.
     ValueError
-        If the address cannot be understood.
+        If the address is invalid.
 
     Examples
     --------
@@ -273,14 +272,14 @@ def resolve_address(addr: str) -> str:
 
 
 def get_local_address_for(addr: str) -> str:
-    """An address, without a port, to listen at such that the host of *addr* can reach it.
+    """Return an address of this host, without a port, that the host of *addr* can connect to.
 
     Raises
     ------
     OSError
         If a name does not resolve.
     ValueError
-        If the address cannot be understood.
+        If the address is invalid.
 
     Examples
     --------
@@ -292,19 +291,19 @@ def get_local_address_for(addr: str) -> str:
 
 
 def get_tcp_server_addresses(server: TCPServer) -> list[tuple[Any, ...]]:
-    """The addresses at which a Tornado server listens, as its sockets name them.
+    """Return the addresses at which a Tornado server listens, as its sockets name them.
 
     Raises
     ------
     RuntimeError
-        If the server was not started, was stopped, or listens at no Internet socket.
+        If the server was not started, was stopped, or has no Internet socket.
     """
-    # Tornado offers no public way to see the sockets of a server.
+    # Tornado has no public name for the sockets of a server.
     sockets: list[socket.socket] = list(server._sockets.values())
     addresses = [
         sock.getsockname()
         for sock in sockets
-        # AF_INET and AF_INET6 by what they are called: a socket's name is (host, port, …) there.
+        # For AF_INET and AF_INET6 the address is (host, port, …).
         if sock.fileno() != -1 and sock.family.name.startswith("AF_INET")
     ]
     if not addresses:
@@ -316,7 +315,7 @@ def get_tcp_server_addresses(server: TCPServer) -> list[tuple[Any, ...]]:
 
 
 def get_tcp_server_address(server: TCPServer) -> tuple[Any, ...]:
-    """The first of the addresses at which a Tornado server listens.
+    """Return the first address at which a Tornado server listens.
 
     Raises
     ------
@@ -329,23 +328,23 @@ def get_tcp_server_address(server: TCPServer) -> tuple[Any, ...]:
 def uri_from_host_port(
     host_arg: str | None, port_arg: str | int | None, default_port: str | int | None
 ) -> str:
-    """The address to listen at that a host and a port option mean together.
+    """Return the address to listen at from a host and a port option.
 
     Parameters
     ----------
     host_arg
         A host, or an address with or without scheme and port; None or empty for every interface.
     port_arg
-        A port, None for none. Port 0 means any free one, so that it contradicts no other.
+        A port, or None. Port 0 means any free one, and contradicts no port in *host_arg*.
     default_port
-        The port where neither has one.
+        The port if neither option has one.
 
     Raises
     ------
     TypeError
-        If *host_arg* is no string.
+        If *host_arg* is not a string.
     ValueError
-        If an option cannot be understood, or the two name different ports.
+        If an option is invalid, or the two name different ports.
 
     Examples
     --------
@@ -373,7 +372,7 @@ def address_from_user_args(
     security: _Security | None = None,
     default_port: str | int = 0,
 ) -> str:
-    """The address to listen at that a user's options mean together.
+    """Return the address to listen at from a user's options.
 
     Parameters
     ----------
@@ -382,27 +381,26 @@ def address_from_user_args(
     port
         A port; 0 or None for none.
     interface
-        A network interface on whose address to listen, instead of *host*.
+        A network interface whose address to listen at, instead of *host*.
     protocol
         A scheme; it replaces the one in *host*.
     peer
-        Not used: an address may be chosen by whom it is to be reached from, but no scheme needs
-        that. It is taken because callers pass it.
+        Not used; callers of the original pass it.
     security
-        If it requires encryption and *protocol* is not given, a scheme that is not encrypted
-        becomes ``tls``.
+        If it requires encryption and *protocol* is not given, ``tls`` replaces a scheme without
+        encryption.
     default_port
-        The port where there is a host, but no port.
+        The port if there is a host, but no port.
 
     Returns
     -------
     str
-        Empty where no option is given, so that a listener decides all by itself.
+        Empty if no option is given: the listener uses its defaults.
 
     Raises
     ------
     ValueError
-        If options cannot be understood or contradict each other.
+        If options are invalid or contradict each other.
 
     Examples
     --------
@@ -425,7 +423,7 @@ def address_from_user_args(
 def _scheme_from_user_args(
     host: str | None, protocol: str | None, security: _Security | None
 ) -> str | None:
-    """The scheme that is to replace the one of *host*, or None."""
+    """Return the scheme that replaces the one of *host*, or None."""
     if protocol:
         scheme = protocol.rstrip(":/")
         if _SEPARATOR in scheme:
@@ -446,15 +444,16 @@ def addresses_from_user_args(
     security: _Security | None = None,
     default_port: str | int = 0,
 ) -> list[str]:
-    """The addresses to listen at that a user's options mean together.
+    """Return the addresses to listen at from a user's options.
 
-    As `address_from_user_args`, but *host*, *port*, *interface* and *protocol* may be lists or
-    tuples, whose elements belong together by position; what is no list holds for each address.
+    This is `address_from_user_args` for options that may be lists or tuples: *host*, *port*,
+    *interface* and *protocol*.  Their elements are paired by position; any other value is used for
+    each address.
 
     Raises
     ------
     ValueError
-        If options cannot be understood or contradict each other, or lists differ in length.
+        If options are invalid or contradict each other, or lists differ in length.
 
     Examples
     --------
@@ -466,7 +465,7 @@ def addresses_from_user_args(
     lengths = {name: len(value) for name, value in lists.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            "options that are lists must be of one length, to be paired: "
+            "options that are lists must have the same length, to be paired: "
             + ", ".join(f"{n} {name}s in {lists[name]!r}" for name, n in lengths.items())
         )
     count = next(iter(lengths.values()), 1)
@@ -482,14 +481,14 @@ def addresses_from_user_args(
 
 
 def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
-    """The host at which a listener that listens at *host* can be contacted.
+    """Return the host at which a listener at *host* can be contacted.
 
     Parameters
     ----------
     host
-        A host name or an IP address. Empty, ``"0.0.0.0"`` and ``"::"`` stand for every interface.
+        A host name or an IP address; empty, ``"0.0.0.0"`` and ``"::"`` mean every interface.
     default_host
-        What to give for those; by default the address of this host by which it reaches others, of
+        The result for those; by default the address from which this host connects to others, of
         the same IP version.
 
     Examples
@@ -505,7 +504,7 @@ def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether *host*, a name or an IP address, stands for every interface.
+    """Return whether *host*, a name or an IP address, means every interface.
 
     Examples
     --------

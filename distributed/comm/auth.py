@@ -1,23 +1,21 @@
-"""Two sides show each other that they know a token, without saying it.
+"""Challenge and response: two peers prove that they know a token, without sending it.
 
-Challenge and response, in both directions, as data: this module makes and checks
-what goes into the handshake, :mod:`distributed.comm.core` sends it.
+This module creates and checks the data; :mod:`distributed.comm.handshake` sends it.
 
-Each side sends a random nonce.  Then the client, and only if that was right the
-server, sends HMAC-SHA256 under the token over its role, both nonces and, on TLS,
-what is unique to the channel::
+Each side sends a random nonce.  Then the client, and the server only if the client's proof was
+right, sends HMAC-SHA256 under the token over its role, both nonces and, on TLS, the channel
+binding::
 
     client                                            server
       | -- hello, nonce ----------------------------->  |
       | <---------------------------- hello, nonce  --  |
       | -- HMAC(token, "client", nonces, channel) --->  |  checks, or refuses
       | <-- HMAC(token, "server", nonces, channel) ---  |
-      checks, or leaves
+      checks, or disconnects
 
-The role keeps either side from being answered with its own proof, the nonces keep
-an old proof from being right again, and the channel keeps somebody in the middle
-from passing proofs on.  Whoever connects without the token learns nothing to try
-guesses on, for the server proves itself last.
+The role keeps a side from accepting its own proof, the nonces prevent replay, and the channel
+binding keeps a man in the middle from forwarding the proofs.  The server sends its proof last, so a
+client without the token gets nothing to test guesses against.
 """
 
 from __future__ import annotations
@@ -32,28 +30,28 @@ from typing import Any, Literal
 
 from distributed.comm.settings import settings
 
-#: Bytes of a nonce.
+#: Size of a nonce, in bytes.
 NONCE_SIZE = 32
-#: Which challenge and response this is, in case there will be another one.
+#: The name of this challenge and response, in case there will be another.
 SCHEME = "hmac-sha256"
 
 Role = Literal["client", "server"]
 
 
 class AuthenticationError(ValueError):
-    """The other side does not know the token, or asks for one where there is none."""
+    """The peer does not know the token, or requires one and this side has none."""
 
 
 def configured_token() -> str | None:
     """Return the token of the configuration, or None.
 
-    It is the value of ``distributed.comm.auth.token``, or what is in the file
-    that ``distributed.comm.auth.token-file`` names, without white space around.
+    It is the value of ``distributed.comm.auth.token``, or the content of the file
+    ``distributed.comm.auth.token-file`` without surrounding white space.
 
     Raises
     ------
     ValueError
-        If there is a token of another kind than text, or an empty one.
+        If the token is not text, or is empty.
     OSError
         If the file cannot be read.
     """
@@ -72,19 +70,19 @@ def configured_token() -> str | None:
 
 
 def choose_token(given: str | bytes | None) -> str | bytes | None:
-    """Return the *given* token, or the one of the configuration, or None.
+    """Return the *given* token, or by default that of the configuration, or None.
 
     Raises
     ------
     TypeError, ValueError
-        If it is neither text nor bytes, or empty.
+        If it is neither text nor bytes, or is empty.
     """
     if given is None:
         return configured_token()
     if not isinstance(given, str | bytes):
         raise TypeError(f"a token is text or bytes, not {type(given).__name__}")
     if not given:
-        raise ValueError("an empty token would let anybody in")
+        raise ValueError("a token must not be empty: every peer would know it")
     return given
 
 
@@ -94,12 +92,12 @@ class Authentication:
     Parameters
     ----------
     token
-        What both sides know.
+        The shared secret.
     role
         Which side this is.
     channel
-        Bytes that both ends of the connection have in common with nobody else,
-        or None where the transport has none.
+        The channel binding: bytes that only the two ends of this connection know; None if the
+        transport has none.
 
     Examples
     --------
@@ -114,38 +112,38 @@ class Authentication:
     distributed.comm.auth.AuthenticationError: the token is wrong
     """
 
-    # State.  `_peer_nonce` is set once the other side's challenge has come.
     def __init__(self, token: str | bytes, role: Role, channel: bytes | None = None) -> None:
         self.role: Role = role
         self._token = token.encode() if isinstance(token, str) else token
         self._channel = channel
         self._nonce = secrets.token_bytes(NONCE_SIZE)
+        #: None until the peer's challenge was received.
         self._peer_nonce: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Authentication as {self.role}>"
 
     def challenge(self) -> dict[str, Any]:
-        """Return what this side says first."""
+        """Return the challenge of this side, a part of its first message."""
         return {"scheme": SCHEME, "nonce": self._nonce}
 
     def receive_challenge(self, challenge: Any) -> None:
-        """Take what the other side says first.
+        """Keep the peer's challenge.
 
         Raises
         ------
         AuthenticationError
-            If it asks for no token, or in a way that is not understood.
+            If there is none, or it is invalid or of another scheme.
         """
         if challenge is None:
             raise AuthenticationError(
-                "it knows no token, and one is required here ('distributed.comm.auth.token')"
+                "it has no token, and one is required here ('distributed.comm.auth.token')"
             )
         nonce = challenge.get("nonce") if isinstance(challenge, dict) else None
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_SIZE:
-            raise AuthenticationError("its challenge is not understood")
+            raise AuthenticationError("its challenge is not valid")
         if challenge.get("scheme") != SCHEME:
-            raise AuthenticationError(f"it authenticates other than by {SCHEME}")
+            raise AuthenticationError(f"it does not authenticate by {SCHEME}")
         self._peer_nonce = nonce
 
     def proof(self) -> bytes:
@@ -153,12 +151,12 @@ class Authentication:
         return self._digest(self.role)
 
     def check(self, proof: Any) -> None:
-        """Check the other side's proof.
+        """Check the peer's proof.
 
         Raises
         ------
         AuthenticationError
-            If the other side does not know the token.
+            If the peer does not know the token.
         """
         other: Role = "server" if self.role == "client" else "client"
         if not isinstance(proof, bytes) or not hmac.compare_digest(proof, self._digest(other)):
@@ -169,26 +167,27 @@ class Authentication:
         nonces = [self._nonce, self._peer_nonce]
         if self.role == "server":
             nonces.reverse()
-        # Every part but the last has a fixed size, so that no two messages are alike.
+        # Every part but the last has a fixed size for its role, so different parts cannot make the
+        # same message.
         message = role.encode() + b"".join(nonces) + (self._channel or b"")
         return hmac.digest(self._token, message, "sha256")
 
 
 class Penalties:
-    """How long hosts wait whose peers gave wrong proofs: twice as long each time.
+    """Delays for hosts whose peers sent wrong proofs; each failure doubles the delay.
 
-    Those who know the token wait as well where they come from the same host, or through the same
-    proxy.  Were it for long, anybody there could lock them out.
+    Honest peers on the same host, or behind the same proxy, have to wait as well.  The maximum is
+    short, so that an attacker there cannot lock them out.
 
     Parameters
     ----------
     first, longest
-        The delay after one failure, and after any number, in seconds.
+        Seconds to wait after the first failure, and at most.
     forgotten_after
-        Time without a failure after which a host starts anew, in seconds.
+        Seconds without a failure after which the failures of a host are forgotten.
     max_hosts
-        How many hosts are remembered; the one that failed longest ago is
-        forgotten first.
+        Maximum number of hosts to remember; the host whose last failure is oldest is forgotten
+        first.
 
     Examples
     --------
@@ -201,8 +200,6 @@ class Penalties:
     (2.0, 0.0)
     """
 
-    # State.  `_failures`: host → (number of failures, time of the last), in the
-    # order of these times.
     def __init__(
         self,
         first: float = 0.1,
@@ -216,17 +213,18 @@ class Penalties:
         self._forgotten_after = forgotten_after
         self._max_hosts = max_hosts
         self._clock = clock
+        #: Host → (number of failures, time of the last one), in the order of these times.
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def delay(self, host: str) -> float:
-        """Return how long a peer from *host* has to wait for its answer, in seconds."""
+        """Return the number of seconds that a peer from *host* waits for its answer."""
         count, last = self._failures.get(host, (0, 0.0))
         if not count or self._clock() - last > self._forgotten_after:
             return 0.0
         return float(min(self._longest, self._first * 2 ** min(count - 1, 30)))
 
     def failed(self, host: str) -> None:
-        """Take note that a peer from *host* gave a wrong proof, or none."""
+        """Count a wrong or missing proof of a peer from *host*."""
         count, last = self._failures.pop(host, (0, 0.0))
         now = self._clock()
         if now - last > self._forgotten_after:

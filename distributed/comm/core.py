@@ -1,10 +1,9 @@
-"""What a comm, a connector and a listener are, and how a connection begins.
+"""The interfaces of comms, connectors and listeners, and how connections are opened.
 
-A *comm* moves one message at a time between two endpoints.  This module holds
-what every transport shares: the abstract classes, the two errors, the handshake
-that both sides of a new connection go through, and :func:`connect` with its
-retries.  It knows neither sockets nor operations: transports live beside it,
-requests and replies one floor up.
+A *comm* moves one message at a time between two endpoints.  This module has the abstract classes
+that every transport implements; :func:`connect`, which retries; and :func:`listen`.  The messages
+that a connection begins with are in :mod:`distributed.comm.handshake`, the transports in modules
+beside this one; requests and replies are one floor up.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import asyncio
 import inspect
 import logging
 import random
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
@@ -28,45 +26,49 @@ from distributed.comm.auth import (
     Penalties,
     choose_token,
 )
+from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
+from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
 from distributed.comm.registry import get_backend
 from distributed.comm.settings import settings
-from distributed.protocol.compression import get_compression_settings
-from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.limits import LoadPolicy
-from distributed.protocol.pickle import HIGHEST_PROTOCOL
+
+__all__ = [
+    "BaseListener",
+    "Comm",
+    "CommClosedError",
+    "CommHandler",
+    "Connector",
+    "FatalCommClosedError",
+    "Listener",
+    "call_comm_handler",
+    "connect",
+    "listen",
+]
 
 logger = logging.getLogger(__name__)
 
-#: What a listener calls with each new comm.
+#: The callable that a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]
 
 
-#: Ceiling of the first pause between two attempts to connect, in seconds, and of any.
+#: Maximum seconds before the second attempt to connect, and between any two attempts.
 _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
-#: Share of the time for connecting which the first attempt may take; later ones may take more.
+#: Maximum share of the timeout that the first attempt to connect may take, and the factor by which
+#: the share grows with each attempt.
 _FIRST_ATTEMPT_SHARE, _ATTEMPT_GROWTH = 0.2, 1.5
-
-
-class CommClosedError(OSError):
-    """The comm was closed, by either side, before the operation was done."""
-
-
-class FatalCommClosedError(CommClosedError):
-    """The connection failed in a way that trying again will not mend."""
 
 
 class Comm(ABC):
     """A connection that carries messages, each of them any Python object.
 
-    One message at a time can be read, and one written, at the same time.  A
-    read or write that is cancelled while under way closes the comm, so that a
-    message is never taken for another.
+    One task may read while another one writes.  A read or write that is cancelled in the middle of
+    a message closes the comm, since the next one would continue in the middle of that message.
 
     Parameters
     ----------
     deserialize
-        Whether values wrapped by :func:`~distributed.protocol.to_serialize`
-        are unwrapped on arrival.  If false they arrive as
+        Whether values wrapped by :func:`~distributed.protocol.to_serialize` are
+        deserialized on arrival.  If false they arrive as
         :class:`~distributed.protocol.Serialized`, ready to be passed on.
     load_policy
         See below; by default that of the configuration.
@@ -74,16 +76,16 @@ class Comm(ABC):
     Attributes
     ----------
     name
-        What the connection is used for, for people who debug.
+        The purpose of the connection, for debugging.
     allow_offload
-        Whether expensive (de)serialization may run in a thread.
+        Whether expensive conversions of messages may run in a thread.
     load_policy
-        What may be done for a message that arrives: how deep and large it may
-        become, and whether anything in it is unpickled.
+        The limits for received messages: their depth, their size once inflated, and whether
+        anything in them is unpickled.
     local_info, remote_info
-        What each side said of itself in the handshake, and its address.
+        The maps that this side and the peer sent in the handshake, each with the address.
     handshake_options
-        What both sides agreed upon.
+        The options that follow from both maps.
     """
 
     _instances: ClassVar[WeakSet[Comm]] = WeakSet()
@@ -119,8 +121,8 @@ class Comm(ABC):
         Raises
         ------
         CommClosedError
-            If the connection ends before a whole message has arrived, or what
-            arrives is not a message.
+            If the connection ends before a whole message was received, or if
+            the peer sent an invalid message.
         """
 
     @abstractmethod
@@ -129,8 +131,8 @@ class Comm(ABC):
     ) -> int:
         """Write one message and return its size in bytes.
 
-        The message is out of this process when the call returns: arrays in it
-        may be changed.
+        When the call returns, the message has left this process, and the caller may
+        change arrays in it.
 
         Parameters
         ----------
@@ -139,24 +141,24 @@ class Comm(ABC):
         serializers
             Names of the serialization families to use, in order of preference.
         on_error
-            ``"message"`` sends a value that cannot be serialized as an error
-            that is raised where it is deserialized, ``"raise"`` raises here.
+            ``"message"`` replaces a value that cannot be serialized by an error that
+            is raised at the receiver; ``"raise"`` raises the error here.
 
         Raises
         ------
         CommClosedError
             If the connection is closed.
         TypeError
-            If the message cannot be serialized; nothing was sent then.
+            If the message cannot be serialized; then nothing was sent.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Close the comm once what was written has left.  Idempotent."""
+        """Close the comm after all written data was sent.  Idempotent."""
 
     @abstractmethod
     def abort(self) -> None:
-        """Close the comm at once, whatever is under way.  Idempotent."""
+        """Close the comm at once, and end reads and writes that are in progress.  Idempotent."""
 
     @abstractmethod
     def closed(self) -> bool:
@@ -165,12 +167,12 @@ class Comm(ABC):
     @property
     @abstractmethod
     def local_address(self) -> str:
-        """The address of this end, for people who debug."""
+        """The address of this end, for debugging."""
 
     @property
     @abstractmethod
     def peer_address(self) -> str:
-        """The address of the other end, for people who debug."""
+        """The address of the other end, for debugging."""
 
     async def write_handshake(self, msg: dict[str, Any]) -> None:
         """Write a message of the handshake."""
@@ -179,14 +181,14 @@ class Comm(ABC):
     async def read_handshake(self) -> Any:
         """Read a message of the handshake.
 
-        A transport over which others than this process can send refuses what is
-        large here, and makes nothing of it but plain values.
+        If other processes can send over a transport, it refuses a large message here, and
+        parses the message into nothing but plain values.
         """
         return await self.read()
 
     @property
     def allow_pickle(self) -> bool:
-        """Whether anything that arrives is unpickled; may be set before the handshake."""
+        """Whether anything received is unpickled; may be set before the handshake."""
         return self.load_policy.allow_pickle
 
     @allow_pickle.setter
@@ -196,12 +198,12 @@ class Comm(ABC):
 
     @property
     def channel_binding(self) -> bytes | None:
-        """What both ends of an encrypted channel have in common with nobody else."""
+        """A secret that only the two ends of an encrypted channel have in common, or None."""
         return None
 
     @property
     def extra_info(self) -> dict[str, Any]:
-        """What the transport knows of the connection besides the addresses."""
+        """Further information about the connection from the transport."""
         return {}
 
     @property
@@ -210,50 +212,13 @@ class Comm(ABC):
         return _host_of(self.local_address) == _host_of(self.peer_address)
 
     def handshake_info(self) -> dict[str, Any]:
-        """Return what this side says of itself in the handshake."""
-        compression = None
-        if not self.same_host:
-            compression = get_compression_settings("distributed.comm.compression")
-        info = {
-            "compression": compression,
-            "python": tuple(sys.version_info)[:3],
-            "pickle-protocol": HIGHEST_PROTOCOL,
-        }
-        if not self.allow_pickle:
-            # The original does not know this key, and ignores it.
-            info["allow-pickle"] = False
-        return info
+        """Return the map by which this side describes itself in the handshake."""
+        return handshake_info(same_host=self.same_host, allow_pickle=self.allow_pickle)
 
-    @staticmethod
-    def handshake_configuration(
-        local: Mapping[str, Any], remote: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return what two sides that sent *local* and *remote* agree upon.
+    handshake_configuration = staticmethod(handshake_configuration)
 
-        Raises
-        ------
-        ValueError
-            If *remote* does not say what every peer says.
-        """
-        try:
-            protocol = min(local["pickle-protocol"], remote["pickle-protocol"])
-            compression = local["compression"]
-            if compression != remote["compression"]:
-                compression = None
-        except (KeyError, TypeError):
-            raise ValueError(
-                "the peer's handshake lacks 'pickle-protocol' or 'compression': "
-                f"{str(remote)[:200]}; does it run a compatible version of distributed?"
-            ) from None
-        options = {"pickle-protocol": protocol, "compression": compression}
-        if remote.get("allow-pickle") is False:
-            options["allow-pickle"] = False
-        return options
-
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        """Keep what both sides said in the handshake and what follows from it."""
-        if not isinstance(remote, dict):
-            raise ValueError(f"the peer's handshake is no map but {str(remote)[:200]!r}")
+    def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None:
+        """Store what both sides said in the handshake, and the options that follow from it."""
         self.handshake_options = self.handshake_configuration(local, remote)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
@@ -267,7 +232,7 @@ class Comm(ABC):
 
 
 class Connector(ABC):
-    """Opens connections of one transport."""
+    """An object that opens the connections of one transport."""
 
     @abstractmethod
     async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Comm:
@@ -280,19 +245,19 @@ class Connector(ABC):
         deserialize
             See :class:`Comm`.
         connection_args
-            What the transport needs besides.
+            Further arguments of the transport.
 
         Raises
         ------
         OSError
-            If the connection cannot be made now; :func:`connect` tries again.
+            If the connection cannot be made now; :func:`connect` retries.
         FatalCommClosedError
             If it can never be made; :func:`connect` gives up.
         """
 
 
 class Listener(ABC):
-    """Waits for connections of one transport and hands their comms on."""
+    """An object that accepts the connections of one transport and passes their comms on."""
 
     def __await__(self) -> Generator[Any, None, Self]:
         async def start() -> Self:
@@ -321,23 +286,23 @@ class Listener(ABC):
 
     @abstractmethod
     def stop(self) -> Any:
-        """Stop accepting connections.  Those already accepted go on."""
+        """Stop accepting connections.  Accepted ones stay open."""
 
     @property
     @abstractmethod
     def listen_address(self) -> str:
-        """The address that this listener is bound to, as URI."""
+        """The URI of the address that this listener is bound to."""
 
     @property
     @abstractmethod
     def contact_address(self) -> str:
-        """An address at which other hosts can reach this listener, as URI."""
+        """The URI of an address at which other hosts can reach this listener."""
 
     @abstractmethod
     async def on_connection(
         self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
     ) -> None:
-        """Go through the handshake on a connection that came in."""
+        """Do the handshake on an accepted connection."""
 
 
 class BaseListener(Listener):
@@ -346,30 +311,29 @@ class BaseListener(Listener):
     Attributes
     ----------
     token
-        What peers have to know, or None.
+        The secret that peers have to know, or None.
     allow_pickle
-        Whether what peers have pickled is unpickled; None for what the
-        configuration says.
+        Whether anything received from peers is unpickled; None for the configured value.
     """
 
-    # State.  `_handshaking` are the comms whose handshake is under way, oldest first.
-    # `_penalties` remembers the hosts from which peers came without the token.
     token: str | bytes | None = None
     allow_pickle: bool | None = None
 
     def __init__(self) -> None:
+        # The comms whose handshake is in progress, oldest first; a dict serves as ordered set.
         self._handshaking: dict[Comm, None] = {}
+        # The hosts whose peers failed to authenticate.
         self._penalties = Penalties()
 
     def abort_handshaking_comms(self) -> None:
-        """Abort the comms whose handshake is not done."""
+        """Abort the comms whose handshake is in progress."""
         for comm in list(self._handshaking):
             comm.abort()
 
     def abort_oldest_handshake(self) -> bool:
-        """Abort the comm that has not done its handshake for longest; return whether there is one.
+        """Abort the comm whose handshake began first; return whether there is one.
 
-        Who means well has done his soon.
+        Honest peers complete their handshake soon.
         """
         for comm in self._handshaking:
             if not comm.closed():
@@ -380,19 +344,19 @@ class BaseListener(Listener):
     async def on_connection(
         self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
     ) -> None:
-        """Go through the handshake on a connection that came in.
+        """Do the handshake on an accepted connection.
 
         Parameters
         ----------
         comm
             The new comm.
         handshake_overrides
-            Replaces parts of what this side says of itself.
+            Replace values of the map that this side sends.
 
         Raises
         ------
         CommClosedError
-            If the peer did not answer in time or is no peer; the comm is closed.
+            If the handshake fails or does not end in time; the comm is closed.
         """
         timeout = settings().handshake_timeout
         if self.allow_pickle is not None:
@@ -405,10 +369,10 @@ class BaseListener(Listener):
             late = True
             comm.abort()
 
-        # Ends whoever waits for the comm, which takes a fraction of the time of `asyncio.timeout`.
+        # Aborting the comm wakes the waiting task.  `asyncio.timeout` costs several times more.
         timer = asyncio.get_running_loop().call_later(timeout, give_up)
         try:
-            await self._shake_hands(comm, handshake_overrides)
+            await self.do_handshake(comm, handshake_overrides)
         except BaseException as exc:
             comm.abort()
             if late and isinstance(exc, OSError):
@@ -421,83 +385,23 @@ class BaseListener(Listener):
             timer.cancel()
             self._handshaking.pop(comm, None)
 
-    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
-        """Wait for the comm, and for nothing else that could last."""
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+        """Do the handshake, and wait for nothing but *comm*.
+
+        Closing the comm must end the wait; see :func:`distributed.comm.handshake.do_handshake` for
+        the arguments and the errors.
+        """
         if self.token is None:
-            await _handshake(comm, overrides)
+            await do_handshake(comm, overrides)
             return
         host = _host_of(comm.peer_address)
         authentication = Authentication(self.token, "server", comm.channel_binding)
         try:
-            await _handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
+            await do_handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
         except FatalCommClosedError as exc:
             if isinstance(exc.__cause__, AuthenticationError):
                 self._penalties.failed(host)
             raise
-
-
-async def _handshake(
-    comm: Comm,
-    overrides: Mapping[str, Any] | None,
-    authentication: Authentication | None = None,
-    delay: float = 0,
-) -> None:
-    """Say who we are, hear who the peer is, and keep what follows from that.
-
-    With an *authentication*, both sides also show that they know the token; a
-    server checks that after *delay* seconds.
-    """
-    local = {**comm.handshake_info(), **(overrides or {})}
-    hello = local
-    if authentication is not None:
-        hello = {**local, "auth": authentication.challenge()}
-    await comm.write_handshake(hello)
-    try:
-        remote = await comm.read_handshake()
-        challenge = remote.pop("auth", None) if isinstance(remote, dict) else None
-        if authentication is not None:
-            await _authenticate(comm, authentication, challenge, delay)
-        elif challenge is not None:
-            raise AuthenticationError(
-                "it requires a token, and none is given here ('distributed.comm.auth.token')"
-            )
-        comm._agree(local, remote)
-    except AuthenticationError as exc:
-        raise FatalCommClosedError(
-            f"{comm.peer_address} is not trusted by {comm.local_address}: {exc}"
-        ) from exc
-    except OSError as exc:
-        if isinstance(exc.__cause__, ProtocolError):
-            raise FatalCommClosedError(str(exc)) from exc.__cause__
-        raise
-    except Exception as exc:
-        raise FatalCommClosedError(
-            f"{comm.peer_address} is no peer that {comm.local_address} understands: {exc}"
-        ) from exc
-
-
-async def _authenticate(
-    comm: Comm, authentication: Authentication, challenge: Any, delay: float
-) -> None:
-    """Show that we know the token and see whether the peer does."""
-    if authentication.role == "client":
-        authentication.receive_challenge(challenge)
-        await comm.write_handshake({"proof": authentication.proof()})
-        answer = await comm.read_handshake()
-        if isinstance(answer, dict) and "refused" in answer:
-            raise AuthenticationError(f"it refused this side: {str(answer['refused'])[:200]}")
-        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
-        return
-    try:
-        authentication.receive_challenge(challenge)
-        answer = await comm.read_handshake()
-        await asyncio.sleep(delay)
-        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
-    except AuthenticationError as exc:
-        await comm.write_handshake({"refused": str(exc)})
-        await comm.close()
-        raise
-    await comm.write_handshake({"proof": authentication.proof()})
 
 
 async def connect(
@@ -507,26 +411,25 @@ async def connect(
     handshake_overrides: dict[str, Any] | None = None,
     **connection_args: Any,
 ) -> Comm:
-    """Connect to *addr* and go through the handshake.
+    """Connect to *addr* and do the handshake.
 
-    Attempts that fail are repeated after random pauses of growing length, until
-    *timeout* is over.
+    Failed attempts are repeated, after random pauses of growing length, until *timeout* expires.
 
     Parameters
     ----------
     addr
         The address to connect to, such as ``"tcp://127.0.0.1:8786"``.
     timeout
-        Time for everything together, in seconds or like ``"500ms"``; by default
+        Time for all attempts together, in seconds or like ``"500ms"``; by default
         ``distributed.comm.timeouts.connect``.
     deserialize
         See :class:`Comm`.
     handshake_overrides
-        Replaces parts of what this side says of itself.
+        Replace values of the map that this side sends.
     connection_args
-        What the transport needs besides; ``token``: what both sides have to
-        know; and ``allow_pickle``: whether anything that arrives is unpickled.
-        By default both are those of the configuration.
+        ``token``, the secret that both sides have to know; ``allow_pickle``, whether anything
+        received is unpickled; and further arguments of the transport.  By default the first two
+        are as configured.
 
     Returns
     -------
@@ -536,11 +439,11 @@ async def connect(
     Raises
     ------
     OSError
-        If no attempt succeeded in time.  Its cause is what the last one met.
+        If no attempt succeeded in time.  Its cause is the error of the last attempt.
     FatalCommClosedError
-        If an attempt met what will not change by trying again.
+        If an attempt met an error that another attempt cannot change.
     ValueError
-        If the address cannot be understood.
+        If the address is invalid.
     """
     if timeout is None:
         seconds = settings().connect_timeout
@@ -566,7 +469,7 @@ async def connect(
                     authentication = None
                     if token is not None:
                         authentication = Authentication(token, "client", comm.channel_binding)
-                    await _handshake(comm, handshake_overrides, authentication)
+                    await do_handshake(comm, handshake_overrides, authentication)
                 except BaseException:
                     comm.abort()
                     raise
@@ -575,7 +478,7 @@ async def connect(
             raise
         except OSError as exc:
             if failure is None or str(exc):
-                # Of an attempt that took too long there is nothing to tell.
+                # The error of an attempt that timed out has no text.
                 failure = exc
             logger.debug("Could not connect to %s, trying again: %s", addr, exc)
         pause = random.uniform(0, pause_limit)
@@ -594,7 +497,7 @@ def listen(
     deserialize: bool = True,
     **kwargs: Any,
 ) -> Listener:
-    """Return a listener at *addr*, which listens once it is awaited.
+    """Return a listener at *addr*, which starts to listen when it is awaited.
 
     Use it as ``listener = await listen(...)`` or ``async with listen(...)``.
 
@@ -603,20 +506,20 @@ def listen(
     addr
         The address to listen at, such as ``"tcp://127.0.0.1:0"``.
     handle_comm
-        Called with each new comm after its handshake; if it returns an
-        awaitable, that is awaited.
+        Called with each new comm after its handshake; a returned awaitable is
+        awaited.
     deserialize
         See :class:`Comm`.
     kwargs
-        What the transport needs besides; ``token``: what peers have to know; and
-        ``allow_pickle``: whether what they have pickled is unpickled.  By default
-        both are those of the configuration.
+        ``token``, the secret that peers have to know; ``allow_pickle``, whether anything received
+        from them is unpickled; and further arguments of the transport.  By default the first two
+        are as configured.
 
     Raises
     ------
     ValueError
-        If the address cannot be understood.  An address that cannot be bound is
-        an ``OSError`` when the listener is awaited.
+        If the address is invalid.  An address that cannot be bound is an
+        ``OSError`` when the listener is awaited.
     """
     token = choose_token(kwargs.pop("token", None))
     allow_pickle = kwargs.pop("allow_pickle", None)
@@ -627,21 +530,21 @@ def listen(
         if not isinstance(listener, BaseListener):
             raise RuntimeError(
                 f"a token is required, but {scheme}:// does not ask its peers for one: "
-                f"{type(listener).__name__} is no BaseListener"
+                f"{type(listener).__name__} is not a BaseListener"
             )
         listener.token = token
     if isinstance(listener, BaseListener):
         listener.allow_pickle = LoadPolicy.from_config(allow_pickle).allow_pickle
     elif allow_pickle is not None:
         raise RuntimeError(
-            f"allow_pickle={allow_pickle} is required, of which {scheme}:// knows nothing: "
-            f"{type(listener).__name__} is no BaseListener"
+            f"allow_pickle={allow_pickle} is required, but {scheme}:// does not support it: "
+            f"{type(listener).__name__} is not a BaseListener"
         )
     return listener
 
 
 async def call_comm_handler(handler: CommHandler, comm: Comm) -> None:
-    """Hand a new *comm* to the *handler* of its listener; what that raises is logged."""
+    """Call the *handler* of a listener with a new *comm*; log its errors."""
     try:
         result = handler(comm)
         if isinstance(result, Awaitable):

@@ -1,11 +1,10 @@
-"""What comms have in common whose messages travel as frames.
+"""The base class of comms whose messages travel as frames.
 
-:class:`FramedComm` is the way of a message between :mod:`distributed.protocol`,
-which makes frames of it and understands them, and a transport, which moves them.
-It sees to it that there is one reader at a time, that nobody is starved by a peer
-who always has more to say, that the handshake is small and plain, and that
-whatever goes wrong on the way closes the comm.  It knows no sockets; those are in
-:mod:`distributed.comm.stream` and :mod:`distributed.comm.ws_comm`.
+:class:`FramedComm` connects :mod:`distributed.protocol`, which converts messages to frames and
+back, with a transport, which moves the frames.  It allows one reader at a time, gives other tasks a
+turn while a peer sends without a pause, and accepts only small, plain messages in the handshake.
+Any failure on the way closes the comm.  The transports are in :mod:`distributed.comm.stream` and
+:mod:`distributed.comm.ws_comm`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from distributed.protocol.core import dumps, loads
 from distributed.protocol.exceptions import FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
 
-#: So many messages that need no waiting are read before others get their turn.
+#: Maximum number of messages that are read in a row without giving other tasks a turn.
 UNINTERRUPTED_READS = 64
 
 
@@ -41,12 +40,7 @@ class FramedComm(Comm):
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # State.  `_is_open` is true until this side closes the comm; transports see to
-    # that.  `_reading` is true while a read is under way.  `_unwaited` counts the
-    # messages that were here already since others have had their turn.
-    # `_context`, made with the handshake, is passed to serializers.
-
-    #: What the transport raises where the connection has ended.
+    #: The errors that the transport raises if the connection has ended.
     _end_of_connection: ClassVar[tuple[type[Exception], ...]] = (StreamClosedError,)
 
     def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
@@ -58,9 +52,13 @@ class FramedComm(Comm):
         self._shard = self._choose_shard(configured)
         self._limits = configured.message_limits
         self._handshake_limits = configured.handshake_limits
+        # Whether this side has not closed the comm; the transport sets it to false.
         self._is_open = True
+        # Whether a task is reading.
         self._reading = False
+        # Number of messages read since the last time that the reader had to wait.
         self._unwaited = 0
+        # The context of serializers; None before the handshake is complete.
         self._context: dict[str, Any] | None = None
 
     @property
@@ -71,32 +69,34 @@ class FramedComm(Comm):
     def peer_address(self) -> str:
         return self._peer_addr
 
-    # What a transport does
+    # The methods of a transport
 
     def _choose_shard(self, configured: CommSettings) -> int | None:
         """Return the size in bytes at which frames are split."""
         return configured.shard
 
     @abstractmethod
-    def _receive(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
-        """Return the frames of the next message, or what to await for them if they are not here.
+    def _start_read(self, limits: Limits) -> Sequence[Buffer] | Awaitable[Sequence[Buffer]]:
+        """Return the frames of the next message as a list, or an awaitable of them.
 
         Raises
         ------
         CommClosedError
             If this side has closed the comm.
         FramingError
-            If what arrives is no message within *limits*; now or when it is awaited.
+            If the peer sent an invalid message or one that exceeds *limits*; now or when the
+            result is awaited.
         """
 
     @abstractmethod
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
         """Write a message.
 
         Returns
         -------
         (nbytes, rest)
-            Its size, and what to await until all of it has left; None if it has.
+            Its size in bytes, and an awaitable that is done when the system has accepted all of
+            it; None if that is so already.
 
         Raises
         ------
@@ -106,16 +106,16 @@ class FramedComm(Comm):
 
     @abstractmethod
     def _closed_error(self, exc: Exception) -> CommClosedError:
-        """Tell why the connection has ended, of which *exc* is what the transport says."""
+        """Return the error to raise if the connection has ended and the transport raised *exc*."""
 
     def _invalid_error(self, exc: FramingError) -> CommClosedError:
-        """Tell what arrived instead of a message."""
+        """Return the error to raise if the peer sent an invalid message."""
         return CommClosedError(f"received no valid message in {self!r}: {exc}")
 
-    # What comes of it
+    # Reading and writing
 
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        super()._agree(local, remote)
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
         self._context = {
             "sender": self.local_info,
             "recipient": self.remote_info,
@@ -127,7 +127,7 @@ class FramedComm(Comm):
             raise self._busy_error()
         self._reading = True
         try:
-            frames = self._receive(self._limits)
+            frames = self._start_read(self._limits)
             if type(frames) is not list:
                 frames = await frames  # type: ignore[misc]
                 self._unwaited = 0
@@ -143,7 +143,7 @@ class FramedComm(Comm):
             self._reading = False
         deserialize = self.deserialize
         if (
-            len(frames) == 1  # as most messages have
+            len(frames) == 1  # the usual case
             or not deserialize
             or not self.allow_offload
             or not loads_is_expensive(frames)
@@ -152,7 +152,7 @@ class FramedComm(Comm):
         try:
             return await offload(loads, frames, deserialize, deserializers, self.load_policy)
         except asyncio.CancelledError:
-            # Who read on would take the next message for this one.
+            # A caller that kept reading would mistake the next message for this one.
             self.abort()
             raise
 
@@ -161,7 +161,7 @@ class FramedComm(Comm):
             raise self._busy_error()
         self._reading = True
         try:
-            frames = self._receive(self._handshake_limits)
+            frames = self._start_read(self._handshake_limits)
             if type(frames) is not list:
                 frames = await frames  # type: ignore[misc]
         except BaseException as exc:
@@ -175,7 +175,7 @@ class FramedComm(Comm):
             raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
 
     def _busy_error(self) -> Exception:
-        """Tell why nobody can read while another does."""
+        """Return the error to raise if another task is reading."""
         if self.closed():
             return CommClosedError(f"cannot read: {self!r}")
         return RuntimeError(f"another coroutine is already reading from {self!r}")
@@ -197,9 +197,9 @@ class FramedComm(Comm):
         await self._write_frames([msgpack.packb(msg)])
 
     async def _write_frames(self, frames: Sequence[Buffer]) -> int:
-        """Write the frames of a message, and return its size when all of it has left."""
+        """Write a message and return its size in bytes once the system has accepted all of it."""
         try:
-            nbytes, rest = self._send(frames)
+            nbytes, rest = self._start_write(frames)
             if rest is not None:
                 await rest
         except BaseException as exc:
@@ -208,23 +208,26 @@ class FramedComm(Comm):
         return nbytes
 
     def _end(self, exc: BaseException) -> None:
-        """End the comm for *exc*, and raise what that means.
+        """Abort the comm because of *exc*; raise the error that callers get instead of *exc*.
 
-        If it means nothing in particular the caller was cancelled, most likely, with a part of a
-        message sent or received: whoever went on would send or get the rest of it.
+        Without such an error, most likely, the caller was cancelled in the middle of a message.
+        Another read or write would continue in the middle of that message.
         """
         if isinstance(exc, CommClosedError):
-            # Only where this side has closed it; what was written may still be leaving.
+            # This side has closed the comm; the last written data may still be on its way.
             return
-        error = None
-        if isinstance(exc, self._end_of_connection):
-            error = self._closed_error(exc)
-        elif isinstance(exc, FramingError):
-            error = self._invalid_error(exc)
-        self.abort()
-        if error is not None:
-            try:
-                raise error from (error.__cause__ or exc)
-            finally:
-                # Its traceback has this frame.
-                del error, exc
+        try:
+            # No variable refers to the error; see `InlineFuture._take_error`.
+            if isinstance(exc, self._end_of_connection):
+                raise _caused_by(exc, self._closed_error(exc))
+            if isinstance(exc, FramingError):
+                raise _caused_by(exc, self._invalid_error(exc))
+        finally:
+            self.abort()
+
+
+def _caused_by(exc: Exception, error: CommClosedError) -> CommClosedError:
+    """Return *error*, whose cause is *exc* unless it has one."""
+    if error.__cause__ is None:
+        error.__cause__ = exc
+    return error

@@ -1,12 +1,12 @@
-"""The ``inproc://`` transport: messages pass by reference, between the loops of one process.
+"""The ``inproc://`` transport: messages pass by reference between the event loops of one process.
 
-There is no stream and nothing is serialized: a connection is two queues, and the values in a
-message are read as the very objects that were written; only the dicts, lists and tuples around them
-are copied, so that either side may change those. The two ends may live in different threads, each
-with an event loop of its own. An address, ``inproc://<ip>/<pid>/<number>``, tells which process it
-belongs to; `Manager` knows the listeners of this one. Otherwise this transport behaves as those
-over streams do: the same handshake, the same errors, and whoever cancels a read has closed the
-comm.
+A connection is two queues, and nothing is serialized.  The reader gets the objects that the writer
+put into a message; only the dicts, lists and tuples around them are copied, so either side may
+change those.  The two ends may be in different threads, each with its own event loop.  An address,
+``inproc://<ip>/<pid>/<number>``, names the process; `Manager` holds the listeners of this one.
+
+In all else this transport behaves like those over streams: the handshake and the errors are the
+same, and cancelling a read closes the comm.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from distributed.base.host_addresses import get_ip
@@ -49,29 +50,24 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: So many messages that need no waiting are read, or written, before others get their turn.
+#: Maximum number of messages read or written without waiting, before other tasks get a turn.
 _UNINTERRUPTED: Final = 64
 
 
 class QueueEmpty(Exception):
-    """There is nothing in the queue now."""
-
-
-class _EndOfFile:
-    def __repr__(self) -> str:
-        return "<end of file>"
+    """The queue has no item now."""
 
 
 #: The last item of a queue that is finished.
-_EOF: Final = _EndOfFile()
+_EOF: Final = object()
 
 _NO_DEFAULT: Final = object()
 
 
 class Queue:
-    """A queue without bounds, with one reader; writers may be in any thread.
+    """An unbounded queue with one reader; writers may be in any thread.
 
-    The reader may use one event loop now and another later.
+    The reader may change from one event loop to another.
 
     Examples
     --------
@@ -81,23 +77,18 @@ class Queue:
     ('a', 'a', 'nothing')
     """
 
-    # State. `finished` is set when nothing more will be read or written; the queue itself does not
-    # care. `_items` is what was not read yet. `_waiter` is what the last `get` returned; it
-    # belongs to the reader's loop and is resolved there only. Items are taken by the reader's
-    # thread alone. There is no lock, since a comm's finalizer may write from within any statement:
-    # a writer adds its item before it looks for a waiter, a reader sets its waiter before it looks
-    # for items, so one of them always sees the other.
-    finished: bool
-    _items: deque[Any]
-    _waiter: asyncio.Future[Any] | None
-
+    # Items are taken in the reader's thread only.  There is no lock, because a comm's finalizer may
+    # write at any statement.  Instead, a writer adds its item before it looks for a waiter, and a
+    # reader sets its waiter before it looks for items: so one of them always sees the other.
     def __init__(self) -> None:
+        #: Whether no more items will be read or written; the queue itself does not check it.
         self.finished = False
-        self._items = deque()
-        self._waiter = None
+        self._items: deque[Any] = deque()
+        #: The future of the last `get`.  Only the reader's loop resolves it.
+        self._waiter: asyncio.Future[Any] | None = None
 
     def get(self) -> asyncio.Future[Any]:
-        """A future of the running loop that gives the next item; cancelled, it takes none."""
+        """Return a future of the running loop for the next item; if cancelled, it takes none."""
         assert self._waiter is None or self._waiter.done(), "Only one reader allowed"
         waiter = asyncio.get_running_loop().create_future()
         self._waiter = waiter
@@ -105,7 +96,7 @@ class Queue:
         return waiter
 
     def get_nowait(self) -> Any:
-        """The next item.
+        """Remove and return the next item.
 
         Raises
         ------
@@ -118,19 +109,19 @@ class Queue:
             raise QueueEmpty from None
 
     def put_nowait(self, value: Any) -> None:
-        """Add an item. Can be called from any thread."""
+        """Add an item; may be called from any thread."""
         self._items.append(value)
         self._wake()
 
     put = put_nowait
 
     def peek(self, default: Any = _NO_DEFAULT) -> Any:
-        """The next item, which stays.
+        """Return the next item without removing it.
 
         Raises
         ------
         QueueEmpty
-            If there is none and no *default*.
+            If there is none, and no *default*.
         """
         try:
             return self._items[0]
@@ -152,10 +143,10 @@ class Queue:
         except RuntimeError:
             if not loop.is_closed():
                 raise
-            # Whoever waited there does not wait any more.
+            # The reader cannot run any more.
 
     def _serve(self) -> None:
-        """Hand the next item to the reader, in whose thread this is."""
+        """Give the next item to the waiter; called in the reader's thread."""
         waiter = self._waiter
         if waiter is not None and not waiter.done() and self._items:
             waiter.set_result(self._items.popleft())
@@ -164,26 +155,22 @@ class Queue:
 class InProc(Comm):
     """A comm within this process.
 
-    Made by `InProcConnector` and `InProcListener`; its methods are to be called in one event loop.
+    `InProcConnector` and `InProcListener` create it.  Call its methods in one event loop only.
 
     Parameters
     ----------
     local_addr, peer_addr
-        The addresses of both ends, as URI.
+        The addresses of both ends, as URIs.
     read_q, write_q
-        The queues of what the peer writes and of what it reads.
+        The queues that the peer writes to and reads from.
     write_loop
         The event loop of the peer.
     deserialize
-        Whether values wrapped by :func:`~distributed.protocol.to_serialize` are unwrapped on
-        arrival. If false they stay wrapped.
+        Whether values wrapped by :func:`~distributed.protocol.to_serialize` are unwrapped when
+        they are read.
     """
 
-    # State. `_closed` is true once this side has closed the comm or has read the end of file. Both
-    # queues are finished, and end in `_EOF`, once either side has closed its end.
-    # `_reading` is true while a read is under way. `_served` counts the reads and writes since
-    # this comm last waited.
-
+    # Both queues are finished, and end in `_EOF`, once either side has closed its end.
     def __init__(
         self,
         local_addr: str,
@@ -199,8 +186,11 @@ class InProc(Comm):
         self._read_q = read_q
         self._write_q = write_q
         self._write_loop = write_loop
+        #: Whether this side has closed the comm or has read `_EOF`.
         self._closed = False
+        #: Whether a read is in progress.
         self._reading = False
+        #: Number of reads and writes since this comm last waited.
         self._served = 0
         self._finalizer = weakref.finalize(self, _close_dangling, read_q, write_q, repr(self))
         self._finalizer.atexit = False
@@ -228,9 +218,9 @@ class InProc(Comm):
         Raises
         ------
         CommClosedError
-            If either end was closed and all that the peer wrote before was read.
+            If this end is closed, or the peer's end is and all its messages were read.
         RuntimeError
-            If another read is under way.
+            If another read is in progress.
         """
         if self._closed:
             raise CommClosedError(f"cannot read: {self!r}")
@@ -245,7 +235,7 @@ class InProc(Comm):
                 self._served = 0
                 msg = await self._read_q.get()
         except BaseException:
-            # Cancelled, most likely. The message may be lost, as one over a stream would be.
+            # If the read was cancelled, the message may be lost, as over a stream.
             self.abort()
             raise
         finally:
@@ -262,7 +252,7 @@ class InProc(Comm):
     ) -> int:
         """Write one message.
 
-        The peer reads the very objects that stand in it. They are not to be changed any more.
+        The peer gets the objects in it, so they must not be changed afterwards.
 
         Parameters
         ----------
@@ -274,7 +264,7 @@ class InProc(Comm):
         Returns
         -------
         int
-            Always 1: a message has no size in bytes here.
+            Always 1, because a message that is not serialized has no size in bytes.
 
         Raises
         ------
@@ -297,7 +287,7 @@ class InProc(Comm):
         return 1
 
     async def _let_others_run(self) -> None:
-        """Suspend now and then: neither reading nor writing does if there is much to read."""
+        """Suspend after every `_UNINTERRUPTED` calls: with many messages, nothing else would."""
         self._served += 1
         if self._served > _UNINTERRUPTED:
             self._served = 0
@@ -319,21 +309,21 @@ class InProc(Comm):
 
 
 def _finish(*queues: Queue) -> None:
-    """Tell both ends of a connection that one of them has closed it."""
+    """Mark the queues of a connection as finished, and wake their readers."""
     for queue in queues:
         queue.finished = True
         queue.put_nowait(_EOF)
 
 
 def _close_dangling(read_q: Queue, write_q: Queue, comm: str) -> None:
-    """Close a comm that was forgotten."""
+    """Close the connection of a comm that was garbage-collected while open."""
     if not read_q.finished:
         logger.warning("Closing dangling queue in %s", comm)
     _finish(read_q, write_q)
 
 
 class ConnectionRequest(NamedTuple):
-    """What a connector hands to a listener: the queues between them, and who asks."""
+    """A connector's request to a listener: the two queues, and the client's loop and address."""
 
     c2s_q: Queue
     s2c_q: Queue
@@ -342,31 +332,26 @@ class ConnectionRequest(NamedTuple):
 
 
 class Manager:
-    """The listeners of a process, by address.
+    """The listeners of a process by address; may be used from any thread.
 
-    Listeners are kept weakly: one that is forgotten is as good as stopped. Can be used from any
-    thread.
+    It holds weak references, so a listener that is garbage-collected is stopped.
     """
 
-    # State. `listeners` maps the locs of started listeners to them. `_numbers` gives the next
-    # address' number. `_ip` is found when it is first needed.
-    listeners: weakref.WeakValueDictionary[str, InProcListener]
-
     def __init__(self) -> None:
-        self.listeners = weakref.WeakValueDictionary()
+        #: The loc of each started listener → the listener.
+        self.listeners: weakref.WeakValueDictionary[str, InProcListener] = (
+            weakref.WeakValueDictionary()
+        )
         self._numbers = itertools.count(1)
-        self._ip: str | None = None
         self._lock = threading.Lock()
 
-    @property
+    @cached_property
     def ip(self) -> str:
-        """The IP address that stands in addresses; it tells one host's from another's."""
-        if self._ip is None:
-            self._ip = get_ip()
-        return self._ip
+        """The IP address in the addresses of this process, which names the host."""
+        return get_ip()
 
     def new_address(self) -> str:
-        """A loc that was not given before: ``<ip>/<pid>/<number>``."""
+        """Return a new loc, ``<ip>/<pid>/<number>``."""
         return f"{self.ip}/{os.getpid()}/{next(self._numbers)}"
 
     def validate_address(self, addr: str) -> None:
@@ -375,7 +360,7 @@ class Manager:
         Raises
         ------
         ValueError
-            If it does not, or is none.
+            If it does not, or is malformed.
         """
         ip, *rest = addr.split("/")
         if len(rest) != 2 or not rest[0].isdigit():
@@ -390,7 +375,7 @@ class Manager:
             )
 
     def add_listener(self, addr: str, listener: InProcListener) -> None:
-        """Make a listener known.
+        """Add a listener.
 
         Raises
         ------
@@ -403,17 +388,17 @@ class Manager:
             self.listeners[addr] = listener
 
     def remove_listener(self, addr: str) -> None:
-        """Forget the listener at *addr*, if there is one."""
+        """Remove the listener at *addr*, if there is one."""
         with self._lock:
             self.listeners.pop(addr, None)
 
     def get_listener_for(self, addr: str) -> InProcListener | None:
-        """The listener at *addr*, None if there is none.
+        """Return the listener at *addr*, or None.
 
         Raises
         ------
         ValueError
-            If *addr* is no address of this process.
+            If *addr* does not belong to this process.
         """
         self.validate_address(addr)
         return self.listeners.get(addr)
@@ -424,7 +409,7 @@ global_manager = Manager()
 
 
 def new_address() -> str:
-    """An address of this process that was not given before.
+    """Return a new address of this process.
 
     Examples
     --------
@@ -442,22 +427,17 @@ class InProcListener(BaseListener):
     address
         Where to listen, without the scheme; empty for a new address.
     comm_handler
-        Called with each new comm after its handshake, in the loop in which the listener was
-        started.
+        Called with each new comm after its handshake, in the loop that started the listener.
     deserialize
         See `InProc`.
 
     Raises
     ------
     ValueError
-        If *address* belongs to another process, or is none.
+        If *address* belongs to another process, or is malformed.
     """
 
     prefix: Final = "inproc://"
-
-    # State. `loop` is where the listener was started, None before and after. `_tasks` are the
-    # handshakes and handlers under way, kept from being collected.
-    loop: asyncio.AbstractEventLoop | None
 
     def __init__(self, address: str, comm_handler: CommHandler, deserialize: bool = True):
         super().__init__()
@@ -467,7 +447,9 @@ class InProcListener(BaseListener):
         self.address = address or self.manager.new_address()
         self.comm_handler = comm_handler
         self.deserialize = deserialize
-        self.loop = None
+        #: The loop that started the listener; None before start() and after stop().
+        self.loop: asyncio.AbstractEventLoop | None = None
+        #: The handshakes and handlers in progress.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -482,7 +464,7 @@ class InProcListener(BaseListener):
         self.loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
-        """Stop accepting connections; those in their handshake are aborted. Idempotent."""
+        """Stop accepting connections, and abort those in their handshake.  Idempotent."""
         if self.loop is None:
             return
         self.loop = None
@@ -490,22 +472,22 @@ class InProcListener(BaseListener):
         self.abort_handshaking_comms()
 
     def connect_threadsafe(self, request: ConnectionRequest) -> asyncio.AbstractEventLoop:
-        """Ask for a connection, from any thread; return the loop in which its other end will live.
+        """Request a connection from any thread, and return the loop of its other end.
 
-        Should the listener be stopped before it comes to it, the connection is closed at once.
+        If the listener stops before it has accepted the request, the connection is closed at once.
 
         Raises
         ------
         OSError
-            If the listener is stopped or its loop closed.
+            If the listener has stopped, or its loop is closed.
         """
         loop = self.loop
+        if loop is None:
+            raise ConnectionRefusedError(f"{self.listen_address} does not listen any more")
         try:
-            if loop is None:
-                raise ConnectionRefusedError(f"{self.listen_address} does not listen any more")
             loop.call_soon_threadsafe(self._accept, request, loop)
         except RuntimeError as exc:
-            raise ConnectionRefusedError(f"no one runs {self.listen_address}: {exc}") from exc
+            raise ConnectionRefusedError(f"{self.listen_address} does not run: {exc}") from exc
         return loop
 
     def _accept(self, request: ConnectionRequest, loop: asyncio.AbstractEventLoop) -> None:
@@ -533,7 +515,7 @@ class InProcListener(BaseListener):
         try:
             await call_comm_handler(self.comm_handler, comm)
         except asyncio.CancelledError:
-            # The loop is being shut down, and this was what was to close the comm.
+            # The loop shuts down, and the handler cannot close the comm any more.
             comm.abort()
             raise
 
@@ -543,17 +525,11 @@ class InProcListener(BaseListener):
 
     @property
     def contact_address(self) -> str:
-        return self.prefix + self.address
+        return self.listen_address
 
 
 class InProcConnector(Connector):
-    """Opens connections within this process.
-
-    Parameters
-    ----------
-    manager
-        Knows the listeners.
-    """
+    """Opens connections to the listeners of *manager*."""
 
     def __init__(self, manager: Manager):
         self.manager = manager
@@ -566,9 +542,9 @@ class InProcConnector(Connector):
         Raises
         ------
         OSError
-            If nobody listens there.
+            If there is no listener.
         ValueError
-            If the address belongs to another process, or is none.
+            If the address belongs to another process, or is malformed.
         """
         listener = self.manager.get_listener_for(address)
         if listener is None:

@@ -1,120 +1,38 @@
-"""A Tornado ``IOStream`` that hands over whole messages, with as little ado as it can.
+"""A Tornado ``IOStream`` that receives and sends whole messages.
 
-:class:`MessageStream` is what a stream comm reads from and writes to.  It differs from Tornado's
-stream in what costs time for each message:
+:class:`MessageStream` is the stream below a stream comm.  It saves time for each message:
 
-* Bytes go straight from the socket to where :mod:`distributed.protocol.framing` wants them.  The
-  reader is not bothered before a whole message is there, and goes on within the event that brought
-  its last byte, not one turn of the event loop later (:class:`Arrival`).
-* Nothing is received before the loop says that there is something, which it cannot over TLS, or
-  most of what is wanted has just come.
-* The buffers of a message are written by one system call, without being joined; not over TLS.
+* Bytes go straight from the socket into the memory that :mod:`distributed.protocol.framing`
+  provides.  The reader resumes only when a whole message was received, and within the callback for
+  its last byte, instead of one turn of the event loop later
+  (:class:`~distributed.comm.inline_future.InlineFuture`).
+* It receives only after the event loop has reported data, or if the last call filled most of the
+  memory.  Over TLS it always tries, since the event loop does not see decrypted data.
+* One system call writes all buffers of a message, without joining them; not over TLS.
 
-What is rare is left to Tornado: what the socket does not take at once, what arrives while nobody
-reads, and closing.  This module knows neither what is in a message nor what an error means to a
-comm.
+Tornado handles everything that is rare: data that the socket does not accept at once, data that
+comes while no task reads, and closing.  The private names of Tornado that this takes are listed,
+with reasons, in ``tests/test_tornado_names.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.comm.inline_future import InlineFuture
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 
 _READ = IOLoop.READ
 
-#: So many buffers one system call takes on every platform (IOV_MAX).
-_BUFFERS_AT_ONCE = 1024
-
-
-class Arrival:
-    """Awaits like a future, but who awaits goes on within :meth:`resolve`.
-
-    A future wakes who awaits it by way of the event loop's queue, which costs every message one
-    more turn of the loop and a call of the selector.  `resolve` is for callbacks of the event loop
-    alone, since no other task may be running; from anywhere else, and for what is no hurry, there
-    is `resolve_soon`.
-
-    One task at a time may await it; when that has the result, it can be awaited again.
-    """
-
-    # What asyncio's tasks ask of a future: `_asyncio_future_blocking` (by which they know one, see
-    # `asyncio.isfuture`), `get_loop`, `add_done_callback`, `cancel` and `result`.
-
-    # State.  `wake`, in `_context`, lets the task that waits go on, and is None while none does.
-    # Result and error are set from when that is called, or about to be, until the task has them.
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_result", "wake")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self._asyncio_future_blocking = False
-        self._loop = loop
-        self.wake: Callable[[Any], object] | None = None
-        self._context: contextvars.Context | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def resolve(self, result: Any = None, error: BaseException | None = None) -> None:
-        """Let the task that waits go on, now, with *result* or *error*."""
-        wake, self.wake = self.wake, None
-        context, self._context = self._context, None
-        assert wake is not None
-        self._result = result
-        self._error = error
-        # The error will come to refer to this frame.
-        del error
-        if context is None:
-            wake(self)
-        else:
-            context.run(wake, self)
-
-    def resolve_soon(self, error: BaseException) -> None:
-        """Let the task that waits go on with *error* at the loop's next turn."""
-        wake, self.wake = self.wake, None
-        context, self._context = self._context, None
-        assert wake is not None
-        self._error = error
-        self._loop.call_soon(wake, self, context=context)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        self._asyncio_future_blocking = True
-        yield self
-        result, self._result = self._result, None
-        return result
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
-
-    def add_done_callback(
-        self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None
-    ) -> None:
-        assert self.wake is None
-        self.wake = fn
-        self._context = context
-
-    def result(self) -> None:
-        """Raise the error with which the task goes on, if it does with one."""
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                # Its traceback has this frame.
-                del error
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Cancel the wait; return false if it is over."""
-        if self.wake is None:
-            return False
-        self.resolve_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
-        return True
+#: Maximum number of buffers per ``sendmsg()`` call (IOV_MAX).
+_MAX_BUFFERS = 1024
 
 
 class MessageStream(IOStream):
@@ -123,54 +41,52 @@ class MessageStream(IOStream):
     Attributes
     ----------
     decoder
-        Takes apart what arrives.
+        The parser of the received bytes.
     """
 
-    # State, besides Tornado's.  `decoder` holds what has arrived and was not taken.  One reader
-    # waits for `_arrival`, or none does.
-
-    #: Whether the socket is the system's, which tells the event loop of all that can be received,
-    #: and sends several buffers at once.
+    #: Whether the socket belongs to the system: the event loop reports all data that it can
+    #: receive, and it can send several buffers at once.
     _is_plain = True
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.decoder = MessageDecoder()
-        self._arrival = Arrival(asyncio_loop_of(self.io_loop))
+        # The next message; the reader waits for it if it is not complete.
+        self._waiter = InlineFuture(asyncio_loop_of(self.io_loop))
 
     def notice_end(self) -> None:
-        """Let the stream close when the peer does, also while nobody reads or writes."""
+        """Close the stream when the peer does, even if no task reads or writes."""
         self._add_io_state(_READ)
 
-    def next_message(self) -> Frames | Arrival:
-        """Return the next message if all of it is here, else what to await for it.
+    def read_message(self) -> Frames | InlineFuture:
+        """Return the next message if it is complete, else the future to await for it.
 
         Only one task may wait at a time.
 
         Raises
         ------
         FramingError
-            If what arrives is no message; now or when it is awaited.
+            If the peer sent an invalid prelude; now or when the future is awaited.
         StreamClosedError
-            If no more will arrive.
+            If the stream has ended.
         """
         frames = self.decoder.next_message()
         if frames is None and (self._read_buffer_size or self._closed or not self._is_plain):
-            # Tornado has in its buffer what came while nobody was reading.
-            frames = self._receive()
+            # Tornado's buffer has the data that came while no task was reading.
+            frames = self._fill_decoder()
         if frames is not None:
             return frames
         if not (self._state or 0) & _READ:
             self._add_io_state(_READ)
-        return self._arrival
+        return self._waiter
 
     def send(self, buffers: Sequence[Buffer], nbytes: int) -> asyncio.Future[None] | None:
-        """Write *buffers*, of *nbytes* in all, one after the other.
+        """Write *buffers*, which have *nbytes* bytes in total.
 
         Returns
         -------
         None or Future
-            None if all of it has left, else what is done when it has.
+            None if the socket has accepted everything, else a future that is done when it has.
 
         Raises
         ------
@@ -181,14 +97,14 @@ class MessageStream(IOStream):
             raise StreamClosedError(real_error=self.error)
         sent = 0
         if self._total_write_done_index == self._total_write_index:
-            # Nothing waits to be written.
+            # No earlier data waits to be written.
             try:
                 if not self._is_plain:
                     sent = self.write_to_fd(memoryview(buffers[0]))
                 elif len(buffers) == 1:
                     sent = self.socket.send(buffers[0])
                 else:
-                    sent = self.socket.sendmsg(buffers[:_BUFFERS_AT_ONCE])
+                    sent = self.socket.sendmsg(buffers[:_MAX_BUFFERS])
             except BlockingIOError:
                 pass
             except OSError as exc:
@@ -205,13 +121,12 @@ class MessageStream(IOStream):
             sent = 0
         return written
 
-    def _receive(self) -> Frames | None:
-        """Receive what is there, up to the end of a message; return that if it is complete."""
+    def _fill_decoder(self) -> Frames | None:
+        """Receive available bytes up to the end of a message; return the message if complete."""
         decoder = self.decoder
         is_plain = self._is_plain
         while True:
-            memory = decoder.wanted()
-            ahead = decoder.ahead
+            memory = decoder.get_buffer()
             wanted = len(memory)
             nbytes: int | None
             if self._read_buffer_size or self._closed:
@@ -220,80 +135,75 @@ class MessageStream(IOStream):
                 try:
                     if not is_plain:
                         nbytes = self.read_from_fd(memory)
-                    elif ahead is None:
-                        nbytes = self.socket.recv_into(memory)
                     else:
-                        wanted += len(ahead)
-                        nbytes = self.socket.recvmsg_into((memory, ahead))[0]
+                        nbytes = self.socket.recv_into(memory)
                 except BlockingIOError:
                     nbytes = None
                 except OSError as exc:
                     raise self._ended(exc) from exc
                 if nbytes == 0:
                     raise self._ended()
-            # Where nothing was received this only gives back what would have been filled.
-            frames = decoder.next_message(nbytes or 0)
+            # If no bytes were received this returns the scratch buffer.
+            frames = decoder.buffer_updated(nbytes or 0)
             if frames is not None or nbytes is None:
                 return frames
-            # While much was received the rest may have come.
+            # More bytes are likely to be available only if these filled most of the memory.
             if nbytes < wanted - nbytes and is_plain and not self._closed:
                 return None
 
     def _ended(self, exc: OSError | None = None) -> StreamClosedError:
-        """Close, and return what is to be raised; who waits has yet to be told."""
-        if exc is not None:
-            # The stream keeps it, and its traceback the stream.
-            exc.__traceback__ = None
-        arrival = self._arrival
-        wake, arrival.wake = arrival.wake, None
-        self.close(exc_info=exc or False)
-        arrival.wake = wake
+        """Close the stream and return the error to raise, without waking the reader."""
+        waiter = self._waiter
+        wake, waiter.wake = waiter.wake, None
+        # The stream keeps the error, whose traceback would refer to the stream.
+        self.close(exc_info=exc.with_traceback(None) if exc is not None else False)
+        waiter.wake = wake
         return StreamClosedError(real_error=self.error)
 
     def _take_buffered(self, memory: bytearray | memoryview) -> int:
-        """Fill a part of *memory* with what came while nobody was reading; return its size."""
+        """Move bytes from Tornado's buffer to *memory*; return their number."""
         if not self._read_buffer_size:
             raise StreamClosedError(real_error=self.error)
         nbytes: int = self.read_into(memory, partial=True).result()  # type: ignore[arg-type, attr-defined]
         if not self._read_buffer_size:
-            # Tornado did not while it had something that nobody had read.
+            # Tornado did not watch for the end while it had buffered data.
             self.notice_end()
         return nbytes
 
-    # What follows are hooks of Tornado's.
+    # Methods of Tornado that are extended here
 
     def reading(self) -> bool:
-        return self._arrival.wake is not None or super().reading()
+        return self._waiter.wake is not None or super().reading()
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        if events == _READ and self._arrival.wake is not None:
-            # As nearly always.  Nothing of what Tornado looks after changes by it.
+        if events == _READ and self._waiter.wake is not None:
+            # The usual case, which changes none of the state that Tornado updates here.
             self._handle_read()
         else:
             super()._handle_events(fd, events)
 
     def _handle_read(self) -> None:
-        arrival = self._arrival
-        if arrival.wake is None:
-            # Tornado notices the end of a stream from which nobody reads, and keeps what arrives
-            # on it, but only so much of that.
+        waiter = self._waiter
+        if waiter.wake is None:
+            # Tornado notices the end of a stream that no task reads from.  It buffers the data that
+            # comes before, up to a limit.
             super()._handle_read()
             return
+        frames = None
         try:
-            frames = self._receive()
+            frames = self._fill_decoder()
         except (StreamClosedError, FramingError) as exc:
-            arrival.resolve(error=exc)
-            return
+            waiter.error = exc
         except BaseException as exc:
             self.close(exc_info=exc)
             raise
-        if frames is not None:
-            arrival.resolve(frames)
+        if frames is not None or waiter.error is not None:
+            waiter.resolve(frames)
 
     def _signal_closed(self) -> None:
         super()._signal_closed()
-        if self._arrival.wake is not None:
-            self._arrival.resolve_soon(StreamClosedError(real_error=self.error))
+        if self._waiter.wake is not None:
+            self._waiter.resolve_soon(StreamClosedError(real_error=self.error))
 
 
 class TLSMessageStream(SSLIOStream, MessageStream):

@@ -1,23 +1,25 @@
-"""Messages to frames and back, in the event loop or in a thread; and hosts that can be contacted.
+"""Conversion between messages and frames, in the event loop or in a thread.
 
-:mod:`distributed.protocol` turns messages into frames and back, and knows no event loop. Here is
-decided whether that may take so long that it is done in a thread, for the sake of all other comms
-of the loop. Comms ask `dumps_is_expensive` before they touch their streams, `loads_is_expensive`
-when a whole message has arrived; `to_frames` and `from_frames` are that in one, for others.
+A conversion runs in the offload thread if it has to parse, pickle, compress, inflate or copy more
+than `OFFLOAD_THRESHOLD` bytes, so that it does not block the other comms of the event loop.  An
+array that becomes a frame as it is, or a view of one, does not count, however large it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
+
+import msgpack
 
 from distributed.base import config
 from distributed.base.buffers import nbytes
 from distributed.base.event_loop import offload
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.limits import LoadPolicy
-from distributed.protocol.work import loads_work
+from distributed.protocol.utils import msgpack_opts
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
 __all__ = [
@@ -28,22 +30,21 @@ __all__ = [
     "to_frames",
 ]
 
-#: Bytes from which on (de)serialization is done in a thread; None or 0 for never. The value of
-#: ``distributed.comm.offload``, read when it is first needed and kept; assign to replace it.
+#: Minimum number of bytes to convert in a thread; None or 0 for never.  The value of
+#: ``distributed.comm.offload``, which is read at the first use; assign to replace it.
 OFFLOAD_THRESHOLD: int | None
 
-#: Values of a message that are looked at. A batch of many small messages has more, but is then
-#: not expensive for a single one of them.
-_VALUES_LOOKED_AT: Final = 256
-
-#: Pickling or packing one object takes about as long as copying so many bytes.
+#: Maximum number of values of a message that are examined.
+_EXAMINED: Final = 256
+#: Estimated number of bytes that one object in a container is pickled to.
 _BYTES_PER_OBJECT: Final = 64
-
-#: Deserializing a byte rarely takes longer than copying so many.
-_MAX_WORK_PER_BYTE: Final = 100
+#: Estimated number of bytes that one compressed byte is inflated to.
+_INFLATION: Final = 4
 
 _CHEAP_TYPES: Final = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINER_TYPES: Final = frozenset({list, tuple, dict, set, frozenset})
+#: Serializers whose first frame is parsed.  Their other frames are used as they are.
+_PARSED: Final = frozenset({"pickle", "msgpack"})
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +59,7 @@ def _offload_threshold() -> int | None:
     except NameError:
         switched_off = config.get("distributed.comm.offload") is False
         threshold = None if switched_off else config.get_bytes("distributed.comm.offload")
-        # What was assigned in the meantime, by another thread, stays.
+        # A value that another thread has assigned meanwhile stays.
         value: int | None = globals().setdefault("OFFLOAD_THRESHOLD", threshold)
         return value
 
@@ -71,9 +72,9 @@ async def to_frames(msg: Any, allow_offload: bool = True, **kwargs: Any) -> list
     msg
         The message.
     allow_offload
-        Whether it may be done in a thread.
+        Whether a thread may be used.
     kwargs
-        See :func:`distributed.protocol.dumps`, which tells also what is raised.
+        Arguments of :func:`distributed.protocol.dumps`, which also documents the errors.
 
     Returns
     -------
@@ -97,16 +98,14 @@ async def from_frames(
     Parameters
     ----------
     frames
-        What `to_frames` gave.
+        The frames that `to_frames` returned.
     deserialize
         Whether wrapped values are deserialized; if false they are left as
         :class:`~distributed.protocol.Serialized`.
-    deserializers
-        See :func:`distributed.protocol.loads`, which tells also what is raised.
+    deserializers, policy
+        See :func:`distributed.protocol.loads`, which also documents the errors.
     allow_offload
-        Whether it may be done in a thread.
-    policy
-        What may be done for the message; see :func:`distributed.protocol.loads`.
+        Whether a thread may be used.
     """
     if allow_offload and deserialize and loads_is_expensive(frames):
         return await offload(loads, frames, deserialize, deserializers, policy)
@@ -114,85 +113,71 @@ async def from_frames(
 
 
 def dumps_is_expensive(msg: Any, context: Mapping[str, Any] | None = None) -> bool:
-    """Whether serializing *msg* is work for a thread.
-
-    What counts is work: walking through many objects, copying memory that is not contiguous,
-    compressing. An array that becomes a frame without being touched costs nothing, however large.
-    The answer is an estimate that takes a bounded time: it is made from what is on the surface of
-    the message and of the messages in a batch, and of their values, wrapped or not.
+    """Return whether to serialize *msg* in a thread.
 
     Parameters
     ----------
     msg
         The message.
     context
-        What the comm agreed upon with its peer, in particular the compression.
+        The handshake options of the comm, which name the compression.
     """
     kind = type(msg)
     if kind in _CHEAP_TYPES:
         return False
-    many = kind in _CONTAINER_TYPES and len(msg) > _VALUES_LOOKED_AT
-    if kind is dict and not many and _CHEAP_TYPES.issuperset(map(type, msg.values())):
+    if kind is dict and len(msg) <= _EXAMINED and _CHEAP_TYPES.issuperset(map(type, msg.values())):
         return False
     threshold = _offload_threshold()
     if not threshold:
         return False
-    if many and len(msg) * _BYTES_PER_OBJECT > threshold:
-        return True
-    values: Iterable[Any]
     if kind is dict:
-        values = islice(msg.values(), _VALUES_LOOKED_AT) if many else msg.values()
+        values = msg.values()
     elif kind is list or kind is tuple:
-        batch = chain.from_iterable(v.values() if type(v) is dict else (v,) for v in msg)
-        values = islice(batch, _VALUES_LOOKED_AT)
+        values = chain.from_iterable(v.values() if type(v) is dict else (v,) for v in msg)
     else:
         values = (msg,)
-    compress = bool(context and context.get("compression"))
-    values = [value for value in values if type(value) not in _CHEAP_TYPES]
-    # Most are small, so that it need not be found out whether their bytes will be touched at all.
-    for exactly in (False, True):
-        work = 0
-        for value in values:
-            work += _dumps_work(value, compress, exactly)
-        if work <= threshold:
-            return False
-    return True
+    examined = [v for v in islice(values, _EXAMINED) if type(v) not in _CHEAP_TYPES]
+    size = len(msg) * _BYTES_PER_OBJECT if kind in _CONTAINER_TYPES else 0
+    if size + sum(map(_size, examined)) <= threshold:
+        # As for nearly all messages.
+        return False
+    if not (context and context.get("compression")):
+        examined = [value for value in examined if not _is_sent_as_it_is(value)]
+    return size + sum(map(_size, examined)) > threshold
 
 
-def _dumps_work(value: Any, compress: bool, exactly: bool) -> int:
-    """The work of serializing one value, as bytes that could be copied in the same time.
-
-    It may be less unless it is to be told exactly.
-    """
+def _size(value: Any) -> int:
+    """Return the approximate number of bytes that *value* is serialized to, or 0 if unknown."""
     kind = type(value)
-    if kind is Serialized or kind is Pickled:
-        return sum(map(nbytes, value.frames)) if compress else 0
     if kind is Serialize or kind is ToPickle:
         value = value.data
         kind = type(value)
     if kind in _CONTAINER_TYPES:
         return len(value) * _BYTES_PER_OBJECT
-    if kind is bytes or kind is bytearray:
-        return len(value) if compress else 0
-    # Asked of the type: an instance may answer to any attribute, as proxies do.
-    if hasattr(kind, "nbytes"):
-        size: Any = value.nbytes
-    elif hasattr(kind, "shape"):
-        # Data frames do not know their size in bytes without looking at all of it.
-        size = _BYTES_PER_OBJECT
-        for extent in value.shape:
-            size *= extent
-    else:
+    size = 0
+    try:
+        # A proxy has any attribute, and may ask another process for it; its type has not.
+        if hasattr(kind, "nbytes"):
+            size = value.nbytes
+        elif kind is Serialized or kind is Pickled:
+            size = sum(map(nbytes, value.frames))
+        elif kind is bytes or kind is bytearray:
+            size = len(value)
+        elif hasattr(kind, "shape"):
+            # A data frame computes its size in bytes from all of its objects.
+            size = math.prod(value.shape) * _BYTES_PER_OBJECT
+    except Exception:  # noqa: BLE001 - an estimate must not fail a write
         return 0
-    if not isinstance(size, int):
-        return 0
-    if exactly and not compress and _goes_by_reference(value):
-        return 0
-    return size
+    return size if isinstance(size, int) else 0
 
 
-def _goes_by_reference(value: Any) -> bool:
-    """Whether a value is one piece of plain memory, which is sent as it is."""
+def _is_sent_as_it_is(value: Any) -> bool:
+    """Return whether the bytes of *value* become frames without being copied."""
+    kind = type(value)
+    if kind is Serialized or kind is Pickled:
+        return True
+    if kind is Serialize or kind is ToPickle:
+        value = value.data
     try:
         view = memoryview(value)
     except (TypeError, ValueError, BufferError):
@@ -200,21 +185,52 @@ def _goes_by_reference(value: Any) -> bool:
     return view.contiguous and "O" not in view.format
 
 
-def loads_is_expensive(frames: list[Any]) -> bool:
-    """Whether deserializing *frames* is work for a thread.
-
-    What counts is work, as for `dumps_is_expensive`: unpickling and inflating, but not a large
-    array that becomes a view of its frame.
+def loads_is_expensive(frames: Sequence[Any]) -> bool:
+    """Return whether to deserialize *frames* in a thread.
 
     Parameters
     ----------
     frames
-        What `to_frames` gave.
+        The frames of a message.
     """
-    if len(frames) == 1:
-        # All of it is done in one go, during which no other thread could run.
+    total = len(frames)
+    if total == 1:
+        # One call of msgpack, which does not release the GIL.
         return False
     threshold = _offload_threshold()
-    if not threshold or sum(map(len, frames)) * _MAX_WORK_PER_BYTE < threshold:
+    if not threshold or sum(map(len, frames)) * _INFLATION <= threshold:
         return False
-    return loads_work(frames, threshold) > threshold
+    work = len(frames[0])
+    position = 1
+    for _ in range(_EXAMINED):
+        if position >= total or work > threshold:
+            break
+        try:
+            header = msgpack.unpackb(frames[position], use_list=False, **msgpack_opts)
+            stop = position + 1 + header["num-sub-frames"]
+            work += len(frames[position]) + _work(header, frames[position + 1 : stop])
+        except Exception:  # noqa: BLE001 - loads() raises the error of an invalid message
+            return False
+        position = max(stop, position + 1)
+    # The values that were not examined count like those that were.
+    return work * total > threshold * position
+
+
+def _work(header: dict[str, Any], pieces: Sequence[Any]) -> int:
+    """Return the number of bytes that are parsed or inflated for the value in *pieces*."""
+    codecs = header.get("compression") or ()
+    inflated = sum(nbytes(p) for codec, p in zip(codecs, pieces, strict=False) if codec)
+    sizes = map(nbytes, pieces)
+    counts = header.get("split-num-sub-frames") or (1,) * len(pieces)
+    return inflated * _INFLATION + _parsed(header, [sum(islice(sizes, n)) for n in counts])
+
+
+def _parsed(header: dict[str, Any], sizes: Sequence[int]) -> int:
+    """Return the number of bytes that are parsed of an object whose frames have *sizes*."""
+    if header.get("is-collection"):
+        left = iter(sizes)
+        members = zip(header["sub-headers"], header["frame-lengths"], strict=False)
+        return sum(_parsed(sub, list(islice(left, count))) for sub, count in members)
+    sub = header.get("sub-header")
+    array_of_objects = isinstance(sub, dict) and sub.get("pickle")
+    return sizes[0] if sizes and (header.get("serializer") in _PARSED or array_of_objects) else 0

@@ -1,12 +1,9 @@
-"""Which transport serves which address scheme.
+"""The registry of transports by address scheme.
 
-A *backend* stands for one transport: it makes the connectors and listeners of a scheme, and
-understands what follows ``scheme://``.  `backends` maps schemes to backends and `get_backend` looks
-one up: among those that were registered, those of this package, and those that other installed
-packages provide through the entry-point group ``distributed.comm.backends``.
-
-This module knows no transport but by name, and looks inside no address.  `connect` and `listen`
-pass through it once per connection, and every question about an address does.
+A *backend* represents one transport: it makes the connectors and listeners of a scheme, and
+interprets the part of an address that follows ``scheme://``.  `backends` maps schemes to backends.
+`get_backend` looks one up: among registered ones, those of this package, and those that other
+installed packages provide through the entry-point group ``distributed.comm.backends``.
 """
 
 from __future__ import annotations
@@ -19,13 +16,12 @@ from typing import Any, Final
 
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "Backends", "backends", "get_backend"]
 
-#: Where other packages register schemes: the entry point is named as the scheme and refers to a
-#: `Backend` subclass, or to any other callable without arguments that returns a backend.
+#: The entry-point group by which other packages provide schemes.  The name of an entry point is the
+#: scheme; its object is a `Backend` subclass, or another callable that returns a backend.
 ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 
-# By name rather than by import statement, for two reasons: transports stand above this module
-# (they need `Backend`, and `connect`'s module needs `get_backend`), and one that is never used,
-# such as the websockets with the HTTP stack under them, is not to be imported.
+# Names rather than imports, for two reasons: transports import this module, and a transport that is
+# never used is not imported (websockets need Tornado's HTTP modules).
 _BUILT_IN: Final = {
     "inproc": "distributed.comm.inproc:InProcBackend",
     "tcp": "distributed.comm.tcp:TCPBackend",
@@ -37,95 +33,92 @@ _BUILT_IN: Final = {
 
 
 class Backend(ABC):
-    """One transport: what makes its connectors and listeners, and understands its addresses.
+    """One transport: the factory of its connectors and listeners, and the parser of its addresses.
 
     A *loc* is an address without its scheme: ``"127.0.0.1:8786"`` of ``"tcp://127.0.0.1:8786"``.
-    A backend has no state that belongs to a connection; there is one of it per process.
+    A process has one backend per scheme; it holds no state of connections.
     """
 
     @abstractmethod
     def get_connector(self) -> Any:
-        """A :class:`~distributed.comm.core.Connector` that opens connections of this transport."""
+        """Return a :class:`~distributed.comm.core.Connector` of this transport."""
 
     @abstractmethod
     def get_listener(
         self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any
     ) -> Any:
-        """A :class:`~distributed.comm.core.Listener`, not yet started.
+        """Return a :class:`~distributed.comm.core.Listener` that is not started yet.
 
         Parameters
         ----------
         loc
-            Where to listen.
+            The address to listen at.
         handle_comm
             Called with each new comm after its handshake.
         deserialize
             See :class:`~distributed.comm.core.Comm`.
         connection_args
-            What the transport needs besides, such as an ``ssl_context``.
+            Further arguments of the transport, such as an ``ssl_context``.
         """
 
     @abstractmethod
     def get_address_host(self, loc: str) -> str:
-        """The host in *loc*; two addresses of the same host are on one machine.
+        """Return the host in *loc*; two addresses with the same host are on one machine.
 
         Raises
         ------
         ValueError
-            If *loc* cannot be understood.
+            If *loc* is invalid.
         """
 
     def get_address_host_port(self, loc: str) -> tuple[str, int]:
-        """The host and the port in *loc*.
+        """Return the host and the port in *loc*.
 
         Raises
         ------
         NotImplementedError
             If addresses of this transport have none.
         ValueError
-            If *loc* cannot be understood.
+            If *loc* is invalid.
         """
         raise NotImplementedError(f"{type(self).__name__}: its addresses have no host and port")
 
     @abstractmethod
     def resolve_address(self, loc: str) -> str:
-        """*loc* with names replaced by what they stand for; may block while it asks a resolver.
+        """Return *loc* with names resolved; may block while it asks a resolver.
 
         Raises
         ------
         OSError
             If a name does not resolve.
         ValueError
-            If *loc* cannot be understood.
+            If *loc* is invalid.
         """
 
     @abstractmethod
     def get_local_address_for(self, loc: str) -> str:
-        """A *loc* on this host, without a port, to listen at such that *loc*'s host can reach it.
+        """Return a loc of this host, without a port, that the host of *loc* can connect to.
 
         Raises
         ------
         OSError
             If a name does not resolve.
         ValueError
-            If *loc* cannot be understood.
+            If *loc* is invalid.
         """
 
 
 class Backends(MutableMapping[str, Backend]):
-    """The backends by scheme; the built-in ones are imported when they are first asked for.
+    """A dict of backends by scheme that imports a built-in one at its first lookup.
 
-    Used like a dict: assign to add or replace a scheme, delete to remove one.  Length, iteration
-    and ``in`` count built-in schemes, whether or not they were used yet.
+    Length, iteration and ``in`` include built-in schemes that were not looked up yet.
     """
 
-    # State. `_made` holds the backends that exist, `_unmade` the built-in schemes that were neither
-    # asked for, nor replaced, nor deleted. No scheme is in both.
-    _made: dict[str, Backend]
-    _unmade: dict[str, str]
-
+    # Invariant: no scheme is in both dicts.
     def __init__(self, built_in: dict[str, str]):
-        self._made = {}
+        # The backends that exist.
+        self._made: dict[str, Backend] = {}
+        # The "module:class" of built-in schemes that were not looked up, replaced or deleted yet.
         self._unmade = dict(built_in)
 
     def __getitem__(self, scheme: str) -> Backend:
@@ -134,7 +127,7 @@ class Backends(MutableMapping[str, Backend]):
         except KeyError:
             module, _, name = self._unmade[scheme].partition(":")
         backend: Backend = getattr(importlib.import_module(module), name)()
-        # Of two threads that come here at the same time the first one's backend stays.
+        # If two threads get here at the same time, both use the backend of the first.
         backend = self._made.setdefault(scheme, backend)
         self._unmade.pop(scheme, None)
         return backend
@@ -162,27 +155,26 @@ class Backends(MutableMapping[str, Backend]):
         return f"<Backends: {', '.join(sorted(self))}>"
 
 
-#: The backends of this process by scheme. Assign to it to register one by hand.
+#: The backends of this process by scheme; assign a value to register a backend.
 backends: MutableMapping[str, Backend] = Backends(_BUILT_IN)
 
 
 def get_backend(scheme: str) -> Backend:
-    """The backend for an address scheme.
+    """Return the backend for an address scheme.
 
-    Entry points are looked at only if the scheme is not known yet; the backend that one of them
-    provides is kept in `backends`.
+    An unknown scheme is looked up among the entry points; its backend is stored in `backends`.
 
     Parameters
     ----------
     scheme
-        What stands before ``://`` in an address.
+        The part of an address before ``://``.
 
     Raises
     ------
     ValueError
-        If nothing provides the scheme, naming those that are known.
+        If the scheme is unknown; the message lists those that are known.
     ImportError
-        If an entry point for it cannot be loaded, naming the entry point.
+        If an entry point for it cannot be loaded; the message names the entry point.
 
     Examples
     --------
@@ -201,7 +193,7 @@ def get_backend(scheme: str) -> Backend:
 
 
 def _backend_from_entry_point(scheme: str) -> Backend | None:
-    # Two packages may provide one scheme: the first on `sys.path` does, as with modules.
+    # If two packages provide the scheme, the first on `sys.path` counts, as with modules.
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         provider = repr(entry_point.value)
         if entry_point.dist is not None:
@@ -209,7 +201,7 @@ def _backend_from_entry_point(scheme: str) -> Backend | None:
         try:
             backend = entry_point.load()()
             if not isinstance(backend, Backend):
-                raise TypeError(f"it made {backend!r}, which is no {Backend.__qualname__}")
+                raise TypeError(f"it made {backend!r}, which is not a {Backend.__qualname__}")
         except Exception as exc:
             raise ImportError(
                 f"address scheme {scheme!r} is provided by the entry point {provider} (group "

@@ -1,8 +1,8 @@
-"""TCP sockets: how their streams are opened, bound and tuned.
+"""Sockets and their streams: opening, listening and options.
 
-Where a name has several addresses, Tornado's ``TCPClient`` finds one that answers.
-This module knows neither comms nor messages; :mod:`distributed.comm.tcp` makes
-comms of the streams, its listeners accept on the sockets.
+If a name has several addresses, Tornado's ``TCPClient`` finds one that answers.  The comms,
+connectors and listeners that use these sockets are in :mod:`distributed.comm.tcp`, ``ws`` and
+``unix``.
 """
 
 from __future__ import annotations
@@ -32,49 +32,48 @@ from distributed.comm.tls import TLSStream, open_tls_stream
 
 logger = logging.getLogger(__name__)
 
-#: Tornado's bound on what a stream holds of incoming data.  It would also apply to
-#: memory that a message is read into, whose size the framing bounds; of data that
-#: nobody reads Tornado takes one chunk and then leaves the rest to the kernel.
+#: Tornado's maximum number of received bytes in a stream.  It would also limit the memory that a
+#: message is read into, which the framing limits.  If no task reads, Tornado buffers one chunk, and
+#: leaves the rest to the kernel.
 MAX_BUFFER_SIZE = sys.maxsize
 
-#: Probes that keep-alive sends, evenly spaced, before it gives a peer up.
+#: Number of keep-alive probes, evenly spaced, before the kernel gives a peer up.
 _KEEPALIVE_PROBES = 10
 
-#: Whether a socket that is accepted has the options of the one that listened.
+#: Whether an accepted socket inherits the options of the listening one.
 OPTIONS_ARE_INHERITED = sys.platform == "linux"
 
-#: Type of a socket that does not block, made by one system call where that can be.
+#: Type of a non-blocking socket, which the system creates in one call if it can.
 _NON_BLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
-#: What `accept` fails with where descriptors, or memory of the kernel, have run out.
+#: Errors of ``accept()`` if file descriptors, or memory of the kernel, are exhausted.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-#: Seconds until connections are accepted again after that, and until it is logged again.
+#: Seconds before a listener accepts connections again after that, and before it logs again.
 _EXHAUSTION_PAUSE, _EXHAUSTION_SILENCE = 0.1, 60.0
 
-#: Connections that are accepted in one turn of the event loop, and seconds between two turns up to
-#: which it is one.
+#: Maximum number of connections that are accepted in one callback of the event loop, and seconds
+#: since the last callback within which only one is accepted.
 _ACCEPTED_AT_ONCE, _SOON = 128, 0.0005
 
-#: How often to look for a port that is free for IPv4 and IPv6 both.
+#: Maximum number of attempts to find a port that is free for both IPv4 and IPv6.
 _BIND_ATTEMPTS = 10
 
 
 def set_tcp_timeout(stream: IOStream) -> None:
-    """Let the kernel give up a peer that has gone silently.
+    """Make the kernel close the connection of *stream* if its peer is dead.
 
-    Sets keep-alive and, where the platform has it, the user timeout of the
-    stream's socket such that a dead peer is noticed within
-    ``distributed.comm.timeouts.tcp``, whether or not there is data to send.
+    Keep-alive and, if the platform has it, the user timeout of the socket are set so that a dead
+    peer is detected within ``distributed.comm.timeouts.tcp``, even without data to send.
     """
     if not stream.closed():
         _set_timeout(stream.socket)
 
 
 def set_up(sock: socket.socket) -> None:
-    """Let nothing be held back on a TCP socket, and the kernel give up a peer that has gone.
+    """Make a TCP socket send small messages at once, and detect a dead peer.
 
-    What a listening socket is told goes for those that it accepts, where `OPTIONS_ARE_INHERITED`.
+    If `OPTIONS_ARE_INHERITED`, the options of a listening socket hold for those that it accepts.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _set_timeout(sock)
@@ -105,10 +104,7 @@ def _timeout_options(seconds: float) -> list[tuple[int, int, int]]:
 
 
 def get_stream_address(stream: IOStream) -> str:
-    """Return the local address of *stream* as ``host:port``.
-
-    Returns ``"<closed>"`` where it has none any more.
-    """
+    """Return the local address of *stream* as ``host:port``, or ``"<closed>"``."""
     return "<closed>" if stream.closed() else get_socket_address(stream.socket)
 
 
@@ -117,14 +113,14 @@ def get_socket_address(sock: socket.socket) -> str:
     try:
         return unparse_host_port(*sock.getsockname()[:2])
     except OSError:
-        # The peer was gone before anybody asked.
+        # The peer has disconnected already.
         return "<closed>"
 
 
 async def _getaddrinfo(
     host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
 ) -> list[tuple[int, Any]]:
-    """Resolve *host*, in a thread only where it is a name rather than an IP address.
+    """Resolve *host*; a thread is used only if it is not an IP address.
 
     Returns
     -------
@@ -169,7 +165,7 @@ async def connect_socket(family: int, address: tuple[Any, ...]) -> socket.socket
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """Whether *sock* is connected already, as it is within this host."""
+    """Return whether *sock* is connected already, as is usual within one host."""
     try:
         sock.getpeername()
     except OSError:
@@ -188,7 +184,7 @@ async def _until_writable(sock: socket.socket) -> None:
 
 
 class _Resolver(netutil.Resolver):
-    """Spares numeric addresses the way through a thread."""
+    """A resolver that uses no thread for numeric addresses."""
 
     def initialize(self) -> None:
         pass
@@ -200,9 +196,9 @@ class _Resolver(netutil.Resolver):
 
 
 class Client:
-    """Opens streams: TLS streams if it has an *ssl_context*.
+    """A client that opens streams: TLS streams if it has an *ssl_context*.
 
-    The peers' certificates have to be for *server_hostname* where the context checks that.
+    If the context checks host names, the peers' certificates have to be for *server_hostname*.
     """
 
     def __init__(
@@ -212,17 +208,17 @@ class Client:
         self.server_hostname = server_hostname
 
     async def open(self, host: str, port: int) -> MessageStream:
-        """Return a stream that has reached *host*; the TLS handshake may be under way.
+        """Return a stream that is connected to *host*; its TLS handshake may be in progress.
 
         Raises
         ------
         StreamClosedError
-            If it cannot be reached; ``real_error`` tells why.
+            If the host cannot be reached; ``real_error`` tells why.
         OSError
-            If the name is of no host.
+            If the name does not resolve.
         """
         if not _is_ipv4(host):
-            # It may have several addresses, of which Tornado finds one that answers.
+            # The name may have several addresses; Tornado finds one that answers.
             return await _AnyAddress(self).open(host, port)
         sock = await connect_socket(socket.AF_INET, (host, port))
         if self.ssl_context is None:
@@ -239,7 +235,7 @@ def _is_ipv4(host: str) -> bool:
 
 
 class _AnyAddress(TCPClient):
-    """Remembers the streams it made: one that is cancelled just as it has connected forgets it."""
+    """A client that closes its streams if it is cancelled, even just after one has connected."""
 
     def __init__(self, client: Client) -> None:
         super().__init__(resolver=_Resolver())
@@ -256,7 +252,7 @@ class _AnyAddress(TCPClient):
         assert isinstance(stream, MessageStream)
         return stream
 
-    # Tornado would begin TLS on a stream that has connected, and lose what has arrived on it.
+    # Tornado would start TLS on a connected stream, and lose data that was received before.
     def _create_stream(
         self,
         max_buffer_size: int | None,
@@ -279,7 +275,7 @@ class _AnyAddress(TCPClient):
 
 
 class SocketServer(TCPServer):
-    """Accepts connections, and hands over the socket of each.
+    """A server that accepts connections and passes each socket on.
 
     Parameters
     ----------
@@ -287,16 +283,16 @@ class SocketServer(TCPServer):
         A coroutine function that is called with each socket and the address of its peer.
     """
 
-    # State.  `_handling` are the calls that have not returned.  `_last_event` is when the event
-    # loop last told of a connection.
     def __init__(self, handle: Callable[[socket.socket, Any], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self._handle = handle
+        # The running calls of *handle*.
         self._handling: set[asyncio.Task[None]] = set()
+        # Time at which the event loop last reported a connection.
         self._last_event = 0.0
 
-    # Tornado would ask for another connection after each, nearly always in vain, and make a stream
-    # of its own kind.
+    # Tornado would call `accept()` again after each connection, which nearly always fails, and make
+    # an `IOStream`.
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on listening *sockets*."""
         loop = IOLoop.current()
@@ -308,7 +304,7 @@ class SocketServer(TCPServer):
     def _accept(self, sock: socket.socket, events: int) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # The event loop tells of the next one as soon, unless it is busy.
+        # The event loop reports the next connection at once, unless it is busy.
         soon = now - self._last_event < _SOON
         self._last_event = now
         for _ in range(1 if soon else _ACCEPTED_AT_ONCE):
@@ -317,7 +313,7 @@ class SocketServer(TCPServer):
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
-                # It was gone before anybody asked.
+                # The peer has disconnected already.
                 continue
             task = loop.create_task(self._handle(connection, address))
             self._handling.add(task)
@@ -330,29 +326,29 @@ class SocketServer(TCPServer):
 
 
 class ListeningSocket(socket.socket):
-    """Accepts connections also where descriptors have run out, if room can be made for them.
+    """A listening socket that makes room for connections if file descriptors are exhausted.
 
-    Tornado would try again at once, and log an error, over and over.
+    Tornado would call `accept()` again at once, and log an error each time.
 
     Parameters
     ----------
     sock
-        A listening socket, which is taken over.
+        A listening socket, which becomes unusable.
     make_room
-        Closes the connection that is missed least; returns whether there was one.
+        Closes the connection that matters least; returns whether there was one.
     prefix
-        The scheme, for people who read the log.
+        The scheme, for the log.
     """
 
-    # State.  `_told` is when it was last logged that descriptors have run out.
     def __init__(self, sock: socket.socket, make_room: Callable[[], bool], prefix: str) -> None:
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self.setblocking(False)
         self._make_room = make_room
         self._prefix = prefix
-        self._told: float | None = None
+        # Time at which exhaustion was last logged, or None.
+        self._logged: float | None = None
 
-    # Asked for each connection that is accepted.
+    # `accept()` reads `family` and `type`; they are cached, since the originals are slow.
     @functools.cached_property
     def family(self) -> socket.AddressFamily:
         return super().family
@@ -367,7 +363,7 @@ class ListeningSocket(socket.socket):
         Raises
         ------
         BlockingIOError
-            If there is none, or no room for one.
+            If there is none, or no room can be made.
         """
         while True:
             try:
@@ -375,43 +371,43 @@ class ListeningSocket(socket.socket):
             except OSError as exc:
                 if exc.errno not in _EXHAUSTED:
                     raise
-                self._tell(exc)
+                self._log(exc)
                 if not self._make_room():
                     self._pause()
                     raise BlockingIOError(errno.EAGAIN, str(exc)) from exc
 
-    def _tell(self, exc: OSError) -> None:
+    def _log(self, exc: OSError) -> None:
         now = asyncio.get_running_loop().time()
-        if self._told is None or now - self._told > _EXHAUSTION_SILENCE:
-            self._told = now
+        if self._logged is None or now - self._logged > _EXHAUSTION_SILENCE:
+            self._logged = now
             name = self.getsockname()
             logger.warning(
-                "Too many connections to %s%s: %s.  Those longest in their handshake are closed, "
-                "and others have to wait; does this process need a higher limit (ulimit -n), or a "
-                "lower 'distributed.comm.max-connections'?",
+                "Too many connections to %s%s: %s.  The oldest unfinished handshakes are aborted, "
+                "and new connections have to wait; does this process need a higher limit (ulimit "
+                "-n), or a lower 'distributed.comm.max-connections'?",
                 self._prefix,
                 unparse_host_port(*name[:2]) if isinstance(name, tuple) else name,
                 exc.strerror,
             )
 
     def _pause(self) -> None:
-        """Do not look for connections for a while."""
+        """Stop accepting connections for a while."""
         loop = IOLoop.current()
         loop.update_handler(self, IOLoop.NONE)
-        loop.call_later(_EXHAUSTION_PAUSE, self._go_on, loop)
+        loop.call_later(_EXHAUSTION_PAUSE, self._resume, loop)
 
-    def _go_on(self, loop: IOLoop) -> None:
+    def _resume(self, loop: IOLoop) -> None:
         if self.fileno() >= 0:
             loop.update_handler(self, IOLoop.READ)
 
 
 def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """Listen at *port* of each address that *host* stands for; all of them if it is empty.
+    """Return sockets that listen at *port* of each address of *host*; of all if it is empty.
 
     Raises
     ------
     OSError
-        If one of the addresses cannot be bound; none is then.
+        If one of the addresses cannot be bound; then none is.
     """
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
@@ -419,13 +415,13 @@ def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
         sockets: list[socket.socket] = []
         try:
             for family, address in addresses:
-                # The port that the first one was given is the others' too.
+                # All sockets use the port that the first one was given.
                 wanted = sockets[0].getsockname()[1] if sockets else port
                 try:
                     sock = socket.create_server((address, wanted), family=family, backlog=backlog)
                 except OSError as exc:
                     if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                        # Names resolve to IPv6 addresses also where there is no IPv6.
+                        # Names resolve to IPv6 addresses even on hosts without IPv6.
                         continue
                     raise
                 sock.setblocking(False)

@@ -1,10 +1,8 @@
 """A comm over a Tornado ``IOStream``.
 
-All transports whose connections are byte streams share :class:`StreamComm`; they
-differ in how a stream is opened (see :mod:`distributed.comm.tcp`).  The layout
-of messages on the stream is :mod:`distributed.protocol.framing`'s business, what
-is in them :mod:`distributed.protocol`'s, and what a failure on the way means
-:mod:`distributed.comm.framed`'s; this module only moves bytes.
+All transports over byte streams share :class:`StreamComm`; they differ in how they open a stream
+(see :mod:`distributed.comm.tcp`).  :mod:`distributed.comm.message_stream` reads and writes whole
+messages, and :mod:`distributed.comm.framed` converts errors.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ from tornado.iostream import IOStream, StreamClosedError
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
-from distributed.comm.message_stream import Arrival, MessageStream
+from distributed.comm.inline_future import InlineFuture
+from distributed.comm.message_stream import MessageStream
 from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ class StreamComm(FramedComm):
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # State, besides that of FramedComm.  `stream` is None once this side has closed
-    # the comm.
+    # None once this side has closed the comm.
     stream: MessageStream | None
 
     def __init__(
@@ -51,20 +49,20 @@ class StreamComm(FramedComm):
         self._loop: asyncio.AbstractEventLoop = asyncio_loop_of(stream.io_loop)
         stream.notice_end()
 
-    def _receive(self, limits: Limits) -> Frames | Arrival:
+    def _start_read(self, limits: Limits) -> Frames | InlineFuture:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot read: {self!r}")
         self._decoder.limits = limits
-        return stream.next_message()
+        return stream.read_message()
 
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
-        # Tornado does not expect anyone to cancel its futures.
+        # Cancelling a future of Tornado breaks its stream.
         return nbytes, None if rest is None else asyncio.shield(rest)
 
     async def close(self) -> None:
@@ -77,7 +75,7 @@ class StreamComm(FramedComm):
                 async with asyncio.timeout(self._linger):
                     await stream.write(b"")
         except (TimeoutError, StreamClosedError) as exc:
-            logger.info("Closed %r before all that was written had left: %r", self, exc)
+            logger.info("Closed %r before all written data was sent: %r", self, exc)
         finally:
             _close_stream(stream)
 
@@ -89,7 +87,7 @@ class StreamComm(FramedComm):
 
     def closed(self) -> bool:
         stream = self.stream
-        # A stream whose loop was closed can do no more than be closed.
+        # A stream is of no use after its event loop is closed.
         return stream is None or stream._closed or self._loop.is_closed()
 
     def __del__(self) -> None:
@@ -108,7 +106,7 @@ class StreamComm(FramedComm):
 
 
 def _close_stream(stream: IOStream) -> None:
-    """Close *stream*, also after the loop that it was made on."""
+    """Close *stream*, even if its event loop is closed already."""
     if asyncio_loop_of(stream.io_loop).is_closed():
         stream.close_fd()
     else:

@@ -1,19 +1,18 @@
-"""The ``tcp://`` and ``tls://`` transports: their comms, connectors and listeners.
+"""The ``tcp://`` and ``tls://`` transports: their comms, connectors, listeners and backends.
 
-What happens on an open stream is :mod:`distributed.comm.stream`'s business, how
-sockets are opened :mod:`distributed.comm.sockets`'s, and what TLS does
-:mod:`distributed.comm.tls`'s.
+The modules below do the rest: :mod:`distributed.comm.stream` moves messages over an open stream,
+:mod:`distributed.comm.stream_listener` accepts connections, :mod:`distributed.comm.sockets` opens
+sockets, and :mod:`distributed.comm.tls` encrypts.
 """
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tornado.iostream import StreamClosedError
-from tornado.tcpserver import TCPServer
 
 from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
@@ -25,22 +24,20 @@ from distributed.comm.addressing import (
     unparse_host_port,
 )
 from distributed.comm.core import (
-    BaseListener,
     Comm,
     CommClosedError,
     CommHandler,
     Connector,
     FatalCommClosedError,
     Listener,
-    call_comm_handler,
 )
+from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     OPTIONS_ARE_INHERITED,
     Client,
-    ListeningSocket,
     SocketServer,
     _getaddrinfo,
     bind_sockets,
@@ -50,14 +47,17 @@ from distributed.comm.sockets import (
     set_up,
 )
 from distributed.comm.stream import StreamComm
+from distributed.comm.stream_listener import StreamListener
 from distributed.comm.tls import (
     TLSStream,
+    channel_binding,
     expect_tls_context,
     explain,
     is_final,
     open_tls_stream,
     refuse_unencrypted,
     speaks_tls,
+    tls_info,
 )
 from distributed.protocol.exceptions import FramingError
 
@@ -79,15 +79,13 @@ __all__ = [
     "set_tcp_timeout",
 ]
 
-logger = logging.getLogger(__name__)
-
 
 class TCP(StreamComm):
     """A comm over a TCP connection."""
 
     @property
     def same_host(self) -> bool:
-        # Mostly told without taking the addresses apart.
+        # Equal strings answer this for most connections, without parsing the addresses.
         host = self._local_addr.rpartition(":")[0]
         return host == self._peer_addr.rpartition(":")[0] or super().same_host
 
@@ -98,6 +96,7 @@ class TCP(StreamComm):
         return self._peer_speaks_tls() or super()._invalid_error(exc)
 
     def _peer_speaks_tls(self) -> CommClosedError | None:
+        """Return the error to raise if the peer's bytes are TLS, else None."""
         if not self._decoder.in_message or not speaks_tls(self._decoder.pending):
             return None
         return FatalCommClosedError(
@@ -109,56 +108,43 @@ class TCP(StreamComm):
 class TLS(TCP):
     """A comm over a TLS connection."""
 
-    # State.  `_extra_info` is filled when the TLS handshake is done.
-    _extra_info: dict[str, Any]
-
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         super().__init__(stream, local_addr, peer_addr, deserialize)
-        self._extra_info = {}
+        #: Empty until the TLS handshake has completed.
+        self._extra_info: dict[str, Any] = {}
 
     @property
     def extra_info(self) -> dict[str, Any]:
-        """``peercert``, as `ssl.SSLSocket.getpeercert` has it, and ``cipher``, as its `cipher`."""
+        """``peercert`` and ``cipher``, as `ssl.SSLSocket.getpeercert` and `cipher` return them."""
         return self._extra_info
 
     @property
     def channel_binding(self) -> bytes | None:
-        """The client's "Finished" of the TLS handshake (``tls-unique``, RFC 5929)."""
-        stream = self.stream
-        if not isinstance(stream, TLSStream) or stream.closed():
-            return None
-        return stream.socket.get_channel_binding("tls-unique")
+        return None if self.stream is None else channel_binding(self.stream)
 
-    async def shake_tls_hands(self) -> None:
-        """Wait until the TLS handshake is done.
+    async def do_tls_handshake(self) -> None:
+        """Wait until the TLS handshake has completed.
 
         Raises
         ------
         CommClosedError
             If it fails; the comm is closed.
         FatalCommClosedError
-            If it would fail again.
+            If it fails in a way that trying again cannot change.
         """
         stream = self.stream
         if not isinstance(stream, TLSStream):
             raise CommClosedError(f"closed before the TLS handshake was done: {self!r}")
         try:
-            await stream.shake_hands()
-        except StreamClosedError as exc:
+            await stream.do_handshake()
+        except BaseException as exc:
             self.abort()
-            raise self._closed_error(exc) from exc.real_error
-        except (OSError, AttributeError) as exc:
-            self.abort()
-            raise self._closed_error(StreamClosedError(exc)) from exc
-        except BaseException:
-            self.abort()
+            if isinstance(exc, StreamClosedError):
+                raise self._closed_error(exc) from exc.real_error
             raise
-        self._extra_info = {
-            "peercert": stream.socket.getpeercert(),
-            "cipher": stream.socket.cipher(),
-        }
+        self._extra_info = tls_info(stream)
 
     def _closed_error(self, exc: Exception) -> CommClosedError:
         reason = getattr(exc, "real_error", None)
@@ -168,23 +154,30 @@ class TLS(TCP):
             return FatalCommClosedError(f"in {self!r}: {explain(reason)}")
         if not self._extra_info:
             return CommClosedError(f"in {self!r}: {explain(reason)}")
-        # The peer is gone without the farewell that is TLS's own, as all peers here do.
+        # The peer closed without a TLS close_notify alert, as all peers of this package do.
         return super()._closed_error(StreamClosedError())
 
 
 class BaseTCPConnector(Connector):
-    """What connectors over TCP share."""
+    """Base class of connectors over TCP; by default they do not encrypt."""
 
-    comm_class: ClassVar[type[StreamComm]]
+    comm_class: ClassVar[Callable[..., FramedComm]]
     prefix: ClassVar[str]
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        """Return what opens the stream to *address*."""
-        raise NotImplementedError
+        """Return the client that opens the stream to *address*, ``host:port``.
+
+        Raises
+        ------
+        RuntimeError, TypeError
+            If *connection_args* require encryption, or lack what encryption needs.
+        """
+        refuse_unencrypted(self.prefix + address, connection_args)
+        return Client()
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
-    ) -> StreamComm:
+    ) -> FramedComm:
         """Open a connection to *address*, ``host:port``.
 
         Raises
@@ -192,11 +185,11 @@ class BaseTCPConnector(Connector):
         OSError
             If the connection cannot be made.
         """
+        where = self.prefix + address
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
-                f"cannot connect to {self.prefix}{address}: it names no host, "
-                "as only an address to listen at may"
+                f"cannot connect to {where}: it names no host, as only an address to listen at may"
             )
         client = self._make_client(address, connection_args)
         try:
@@ -204,18 +197,18 @@ class BaseTCPConnector(Connector):
         except StreamClosedError as exc:
             reason = exc if exc.real_error is None else exc.real_error
             raise CommClosedError(
-                f"cannot connect to {self.prefix}{address}: {type(reason).__name__}: {reason}"
+                f"cannot connect to {where}: {type(reason).__name__}: {reason}"
             ) from reason
+        # If TLS has closed the stream, the comm's TLS handshake raises an error with the reason.
         if stream.closed() and not isinstance(stream.error, ssl.SSLError):
-            # Of one that TLS has ended already the comm tells why.
             raise CommClosedError(
-                f"cannot connect to {self.prefix}{address}: the peer closed the connection"
+                f"cannot connect to {where}: the peer closed the connection"
             ) from stream.error
         try:
             if not stream.closed():
                 set_up(stream.socket)
             local = self.prefix + get_stream_address(stream)
-            return self.comm_class(stream, local, self.prefix + address, deserialize)
+            return self.comm_class(stream, local, where, deserialize)
         except BaseException:
             stream.close()
             raise
@@ -227,16 +220,12 @@ class TCPConnector(BaseTCPConnector):
     prefix = "tcp://"
     comm_class = TCP
 
-    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        refuse_unencrypted(self.prefix + address, connection_args)
-        return Client()
-
 
 class TLSConnector(BaseTCPConnector):
     """Opens TLS connections.
 
-    Connection arguments are ``ssl_context`` and, where that checks host names or the peer has
-    several, ``server_hostname``; by default that is the host of the address.
+    The connection arguments are ``ssl_context`` and ``server_hostname``, the name that the peer's
+    certificate must have where the context checks names; by default the host of the address.
     """
 
     prefix = "tls://"
@@ -249,56 +238,46 @@ class TLSConnector(BaseTCPConnector):
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
-    ) -> StreamComm:
-        """Open a connection to *address*, ``host:port``, TLS handshake included.
+    ) -> FramedComm:
+        """Open a connection to *address*, ``host:port``, including the TLS handshake.
 
         Raises
         ------
         OSError
             If the connection cannot be made.
         FatalCommClosedError
-            If the peer is not trusted, does not trust us, or does not speak TLS.
+            If one side does not trust the other, or the peer does not speak TLS.
         TypeError
             If there is no ``ssl_context``.
         """
         comm = await super().connect(address, deserialize, **connection_args)
         assert isinstance(comm, TLS)
-        await comm.shake_tls_hands()
+        await comm.do_tls_handshake()
         return comm
 
 
-def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
-    """Log, once, that the handshake with who connected from *peer* to *local* has failed."""
-    # Somebody who goes away is no news, somebody who does not belong here is.
-    level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
-    logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
-
-
-class BaseTCPListener(BaseListener):
-    """What listeners over TCP share.
+class BaseTCPListener(StreamListener):
+    """Base class of listeners over TCP; by default they do not encrypt.
 
     Parameters
     ----------
     address
-        ``host:port``; an empty host stands for all interfaces, no port or port
-        0 for any that is free.
+        ``host:port``.  An empty host means all interfaces; without a port, or with port 0, the
+        system chooses a free one.
     comm_handler
         Called with each new comm after its handshake.
     deserialize, allow_offload
         See :class:`~distributed.comm.core.Comm`.
     default_host
-        The host by which this listener is contacted where it listens on all
-        interfaces.
+        The host in the contact address of a listener on all interfaces.
     default_port
-        The port to use where the address has none.
+        The port to use if the address has none.
     connection_args
-        What the transport needs besides.
+        Further arguments of the transport.
     """
 
-    # State.  `_local_address` is that of all connections, if all have the same.
-
-    comm_class: ClassVar[type[StreamComm]]
-    prefix: ClassVar[str]
+    #: Path of the address; only websockets have one.
+    path = ""
 
     def __init__(
         self,
@@ -310,24 +289,24 @@ class BaseTCPListener(BaseListener):
         default_port: int = 0,
         **connection_args: Any,
     ):
-        super().__init__()
+        super().__init__(comm_handler, deserialize, allow_offload)
         self.ip, self.port = parse_host_port(address, default_port)
         self.default_host = default_host
-        self.comm_handler = comm_handler
-        self.deserialize = deserialize
-        self.allow_offload = allow_offload
         self._configure(address, connection_args)
-        self.tcp_server: TCPServer | None = None
+        #: The host and port that are bound; None before start().
         self.bound_address: tuple[str, int] | None = None
+        #: The local address of every connection; None if connections have different ones.
         self._local_address: str | None = None
 
     def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
-        """Take note of the arguments that are the transport's own."""
-        raise NotImplementedError
+        """Check and keep the connection arguments of the transport.
 
-    def _open_stream(self, sock: socket.socket) -> MessageStream:
-        """Return the stream on which to speak over a new connection."""
-        return MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+        Raises
+        ------
+        RuntimeError, TypeError
+            If they require encryption, or lack what encryption needs.
+        """
+        refuse_unencrypted(self.prefix + address, connection_args)
 
     async def start(self) -> None:
         """Bind the address and start to accept connections.
@@ -339,51 +318,35 @@ class BaseTCPListener(BaseListener):
         """
         if self.tcp_server is not None:
             return
-        backlog = int(config.get("distributed.comm.socket-backlog"))
-        server = SocketServer(self._handle_socket)
-        try:
-            sockets = bind_sockets(self.ip, self.port, backlog)
-        except OSError as exc:
-            where = self.prefix + unparse_host_port(self.ip, self.port)
-            raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
+        sockets = self._bind()
         for sock in sockets:
             set_up(sock)
-        make_room = self.abort_oldest_handshake
-        server.add_sockets([ListeningSocket(sock, make_room, self.prefix) for sock in sockets])
-        self.tcp_server = server
+        server = SocketServer(self._handle_socket)
+        self._accept_on(server, sockets)
         self.bound_address = get_tcp_server_address(server)[:2]
         if len(sockets) == 1 and not is_unspecified(self.bound_address[0]):
             self._local_address = self.listen_address
 
-    def stop(self) -> None:
-        """Stop accepting connections; those in their handshake are aborted."""
-        server, self.tcp_server = self.tcp_server, None
-        if server is not None:
-            server.stop()
-        self.abort_handshaking_comms()
-
-    async def _handle_socket(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        if self.tcp_server is None:
-            # Stopped since it was accepted.
-            sock.close()
-            return
-        peer = self.prefix + unparse_host_port(*address[:2])
-        local = self._local_address or self.prefix + get_socket_address(sock)
-        logger.debug("Incoming connection from %s to %s", peer, local)
+    def _bind(self) -> list[socket.socket]:
+        """Return sockets that listen at the address."""
+        backlog = int(config.get("distributed.comm.socket-backlog"))
         try:
-            if not OPTIONS_ARE_INHERITED:
-                set_up(sock)
-            stream = self._open_stream(sock)
-            comm = self.comm_class(stream, local, peer, self.deserialize)
-            comm.allow_offload = self.allow_offload
-            await self.on_connection(comm)
+            return bind_sockets(self.ip, self.port, backlog)
         except OSError as exc:
-            log_failed_connection(peer, local, exc)
-            return
-        await call_comm_handler(self.comm_handler, comm)
+            where = self.prefix + unparse_host_port(self.ip, self.port) + self.path
+            raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
+
+    def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
+        peer = self.prefix + unparse_host_port(*address[:2])
+        return self._local_address or self.prefix + get_socket_address(sock), peer
+
+    def _open_stream(self, sock: socket.socket) -> MessageStream:
+        if not OPTIONS_ARE_INHERITED:
+            set_up(sock)
+        return super()._open_stream(sock)
 
     def get_host_port(self) -> tuple[str, int]:
-        """Return the address that is bound.
+        """Return the host and port that are bound.
 
         Raises
         ------
@@ -396,13 +359,13 @@ class BaseTCPListener(BaseListener):
 
     @property
     def listen_address(self) -> str:
-        return self.prefix + unparse_host_port(*self.get_host_port())
+        return self.prefix + unparse_host_port(*self.get_host_port()) + self.path
 
     @property
     def contact_address(self) -> str:
         host, port = self.get_host_port()
         host = ensure_concrete_host(host, default_host=self.default_host)
-        return self.prefix + unparse_host_port(host, port)
+        return self.prefix + unparse_host_port(host, port) + self.path
 
 
 class TCPListener(BaseTCPListener):
@@ -410,9 +373,6 @@ class TCPListener(BaseTCPListener):
 
     prefix = "tcp://"
     comm_class = TCP
-
-    def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
-        refuse_unencrypted(self.prefix + address, connection_args)
 
 
 class TLSListener(BaseTCPListener):
@@ -425,16 +385,18 @@ class TLSListener(BaseTCPListener):
         self.ssl_context = expect_tls_context(connection_args)
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:
+        if not OPTIONS_ARE_INHERITED:
+            set_up(sock)
         return open_tls_stream(sock, self.ssl_context, server_side=True)
 
-    async def _shake_hands(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
         assert isinstance(comm, TLS)
-        await comm.shake_tls_hands()
-        await super()._shake_hands(comm, overrides)
+        await comm.do_tls_handshake()
+        await super().do_handshake(comm, overrides)
 
 
 class BaseTCPBackend(Backend):
-    """What backends over TCP share; each names its classes."""
+    """Base class of backends over TCP; each names its connector and listener class."""
 
     _connector_class: ClassVar[type[Connector]]
     _listener_class: ClassVar[type[BaseTCPListener]]

@@ -1,30 +1,32 @@
-"""TLS under a byte stream: the stream itself, and what its failures mean.
+"""TLS under a byte stream: the stream itself, and what its errors mean.
 
-:class:`TLSStream` is Tornado's, but connects in two steps and keeps what goes wrong instead of
-logging it. The functions tell from an error of OpenSSL, which names neither the peer nor a setting,
-what a person has to change, and recognize peers of which one speaks TLS and the other does not.
+:class:`TLSStream` is Tornado's TLS stream with two changes: connecting does not wait for the TLS
+handshake, and errors are raised to the caller instead of being logged.  The functions turn errors
+of OpenSSL, which name neither the peer nor a setting, into advice, and detect that only one of two
+peers speaks TLS.
 
-This module knows no comms: :mod:`distributed.comm.tcp` makes comms of these streams, and logs.
+This module does not import comms: :mod:`distributed.comm.tcp` makes comms of these streams.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tornado.iostream import SSLIOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.comm.message_stream import TLSMessageStream
 
-#: What a server answers to a peer that does not speak TLS, where OpenSSL would say nothing: a
-#: fatal alert, "protocol_version" (RFC 8446, section 6).
+#: The answer of a server to a peer that does not speak TLS, for which OpenSSL sends nothing: the
+#: fatal alert "protocol_version" (RFC 8446, section 6).
 _ALERT: Final = bytes([21, 3, 3, 0, 2, 2, 70])
 
-#: How OpenSSL calls bytes that are no TLS.
+#: OpenSSL's reasons when the received bytes are not TLS.
 _NOT_TLS: Final = frozenset(
     {
         "HTTPS_PROXY_REQUEST",
@@ -37,43 +39,57 @@ _NOT_TLS: Final = frozenset(
     }
 )
 
-_NO_COMMON_VERSION: Final = frozenset(
-    {
-        "NO_PROTOCOLS_AVAILABLE",
-        "TLSV1_ALERT_PROTOCOL_VERSION",
-        "UNSUPPORTED_PROTOCOL",
-        "VERSION_TOO_LOW",
-    }
-)
-
-_NO_COMMON_CIPHER: Final = frozenset({"NO_CIPHERS_AVAILABLE", "NO_SHARED_CIPHER"})
-
-#: What a peer's alert says of the certificate that this side has shown.
+#: The peer's alert about the certificate of this side → the end of "it is ...".
 _REFUSED_HERE: Final = {
     "SSLV3_ALERT_BAD_CERTIFICATE": "bad, such as one for another host",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "expired",
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "revoked",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "not acceptable",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "of a kind that it does not support",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "of a kind that the peer does not support",
     "TLSV1_ALERT_ACCESS_DENIED": "not allowed to connect",
     "TLSV1_ALERT_DECRYPT_ERROR": "not the one that belongs to the key",
-    "TLSV1_ALERT_UNKNOWN_CA": "of an authority that it does not know",
+    "TLSV1_ALERT_UNKNOWN_CA": "issued by an authority that the peer does not know",
 }
 
-_NO_WAY_FOR_PEER: Final = "SSLV3_ALERT_HANDSHAKE_FAILURE"
-_NO_CERTIFICATE_THERE: Final = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
-_NO_CERTIFICATE_HERE: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+#: OpenSSL's reason → what it means and what to change.
+_EXPLANATIONS: Final = {
+    **dict.fromkeys(
+        _NOT_TLS,
+        "the peer does not speak TLS; is it at a tcp:// address, and not at a tls:// one?",
+    ),
+    **{
+        reason: f"the peer does not accept the certificate of this side: it is {fault}"
+        for reason, fault in _REFUSED_HERE.items()
+    },
+    **dict.fromkeys(
+        (
+            "NO_PROTOCOLS_AVAILABLE",
+            "TLSV1_ALERT_PROTOCOL_VERSION",
+            "UNSUPPORTED_PROTOCOL",
+            "VERSION_TOO_LOW",
+        ),
+        "both sides have no TLS version in common ('distributed.comm.tls.min-version' and "
+        "'.max-version')",
+    ),
+    **dict.fromkeys(
+        ("NO_CIPHERS_AVAILABLE", "NO_SHARED_CIPHER"),
+        "both sides have no TLS cipher in common ('distributed.comm.tls.ciphers')",
+    ),
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer found nothing to agree on: both sides have no TLS "
+    "cipher in common ('distributed.comm.tls.ciphers'), or it demands a certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer demands a certificate, and this side has none",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer sent no certificate",
+}
 
-#: Errors of OpenSSL's verification (x509_vfy.h) and what to do about them.
+_UNKNOWN_AUTHORITY: Final = "this side does not know its authority ('distributed.comm.tls.ca-file')"
+_OTHER_NAME: Final = "the connection argument server_hostname says which name to expect"
+
+#: Error code of OpenSSL's verification (x509_vfy.h) → advice.
 _ADVICE: Final = {
     9: "compare the clocks of both hosts",
     10: "it has to be renewed",
-    18: "this side does not know its authority ('distributed.comm.tls.ca-file')",
-    19: "this side does not know its authority ('distributed.comm.tls.ca-file')",
-    20: "this side does not know its authority ('distributed.comm.tls.ca-file')",
-    21: "this side does not know its authority ('distributed.comm.tls.ca-file')",
-    62: "the connection argument server_hostname says which name to expect",
-    64: "the connection argument server_hostname says which name to expect",
+    **dict.fromkeys((18, 19, 20, 21), _UNKNOWN_AUTHORITY),
+    **dict.fromkeys((62, 64), _OTHER_NAME),
 }
 
 
@@ -81,33 +97,35 @@ class TLSStream(TLSMessageStream):
     """A TLS stream over a socket that is connected already, or by :meth:`connect`."""
 
     def connect(self, address: Any, server_hostname: str | None = None) -> Any:
-        """Connect the socket; the TLS handshake begins by itself as soon as that is done.
+        """Connect the socket, and start the TLS handshake once it is connected.
 
-        Unlike Tornado's this does not wait for the handshake: an attempt at one of several
-        addresses has succeeded once the peer is reached, whatever it then says.
+        Tornado's method also waits for the TLS handshake.  This one does not: where a name has
+        several addresses, the attempt at one of them has succeeded once the peer is reached.
         """
         self._server_hostname = server_hostname
         return super(SSLIOStream, self).connect(address)
 
-    async def shake_hands(self) -> None:
-        """Wait until the TLS handshake is done.
+    async def do_handshake(self) -> None:
+        """Wait until the TLS handshake has completed.
 
         Raises
         ------
-        OSError
-            If it fails.
+        StreamClosedError
+            If it fails; ``real_error`` is the reason.
         """
-        # Of a stream that is closed already Tornado's future would never be done.
+        # For a stream that is already closed, Tornado's future would never be done.
         if not self.closed():
-            # Tornado does not expect anyone to cancel its futures.
-            await asyncio.shield(self.wait_for_handshake())
-        # It may also have been closed since that future was done.
+            # The error is also that of the stream, which is closed by it.
+            with contextlib.suppress(OSError, AttributeError):
+                # Tornado's futures must not be cancelled.
+                await asyncio.shield(self.wait_for_handshake())
+        # It may also have been closed after that future was done.
         if self.closed():
             raise StreamClosedError(self.error)
 
+    # A private method of Tornado's that logs errors.  Here the stream is closed with the error,
+    # and the code that knows both addresses logs it.
     def _do_ssl_handshake(self) -> None:
-        # Tornado's own logs what goes wrong. Here it is the error with which the stream is closed,
-        # and logged by whoever knows whose connection this is.
         self._handshake_reading = self._handshake_writing = False
         try:
             self.socket.do_handshake()
@@ -116,27 +134,28 @@ class TLSStream(TLSMessageStream):
         except ssl.SSLWantWriteError:
             self._handshake_writing = True
         except (OSError, AttributeError) as exc:
-            # AttributeError: it was reset before there was anything to do a handshake with.
+            # AttributeError: the connection was reset before the TLS session object existed.
             if self.socket.server_side and getattr(exc, "reason", None) in _NOT_TLS:
                 self._send_alert()
             self.close(exc_info=exc)
         else:
             super()._do_ssl_handshake()
 
-    # Tornado's hook for which errors are not to be logged; they come to the reader or writer.
+    # A private method of Tornado's: errors for which it returns true are raised, but not logged.
     def _is_connreset(self, exc: BaseException) -> bool:
         return isinstance(exc, ssl.SSLError) or super()._is_connreset(exc)
 
-    # Tornado's hook for how bytes are written.
+    # Tornado's hook to write bytes to the socket.
     def write_to_fd(self, data: memoryview) -> int:
         try:
             return super().write_to_fd(data)
         except OSError as exc:
-            # With TLS 1.3 a client may write before it has read that its certificate is refused.
-            raise self._alert_received() or exc from None
+            # With TLS 1.3, a client may write before it has read the alert that refuses its
+            # certificate.
+            raise self._received_alert() or exc from None
 
-    def _alert_received(self) -> ssl.SSLError | None:
-        """Return what a peer said before it closed the connection, if it said anything."""
+    def _received_alert(self) -> ssl.SSLError | None:
+        """Return the alert that the peer sent before it closed the connection, if it sent one."""
         try:
             self.socket.recv(1)
         except ssl.SSLError as exc:
@@ -146,14 +165,14 @@ class TLSStream(TLSMessageStream):
         return None
 
     def _send_alert(self) -> None:
-        """Tell a peer that does not speak TLS what it ran into."""
-        # Past the SSLSocket's methods, which would encrypt.
+        """Tell a peer that does not speak TLS that this side does."""
+        # The methods of the SSLSocket would encrypt, so those of its base class are called.
         try:
             socket.socket.send(self.socket, _ALERT)
-            # With data unread the kernel would reset the connection, alert and all.
+            # If data stayed unread, the kernel would reset the connection and discard the alert.
             socket.socket.recv(self.socket, 2**16)
         except OSError:
-            # It is gone, and needs no answer.
+            # The peer has disconnected.
             return
 
 
@@ -164,15 +183,15 @@ def open_tls_stream(
     server_side: bool = False,
     server_hostname: str | None = None,
 ) -> TLSStream:
-    """Return a stream that begins TLS over a connected socket, which it takes over.
+    """Return a stream that starts TLS over a connected socket, which it takes over.
 
     Raises
     ------
     OSError
-        If the peer is gone already; the socket is closed.
+        If the peer has already disconnected; the socket is closed.
     """
     try:
-        # Of a peer that is gone the next call would lose the socket.
+        # If the peer has disconnected, `wrap_socket` would leak the socket.
         sock.getpeername()
         wrapped = context.wrap_socket(
             sock,
@@ -182,12 +201,32 @@ def open_tls_stream(
         )
         return TLSStream(wrapped, ssl_options=context, max_buffer_size=sys.maxsize)
     finally:
-        # Of the socket nothing is left if all went well.
+        # On success `wrap_socket` has detached the file descriptor, and this does nothing.
         sock.close()
 
 
+def tls_info(stream: IOStream) -> dict[str, Any]:
+    """Return the peer's certificate and the cipher of a TLS stream; empty once it is closed."""
+    if stream.closed():
+        return {}
+    sock: Any = stream.socket
+    return {"peercert": sock.getpeercert(), "cipher": sock.cipher()}
+
+
+def channel_binding(stream: IOStream) -> bytes | None:
+    """Return the client's "Finished" message of the TLS handshake (``tls-unique``, RFC 5929).
+
+    Returns None once *stream* is closed.
+    """
+    if stream.closed():
+        return None
+    sock: Any = stream.socket
+    binding: bytes | None = sock.get_channel_binding("tls-unique")
+    return binding
+
+
 def speaks_tls(data: bytes) -> bool:
-    """Whether the first bytes from a peer begin a TLS connection, or are an alert that refuses one.
+    """Return whether the first bytes from a peer are a TLS ClientHello or a fatal TLS alert.
 
     Examples
     --------
@@ -204,60 +243,34 @@ def speaks_tls(data: bytes) -> bool:
 
 
 def is_final(exc: BaseException) -> bool:
-    """Whether trying again will not help against a failure of TLS."""
+    """Return whether *exc* is a TLS error that trying again cannot change."""
     return isinstance(exc, ssl.SSLError) and not isinstance(
         exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError
     )
 
 
 def explain(exc: ssl.SSLError) -> str:
-    """What went wrong and what to do about it, followed by OpenSSL's own word for it."""
+    """Return what went wrong and what to change, followed by OpenSSL's reason."""
     return f"{_explanation(exc)} (OpenSSL: {exc.reason or exc.strerror or exc})"
 
 
 def _explanation(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        advice = _ADVICE.get(exc.verify_code)
         message = exc.verify_message.rstrip(".")
-        return f"the peer's certificate is not accepted: {message}" + (
-            f"; {advice}" if advice else ""
-        )
-    reason = exc.reason or ""
+        advice = _ADVICE.get(exc.verify_code, "")
+        return f"the peer's certificate is not accepted: {message}{advice and '; '}{advice}"
     if not is_final(exc):
         return "the peer closed during the TLS handshake; does it speak TLS?"
-    if reason in _NOT_TLS:
-        return "the peer does not speak TLS; is it at a tcp:// address, and not at a tls:// one?"
-    if reason in _REFUSED_HERE:
-        return (
-            "the peer does not accept the certificate of this side: it finds it "
-            f"{_REFUSED_HERE[reason]}"
-        )
-    if reason == _NO_CERTIFICATE_HERE:
-        return "the peer demands a certificate, and this side has none to show"
-    if reason == _NO_CERTIFICATE_THERE:
-        return "the peer has shown no certificate"
-    if reason in _NO_COMMON_VERSION:
-        return (
-            "both sides have no TLS version in common ('distributed.comm.tls.min-version' and "
-            "'.max-version')"
-        )
-    if reason == _NO_WAY_FOR_PEER:
-        return (
-            "the peer sees no way to agree: both sides have no TLS cipher in common "
-            "('distributed.comm.tls.ciphers'), or it demands a certificate"
-        )
-    if reason in _NO_COMMON_CIPHER:
-        return "both sides have no TLS cipher in common ('distributed.comm.tls.ciphers')"
-    return "TLS failed"
+    return _EXPLANATIONS.get(exc.reason or "", "TLS failed")
 
 
 def expect_tls_context(connection_args: Mapping[str, Any]) -> ssl.SSLContext:
-    """The ``ssl_context`` among the arguments of ``connect`` or ``listen``.
+    """Return the ``ssl_context`` of the arguments of ``connect`` or ``listen``.
 
     Raises
     ------
     TypeError
-        If there is none.
+        If they have none.
     """
     context = connection_args.get("ssl_context")
     if not isinstance(context, ssl.SSLContext):
@@ -275,7 +288,7 @@ def refuse_unencrypted(address: str, connection_args: Mapping[str, Any]) -> None
     Parameters
     ----------
     address
-        The address of a transport that does not encrypt.
+        An address of a transport that does not encrypt.
     connection_args
         The arguments.
 

@@ -1,13 +1,14 @@
-"""The ``unix://`` transport: sockets that have a name on this host, and no port.
+"""The ``unix://`` transport: Unix domain sockets, which have a name on this host instead of a port.
 
-The transport to recommend between processes of one host: nobody else can reach it, the kernel tells
-who the peer is, and the permissions of a file decide who may connect. Addresses are
+Recommended between processes of one host: other hosts cannot connect, the kernel tells which
+process and user the peer is, and file permissions decide which users may connect.  Addresses are
 
 * ``unix:///run/app.sock``, the path of a socket file;
-* ``unix://``, to listen at a new path in a directory that nobody else can enter;
-* ``unix://@name``, an abstract name: no file, but no permissions either (Linux only).
+* ``unix://``, to listen at a new path in a directory that only this user can enter;
+* ``unix://@name``, an abstract name: without a file, but also without permissions (Linux only).
 
-What happens on an open stream is :mod:`distributed.comm.stream`'s business.
+:mod:`distributed.comm.stream` moves messages over an open stream, and
+:mod:`distributed.comm.stream_listener` accepts connections.
 """
 
 from __future__ import annotations
@@ -31,19 +32,17 @@ from typing import Any, Final
 
 from distributed.base import config
 from distributed.comm.core import (
-    BaseListener,
     CommClosedError,
     CommHandler,
     Connector,
     FatalCommClosedError,
     Listener,
-    call_comm_handler,
 )
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
-from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket, SocketServer
+from distributed.comm.sockets import MAX_BUFFER_SIZE, SocketServer
 from distributed.comm.stream import StreamComm
-from distributed.comm.tcp import log_failed_connection
+from distributed.comm.stream_listener import StreamListener
 from distributed.comm.tls import refuse_unencrypted
 
 __all__ = ["Unix", "UnixBackend", "UnixConnector", "UnixListener"]
@@ -52,24 +51,28 @@ _PREFIX: Final = "unix://"
 
 _HAS_ABSTRACT_NAMES: Final = sys.platform == "linux"
 
-#: Bytes that the kernel has room for in a name (unix(7): 108, one of them for the final zero).
+#: Maximum length of a socket name in bytes (unix(7): 108 with the final zero).
 _LONGEST_NAME: Final = 107 if sys.platform == "linux" else 103
 
-#: What an end without a name is called.
+#: The name in the address of an end that has none.
 _UNNAMED: Final = "(unnamed)"
 
-#: How often, and after how many seconds, to try again where somebody else is about to listen in the
-#: same directory; that takes them less than a millisecond.
+#: Maximum number of attempts to lock a directory, and seconds between two of them.  Another
+#: listener holds the lock for less than a millisecond.
 _LOCK_ATTEMPTS, _LOCK_PAUSE = 100, 0.01
 
-# State of this module.  The directory for new sockets and the process that made it, None until it
-# is needed: a child process makes its own.  Only `_new_path` changes it.
+#: Size of the kernel's send buffer in bytes, as far as the kernel allows it.  With the small
+#: default, large messages would be sent in many pieces, each of which wakes both sides.
+_SEND_BUFFER = 2**20
+
+#: The directory for new sockets, and the id of the process that created it; None until the first
+#: use.  A child process creates its own.  Only `_new_path` changes it.
 _private_directory: tuple[int, str] | None = None
 _numbers = itertools.count(1)
 
 
 def _new_path() -> str:
-    """A path for a socket that was never used, in a directory that nobody else can enter."""
+    """Return an unused path for a socket, in a directory that only this user can enter."""
     global _private_directory
     made_by, directory = _private_directory or (None, "")
     if made_by != os.getpid() or not os.path.isdir(directory):
@@ -83,18 +86,18 @@ def _new_path() -> str:
 
 
 def _remove_directory(made_by: int, directory: str) -> None:
-    # A child process that was forked inherits what is done at exit.
+    # A forked child process inherits the exit handlers of its parent.
     if os.getpid() == made_by:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _normalize(loc: str) -> str:
-    """A loc with which processes in other directories find the same socket.
+    """Return *loc* with an absolute path, so that it names the same socket in every process.
 
     Raises
     ------
     ValueError
-        If it cannot be the name of a socket.
+        If *loc* cannot be the name of a socket.
     """
     if not loc:
         raise ValueError(f"{_PREFIX} needs the path of a socket, as in {_PREFIX}/run/app.sock")
@@ -106,7 +109,7 @@ def _normalize(loc: str) -> str:
     else:
         loc = os.path.abspath(loc)
     if "\0" in loc:
-        raise ValueError(f"the name of a socket cannot have a null character in it: {loc!r}")
+        raise ValueError(f"the name of a socket cannot contain a null character: {loc!r}")
     size = len(os.fsencode(loc))
     if size > _LONGEST_NAME:
         raise ValueError(
@@ -117,12 +120,12 @@ def _normalize(loc: str) -> str:
 
 
 def _to_kernel(loc: str) -> str:
-    """The name that the kernel knows a socket by."""
+    """Return the kernel's name of the socket at *loc*."""
     return "\0" + loc[1:] if loc.startswith("@") else loc
 
 
 def _from_kernel(name: str | bytes | None) -> str:
-    """The loc of a name that the kernel has given."""
+    """Return the loc of a socket that has this *name* in the kernel."""
     text = os.fsdecode(name or "")
     if text.startswith("\0"):
         return "@" + text[1:]
@@ -130,17 +133,12 @@ def _from_kernel(name: str | bytes | None) -> str:
 
 
 def _credentials(sock: socket.socket) -> dict[str, int]:
-    """Who is at the other end, as far as this platform tells."""
+    """Return the credentials of the peer's process; empty if this platform does not give them."""
     if not hasattr(socket, "SO_PEERCRED"):
         return {}
     layout = struct.Struct("=iII")
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
     return dict(zip(("pid", "uid", "gid"), layout.unpack(data), strict=True))
-
-
-#: Bytes that may wait in the kernel to be read, if it allows so many.  Its default is small, so
-#: that large messages would go in pieces, each of which has to wake both sides.
-_SEND_BUFFER = 2**20
 
 
 class Unix(StreamComm):
@@ -155,10 +153,10 @@ class Unix(StreamComm):
 
     @property
     def extra_info(self) -> dict[str, Any]:
-        """``pid``, ``uid`` and ``gid`` of the process that connected or began to listen.
+        """``pid``, ``uid`` and ``gid`` of the process that connected or started to listen.
 
-        They are the kernel's, not the peer's word (``SO_PEERCRED``), and missing where it does not
-        tell them.
+        The kernel gives them (``SO_PEERCRED``), so the peer cannot forge them.  Empty on platforms
+        without that socket option.
         """
         return self._extra_info
 
@@ -178,39 +176,40 @@ class UnixConnector(Connector):
         Raises
         ------
         CommClosedError
-            If nobody listens there, or too many wait to be accepted.
+            If no process listens there, or too many connections wait to be accepted.
         FatalCommClosedError
             If the permissions of the file or its directories forbid it.
         RuntimeError
             If encryption is required.
         ValueError
-            If it is the name of no socket.
+            If *address* cannot be the name of a socket.
         """
-        refuse_unencrypted(_PREFIX + address, connection_args)
+        where = _PREFIX + address
+        refuse_unencrypted(where, connection_args)
         loc = _normalize(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             if _HAS_ABSTRACT_NAMES:
-                # The kernel chooses a name that is free (unix(7), autobind), by which people who
-                # debug can tell connections apart on both sides.
+                # The kernel chooses an unused name (unix(7), autobind).  It lets developers
+                # match the two ends of a connection.
                 sock.bind("")
-            # Not Tornado's, which waits although the kernel has given up: it does not wait here.
+            # Not IOStream.connect: it would wait for EAGAIN, after which the kernel does not
+            # continue to connect a Unix domain socket.
             sock.connect(_to_kernel(loc))
             local = _PREFIX + _from_kernel(sock.getsockname())
             stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
-            return Unix(stream, local, _PREFIX + address, deserialize)
+            return Unix(stream, local, where, deserialize)
         except OSError as exc:
             sock.close()
-            final = isinstance(exc, PermissionError)
+            error = FatalCommClosedError if isinstance(exc, PermissionError) else CommClosedError
             why = exc.strerror
             if isinstance(exc, BlockingIOError):
                 why = "too many connections wait to be accepted"
-            error = FatalCommClosedError if final else CommClosedError
-            raise error(f"cannot connect to {_PREFIX}{address}: {why}") from exc
+            raise error(f"cannot connect to {where}: {why}") from exc
 
 
-class UnixListener(BaseListener):
+class UnixListener(StreamListener):
     """Accepts connections at a Unix domain socket.
 
     Parameters
@@ -225,10 +224,8 @@ class UnixListener(BaseListener):
         Only ``require_encryption`` matters.
     """
 
-    # State.  `server` accepts, None unless it is listened; `_bound` is the name of its socket, and
-    # stays when it stops.  `_unlink` removes the file of that socket, at the latest when this
-    # object or the process goes away.
-    server: SocketServer | None
+    prefix = _PREFIX
+    comm_class = Unix
 
     def __init__(
         self,
@@ -238,28 +235,26 @@ class UnixListener(BaseListener):
         allow_offload: bool = True,
         **connection_args: Any,
     ):
-        super().__init__()
+        super().__init__(comm_handler, deserialize, allow_offload)
         refuse_unencrypted(_PREFIX + address, connection_args)
         self.loc = _normalize(address) if address else ""
-        self.comm_handler = comm_handler
-        self.deserialize = deserialize
-        self.allow_offload = allow_offload
-        self.server = None
+        #: The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
+        #: Removes the socket file: at the latest when this object or the process ends.
         self._unlink: weakref.finalize[Any, Any] | None = None
 
     async def start(self) -> None:
-        """Make the socket and start to accept connections.
+        """Create the socket and start to accept connections.
 
-        A socket file at which nobody listens any more is replaced.
+        A socket file at which no process listens any more is replaced.
 
         Raises
         ------
         OSError
-            If somebody listens there already, another file is in the way, or the directory is
-            missing or forbidden.
+            If another socket listens there, the file is not a socket, or the directory is missing
+            or forbidden.
         """
-        if self.server is not None:
+        if self.tcp_server is not None:
             return
         backlog = int(config.get("distributed.comm.socket-backlog"))
         loc = self.loc or _new_path()
@@ -273,44 +268,28 @@ class UnixListener(BaseListener):
                 async with _locked(os.path.dirname(loc)):
                     _remove_stale(loc)
                     sock.bind(loc)
-                    # Before it listens nobody can connect.
+                    # Connecting is impossible until `listen`, so no other user gets in before this.
                     os.chmod(loc, 0o600)
                     sock.listen(backlog)
                     self._unlink = weakref.finalize(self, _unlink, os.getpid(), loc, os.lstat(loc))
-        except OSError as exc:
+        except BaseException as exc:
             sock.close()
-            raise OSError(exc.errno, f"cannot listen at {_PREFIX}{loc}: {exc.strerror}") from exc
-        except BaseException:
-            sock.close()
+            if isinstance(exc, OSError):
+                raise OSError(
+                    exc.errno, f"cannot listen at {_PREFIX}{loc}: {exc.strerror}"
+                ) from exc
             raise
         self._bound = loc
-        self.server = SocketServer(self._handle_socket)
-        self.server.add_socket(ListeningSocket(sock, self.abort_oldest_handshake, _PREFIX))
+        self._accept_on(SocketServer(self._handle_socket), [sock])
 
     def stop(self) -> None:
-        """Stop accepting connections and remove the file; handshakes are aborted."""
-        server, self.server = self.server, None
+        """Stop accepting connections, remove the file, and abort connections in their handshake."""
         if self._unlink is not None:
             self._unlink()
-        if server is not None:
-            server.stop()
-        self.abort_handshaking_comms()
+        super().stop()
 
-    async def _handle_socket(self, sock: socket.socket, address: Any) -> None:
-        if self.server is None:
-            # Stopped since it was accepted.
-            sock.close()
-            return
-        peer, local = _PREFIX + _from_kernel(address), self.listen_address
-        try:
-            stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
-            comm = Unix(stream, local, peer, self.deserialize)
-            comm.allow_offload = self.allow_offload
-            await self.on_connection(comm)
-        except OSError as exc:
-            log_failed_connection(peer, local, exc)
-            return
-        await call_comm_handler(self.comm_handler, comm)
+    def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
+        return self.listen_address, _PREFIX + _from_kernel(address)
 
     @property
     def listen_address(self) -> str:
@@ -325,9 +304,9 @@ class UnixListener(BaseListener):
 
 @asynccontextmanager
 async def _locked(directory: str) -> AsyncIterator[None]:
-    """Let no other listener look for stale sockets in *directory* meanwhile.
+    """Lock *directory* against other listeners that look for stale sockets.
 
-    It would take one that is bound, but does not listen yet, for stale.
+    Without the lock, they would take a socket that is bound but does not listen yet for stale.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -347,19 +326,19 @@ async def _locked(directory: str) -> AsyncIterator[None]:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket at *path* if nobody listens at it.
+    """Remove the socket at *path* if no process listens at it.
 
     Raises
     ------
     OSError
-        If somebody does, or what is there is no socket.
+        If a process listens at it, or the file is not a socket.
     """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket is there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -368,13 +347,13 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
             return
         except BlockingIOError:
-            # So many wait to be accepted that there is no room for one more.
+            # The backlog is full, so a process listens.
             pass
     raise OSError(errno.EADDRINUSE, "another socket listens there already")
 
 
 def _unlink(made_by: int, path: str, made: os.stat_result) -> None:
-    """Remove the socket file that a listener of this process made, and no other."""
+    """Remove the socket file that a listener of this process created, if it is still that file."""
     if os.getpid() != made_by:
         return
     try:
@@ -396,12 +375,12 @@ class UnixBackend(Backend):
         return UnixListener(loc, handle_comm, deserialize, **connection_args)
 
     def get_address_host(self, loc: str) -> str:
-        """The name of this host, wherever *loc* is."""
+        """Return the name of this host, whatever *loc* is."""
         return socket.gethostname()
 
     def resolve_address(self, loc: str) -> str:
         return _normalize(loc)
 
     def get_local_address_for(self, loc: str) -> str:
-        """A new path: whoever can reach a socket can reach another."""
+        """Return the loc of a new path: a peer that reaches one socket file can reach another."""
         return ""

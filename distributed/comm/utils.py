@@ -1,4 +1,4 @@
-"""The names of the original's module; see :mod:`distributed.comm.offloading` and `.addressing`."""
+"""Names of the original's module, from :mod:`distributed.comm.offloading` and `.addressing`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class _Utils(ModuleType):
-    """This module, in which ``OFFLOAD_THRESHOLD`` is that of `offloading`, also if assigned."""
+    """This module; to read or assign ``OFFLOAD_THRESHOLD`` here is to do so in `offloading`."""
 
     @property
     def OFFLOAD_THRESHOLD(self) -> int | None:

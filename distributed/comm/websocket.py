@@ -1,11 +1,11 @@
-"""Websockets as comms need them: Tornado's, with bounds and reasons.
+"""Tornado's websockets with the limits and error reasons that comms need.
 
-What Tornado's websockets leave open is settled here: how much may arrive before somebody reads it
-(:class:`Inbox`), what becomes of a peer that speaks no HTTP (:func:`expect_http`), that a
-connection which is given up is closed, and what its end means (:func:`explanation`).
+This module adds four things to Tornado's websockets: a limit on unread bytes (:class:`Inbox`), an
+immediate error if the peer does not speak HTTP (:func:`expect_http`), a client whose connection is
+closed when the attempt is cancelled (:class:`ClientConnection`), and the reason why a connection
+ended (:func:`explanation`).
 
-This module knows neither messages nor comms.  :mod:`distributed.comm.ws` makes comms of the
-websockets that it opens, and of those that a server has accepted.
+It does not import comms: :mod:`distributed.comm.ws` makes comms of these websockets.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from tornado.websocket import (
 from distributed.base import config
 from distributed.comm.tls import explain, is_final, speaks_tls
 
-#: Bound on what HTTP sends besides websockets: headers, or the text of an error.
+#: Maximum size of HTTP headers, and of the body of an HTTP error, in bytes.
 HTTP_LIMIT = 64 * 1024
-#: How HTTP begins, of which not all may have arrived yet.
+#: The start of an HTTP request and answer, or the first part of it.
 HTTP_REQUEST = re.compile(rb"[A-Z]{1,8}(?: |\Z)")
 HTTP_ANSWER = re.compile(rb"H(?:T(?:T(?:P(?:/.{0,3})?)?)?)?\Z", re.DOTALL)
 
-#: Bytes that may have arrived without being read until the peer has to wait.
+#: Maximum number of received bytes that are not read yet, before receiving is paused.
 _READ_AHEAD = 256 * 1024
-#: What a websocket message costs besides its bytes.
+#: Bytes of memory for a websocket message in addition to its data.
 _OVERHEAD = 64
 
-#: Answers to a request for a websocket that will not be others the next time.
+#: HTTP status codes after which another request for a websocket would fail as well.
 _FINAL_ANSWERS = frozenset({200, 400, 401, 403, 405, 407, 410, 426, 501, 505})
 
 
 def handshake_limit() -> int:
-    """Return the largest websocket message that is taken before the handshake is done, in bytes."""
+    """Return the maximum size of a websocket message before the handshake is done, in bytes."""
     limit = config.get_bytes("distributed.comm.max-handshake-size")
     return sys.maxsize if limit is None else limit
 
@@ -62,12 +62,12 @@ def expect_http(
     beginning: re.Pattern[bytes],
     refuse: Callable[[NotHTTP], None] | None = None,
 ) -> None:
-    """Close *stream* at once where its first bytes do not match *beginning*.
+    """Close *stream* at once if its first bytes do not match *beginning*.
 
-    HTTP would wait for the end of a line, which a peer that speaks something else may never send.
-    *refuse* is called just before.
+    Tornado would wait for the end of a line, which a peer with another protocol may never send.
+    Before the stream is closed, *refuse* is called with the error.
     """
-    # `read_from_fd` is Tornado's hook for what brings a stream its bytes, decrypted if it is TLS.
+    # `read_from_fd` is Tornado's hook to read from a socket; over TLS it returns decrypted bytes.
     read_from_fd = stream.read_from_fd
 
     def read_first(buf: bytearray | memoryview) -> int | None:
@@ -87,26 +87,31 @@ def expect_http(
 
 
 class Inbox:
-    """What has arrived on a websocket and was not read yet."""
+    """The websocket messages that were received and are not read yet."""
 
-    # State.  `_messages` have arrived, and count for `_size` bytes.  `_reader` is awaited by who
-    # reads while there are none, `_paused` by Tornado's receiving while there are too many.  After
-    # `end` nothing arrives any more; `ended` is done once Tornado has let go of the connection.
-    # `room` is 0 until the handshake is done: then each message waits until it is asked for.
     def __init__(self) -> None:
+        #: Maximum number of unread bytes.  It is 0 until the handshake is done, so that each
+        #: message is received only when it is read.
         self.room = 0
+        #: Whether the peer sent a websocket message above the limit.
         self.too_large = False
+        #: The peer's close code and reason, None if it sent none.
         self.close_code: int | None = None
         self.close_reason: str | None = None
+        #: Set once Tornado has released the connection.
         self.gone = asyncio.Event()
         self._messages: deque[str | bytes] = deque()
+        #: Memory of `_messages`, in bytes.
         self._size = 0
+        #: Whether no more messages are accepted.
         self._ended = False
+        #: The reader waits for it while there are no messages.
         self._reader: asyncio.Future[None] | None = None
+        #: Tornado waits for it, and does not receive, while there are too many messages.
         self._paused: asyncio.Future[None] | None = None
 
     def put(self, message: str | bytes) -> asyncio.Future[None] | None:
-        """Take a message, and return what to wait for before the next one is received."""
+        """Add a message; return the future to await before receiving the next one, if any."""
         if self._ended:
             return None
         self._messages.append(message)
@@ -118,12 +123,12 @@ class Inbox:
         return self._paused
 
     async def get(self) -> tuple[str | bytes, bool]:
-        """Return the next message, and whether it had to be waited for.
+        """Return the next message, and whether this call waited for it.
 
         Raises
         ------
         StreamClosedError
-            If there will be none.
+            If the connection has ended and all messages were read.
         """
         waited = False
         while not self._messages:
@@ -140,18 +145,18 @@ class Inbox:
         return message, waited
 
     def open(self) -> None:
-        """Let messages arrive that nobody has asked for."""
+        """Allow messages to be received before they are read."""
         self.room = _READ_AHEAD
         self._wake(self._paused)
 
     def end(self) -> None:
-        """Take no message any more."""
+        """Accept no more messages."""
         self._ended = True
         self._wake(self._reader)
         self._wake(self._paused)
 
     def drop(self) -> None:
-        """Take no message any more, and forget those that nobody has read."""
+        """Accept no more messages, and discard the unread ones."""
         self._messages.clear()
         self.end()
 
@@ -162,24 +167,25 @@ class Inbox:
 
 
 class Protocol(WebSocketProtocol13):
-    """Keeps a connection busy, and what goes wrong with it in mind."""
+    """A websocket protocol with an inbox that sends its own pings."""
 
-    # State.  `_ping_timer` runs from when the websocket is open until it is closed.
+    #: Set by `adopt`.
     inbox: Inbox
+    #: Runs while the websocket is open, if pings are configured.
     _ping_timer: asyncio.TimerHandle | None = None
 
     @property
     def limit(self) -> int:
-        """The largest websocket message that is taken, in bytes."""
+        """The maximum size of a received websocket message, in bytes."""
         return self.params.max_message_size
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
         self.params.max_message_size = sys.maxsize if limit is None else limit
 
-    # Pings keep proxies from closing a connection that is idle. Nobody waits for the answer: a
-    # peer that is busy, or does not read, sends none, and is not gone. Who is gone the kernel
-    # notices, as on any TCP connection, also since what it sends is not acknowledged.
+    # Pings keep proxies from closing an idle connection.  Unlike Tornado's, they do not expect an
+    # answer: a peer that is busy or does not read sends none, although it is still connected.  The
+    # kernel detects a dead peer, as on any TCP connection: it does not acknowledge the pings.
     def start_pinging(self) -> None:
         interval = config.get_timedelta("distributed.comm.timeouts.tcp")
         if interval:
@@ -191,7 +197,7 @@ class Protocol(WebSocketProtocol13):
 
     def _ping(self, interval: float) -> None:
         if not self.is_closing():
-            # What has not left yet is as good as a ping.
+            # Data that waits to be sent keeps the connection busy as well as a ping.
             if not self.stream.writing():
                 self.write_ping(b"")
             self._schedule_ping(interval)
@@ -202,7 +208,7 @@ class Protocol(WebSocketProtocol13):
         self.stream.close()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        # Not where it only confirms what the peer has said of ours.
+        # 1009 means "message too big".  If the peer closed first, this side only echoes its code.
         if code == 1009 and not self.client_terminated:
             self.inbox.too_large = True
         if self._ping_timer is not None:
@@ -211,7 +217,7 @@ class Protocol(WebSocketProtocol13):
 
 
 def adopt(protocol: WebSocketProtocol | None, inbox: Inbox) -> Protocol | None:
-    """Return *protocol* with what we add to it."""
+    """Return a `Protocol` with the parameters of Tornado's *protocol* and with *inbox*."""
     if not isinstance(protocol, WebSocketProtocol13):
         return None
     adopted = Protocol(protocol.handler, protocol.mask_outgoing, protocol.params)
@@ -220,7 +226,7 @@ def adopt(protocol: WebSocketProtocol | None, inbox: Inbox) -> Protocol | None:
 
 
 class _OpenStream:
-    """Stands in for a ``TCPClient`` whose stream is connected already."""
+    """A ``TCPClient`` that returns a stream that is already connected."""
 
     def __init__(self, stream: IOStream) -> None:
         self._stream = stream
@@ -229,14 +235,14 @@ class _OpenStream:
         return self._stream
 
     def close(self) -> None:
-        """Leave the stream to whoever opened it."""
+        """Do nothing: the code that opened the stream closes it."""
 
 
 class ClientConnection(WebSocketClientConnection):
-    """Opens a websocket on a stream that is connected already.
+    """The client's end of a websocket, opened on a stream that is already connected.
 
-    Tornado's ``websocket_connect`` would connect by itself, and give nobody the means to close what
-    it is about when it is given up.
+    Tornado's ``websocket_connect`` would open the connection itself, and a caller that is cancelled
+    could not close it.
     """
 
     def __init__(self, stream: IOStream, request: HTTPRequest) -> None:
@@ -245,7 +251,7 @@ class ClientConnection(WebSocketClientConnection):
         self.tcp_client = _OpenStream(stream)  # type: ignore[assignment]
         self.max_body_size = HTTP_LIMIT
         self.stream = stream
-        # It fails also where nobody waits for it any more.
+        # It may fail after its waiter was cancelled, and asyncio would log the unread error.
         self.connect_future.add_done_callback(forget_outcome)
 
     def get_websocket_protocol(self) -> Protocol:
@@ -254,7 +260,7 @@ class ClientConnection(WebSocketClientConnection):
         return protocol
 
     async def upgraded(self) -> Protocol:
-        """Wait until the server has opened the websocket."""
+        """Wait until the server has accepted the websocket, and return its protocol."""
         await asyncio.shield(self.connect_future)
         if not isinstance(self.protocol, Protocol):
             raise StreamClosedError(self.stream.error)
@@ -263,7 +269,7 @@ class ClientConnection(WebSocketClientConnection):
     async def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> None:
-        # Tornado only asserts this, and logs a traceback.
+        # Tornado checks these headers with `assert`, and logs a traceback.
         accept = WebSocketProtocol13.compute_accept_value(self.key)
         if isinstance(start_line, ResponseStartLine) and start_line.code == 101:
             if headers.get("Upgrade", "").lower() != "websocket":
@@ -271,7 +277,7 @@ class ClientConnection(WebSocketClientConnection):
             elif headers.get("Sec-Websocket-Accept") != accept:
                 self._refuse("its answer does not belong to the request")
             elif headers.get("Sec-WebSocket-Extensions"):
-                self._refuse("it uses an extension that nobody has offered")
+                self._refuse("it uses an extension that was not offered")
             else:
                 headers["Connection"] = "upgrade"
                 await super().headers_received(start_line, headers)
@@ -296,17 +302,18 @@ class ClientConnection(WebSocketClientConnection):
         self.inbox.close_code, self.inbox.close_reason = close_code, close_reason
         self.inbox.end()
         self.inbox.gone.set()
-        # Its presence would mean that nobody has closed it.
+        # Tornado warns if a connection is garbage-collected while it has a protocol.
         self.protocol = None
 
 
 def forget_outcome(future: asyncio.Future[Any]) -> None:
+    """Mark the error of a done *future* as read, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
 
 
 def explanation(exc: BaseException) -> tuple[bool, str]:
-    """Tell whether what has ended a connection would do so again, and what it was."""
+    """Return whether trying again cannot help against *exc*, and the reason as text."""
     if isinstance(exc, StreamClosedError) and exc.real_error is not None:
         exc = exc.real_error
     if isinstance(exc, NotHTTP):
@@ -314,7 +321,7 @@ def explanation(exc: BaseException) -> tuple[bool, str]:
     if isinstance(exc, HTTPClientError) and exc.code != 599:
         return exc.code in _FINAL_ANSWERS, f"the HTTP server answers {exc.code} {exc.message}"
     if isinstance(exc, WebSocketError):
-        return True, f"the HTTP server opens no websocket: {exc}"
+        return True, f"the HTTP server does not open a websocket: {exc}"
     if isinstance(exc, ssl.SSLError):
         return is_final(exc), explain(exc)
     return False, f"{type(exc).__name__}: {exc}"

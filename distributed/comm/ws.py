@@ -1,17 +1,18 @@
-"""The ``ws://`` and ``wss://`` transports: how websockets are opened and accepted, through HTTP.
+"""The ``ws://`` and ``wss://`` transports: how websockets are opened and accepted.
 
-For where only HTTP gets through, or a port is shared with an HTTP application.  Built on Tornado's
-websocket client and HTTP server.  What happens on an open websocket is
-:mod:`distributed.comm.ws_comm`'s business, how a connection and its TLS come about that of
-:mod:`distributed.comm.sockets` and :mod:`distributed.comm.tls`.
+For networks through which only HTTP passes, and for ports that are shared with an HTTP application.
+Opening a websocket starts with an HTTP request; Tornado's websocket client and HTTP server do that
+part.  :mod:`distributed.comm.ws_comm` moves messages over the open websocket, and
+:mod:`distributed.comm.websocket` is the websocket itself.
 
-An address is ``ws://host:port`` or ``ws://host:port/path``; without a path it stands for ``/``.
+An address is ``ws://host:port`` or ``ws://host:port/path``; the default path is ``/``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -22,30 +23,23 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
-from distributed.base import config
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
     parse_host_port,
     unparse_host_port,
 )
-from distributed.comm.core import (
-    CommClosedError,
-    CommHandler,
-    Connector,
-    FatalCommClosedError,
-    call_comm_handler,
-)
+from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
-from distributed.comm.sockets import (
-    MAX_BUFFER_SIZE,
-    Client,
-    ListeningSocket,
-    bind_sockets,
-    get_stream_address,
-    set_tcp_timeout,
+from distributed.comm.sockets import MAX_BUFFER_SIZE, get_stream_address, set_tcp_timeout
+from distributed.comm.stream_listener import log_failed_connection
+from distributed.comm.tcp import (
+    BaseTCPBackend,
+    BaseTCPConnector,
+    BaseTCPListener,
+    TLSConnector,
+    TLSListener,
 )
-from distributed.comm.tcp import BaseTCPBackend, BaseTCPListener, TLSListener
-from distributed.comm.tls import TLSStream, expect_tls_context, refuse_unencrypted
+from distributed.comm.tls import TLSStream, expect_tls_context
 from distributed.comm.websocket import (
     HTTP_ANSWER,
     HTTP_LIMIT,
@@ -56,7 +50,6 @@ from distributed.comm.websocket import (
     Protocol,
     adopt,
     expect_http,
-    explanation,
     handshake_limit,
 )
 from distributed.comm.ws_comm import WS, WSS, failure
@@ -88,21 +81,16 @@ def _split_path(loc: str) -> tuple[str, str]:
     return host_port, slash + path
 
 
-class WSConnector(Connector):
+class WSConnector(BaseTCPConnector):
     """Opens websockets.
 
-    A connection argument is ``extra_conn_args``: keyword arguments of
+    The connection argument ``extra_conn_args`` holds keyword arguments of
     :class:`tornado.httpclient.HTTPRequest`, such as ``{"headers": {"Authorization": "…"}}`` for a
-    proxy that asks for it.
+    proxy that requires them.
     """
 
-    prefix: ClassVar[str] = "ws://"
+    prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
-
-    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        """Return what opens the stream to *address*."""
-        refuse_unencrypted(self.prefix + address, connection_args)
-        return Client()
 
     async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> WS:
         """Open a websocket to *address*, ``host:port`` or ``host:port/path``.
@@ -112,21 +100,20 @@ class WSConnector(Connector):
         OSError
             If the connection cannot be made.
         FatalCommClosedError
-            If the peer does not speak HTTP, or refuses to open a websocket in a way that will not
-            change.
+            If the peer does not speak HTTP, or its refusal to open a websocket is permanent.
         """
         where = self.prefix + address
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
-        client = self._make_client(address, connection_args)
+        client = self._make_client(host_port, connection_args)
         stream = connection = None
         try:
             stream = await client.open(host, port)
             expect_http(stream, HTTP_ANSWER)
             if isinstance(stream, TLSStream):
-                await stream.shake_hands()
+                await stream.do_handshake()
             set_tcp_timeout(stream)
-            # The stream is encrypted already if it is to be.
+            # "ws" also for wss://: Tornado must not encrypt, since the stream already does.
             url = f"ws://{unparse_host_port(host, port)}{path or '/'}"
             extra = connection_args.get("extra_conn_args") or {}
             request = HTTPRequest(
@@ -142,33 +129,29 @@ class WSConnector(Connector):
                 stream.close()
             if connection is not None:
                 connection.inbox.drop()
-            # AttributeError: it was reset before there was anything to do a TLS handshake with.
-            if isinstance(exc, OSError | HTTPClientError | WebSocketError | AttributeError):
-                raise failure(f"cannot connect to {where}", exc) from exc
+            if isinstance(exc, OSError | HTTPClientError | WebSocketError):
+                raise failure(exc, f"cannot connect to {where}: ") from exc
             raise
 
 
 class WSSConnector(WSConnector):
     """Opens websockets over TLS.
 
-    Connection arguments are those of ``tls://``, ``ssl_context`` and ``server_hostname``, and
-    ``extra_conn_args`` as of :class:`WSConnector`.
+    The connection arguments are ``ssl_context`` and ``server_hostname`` of
+    :class:`~distributed.comm.tcp.TLSConnector`, and ``extra_conn_args`` of :class:`WSConnector`.
     """
 
     prefix = "wss://"
     comm_class = WSS
 
-    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        context = expect_tls_context(connection_args)
-        host = connection_args.get("server_hostname")
-        return Client(context, host or parse_host_port(_split_path(address)[0])[0] or None)
+    _make_client = TLSConnector._make_client
 
 
 class WSHandler(WebSocketHandler):
-    """Opens the server's side of a websocket for a :class:`WSListener`.
+    """The server's end of a websocket, for a :class:`WSListener`.
 
-    Browsers may open websockets to other sites than the page's; Tornado refuses those, and it is
-    left at that, since a comm is not safe in the hands of any page that somebody looks at.
+    A page in a browser may open websockets to other sites than its own.  Tornado refuses those by
+    default, and so does this handler: no page that a user visits may send messages to a server.
     """
 
     listener: WSListener
@@ -201,19 +184,20 @@ class WSHandler(WebSocketHandler):
 
 
 class _Route(Matcher):
-    """Leads requests for websockets to a listener, until that has stopped."""
+    """Routes requests for websockets to a listener until it stops."""
 
-    # State.  `listener` is None once it has stopped; Tornado has no way to take a route back.
     def __init__(self, listener: WSListener, shared: bool) -> None:
+        #: None once the listener has stopped: Tornado cannot remove a route.
         self.listener: WSListener | None = listener
         self._path = listener.path or "/"
-        self._shared = shared
+        #: Whether the HTTP server also serves another application.
+        self.shared = shared
 
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
         if self.listener is None or request.path != self._path:
             return None
-        # The application may have a page there.
-        if self._shared and request.headers.get("Upgrade", "").lower() != "websocket":
+        # The application may have a page at the same path.
+        if self.shared and request.headers.get("Upgrade", "").lower() != "websocket":
             return None
         return {"target_kwargs": {"listener": self.listener}}
 
@@ -221,14 +205,16 @@ class _Route(Matcher):
 def _log_answer(handler: RequestHandler) -> None:
     if handler.get_status() != 101:
         logger.info(
-            "Answered %d to what is no request for a websocket here: %s",
+            "Answered %d to a request that opens no websocket here: %s %s (%s)",
             handler.get_status(),
-            handler._request_summary(),
+            handler.request.method,
+            handler.request.uri,
+            handler.request.remote_ip,
         )
 
 
 class WSListener(BaseTCPListener):
-    """Accepts websockets, at an HTTP server of its own or at one that is there already.
+    """Accepts websockets, at an HTTP server of its own or at an existing one.
 
     Parameters
     ----------
@@ -237,23 +223,20 @@ class WSListener(BaseTCPListener):
     comm_handler, deserialize, allow_offload, default_host, default_port
         See :class:`~distributed.comm.tcp.BaseTCPListener`.
     http_server
-        A :class:`tornado.httpserver.HTTPServer` of a :class:`tornado.web.Application`, already
-        listening: its port is shared, so that of *address* is the same, or left out.  Requests for
-        a websocket at the path come here, all others go to the application.
+        A :class:`tornado.httpserver.HTTPServer` that serves a :class:`tornado.web.Application` and
+        already listens.  Its port is shared: *address* has the same port, or none.  This listener
+        gets the requests for a websocket at its path; the application gets all others.
 
-        By default a server that is called ``http_server`` by the object whose method
-        *comm_handler* is, if it listens at the port of *address*; else one is made.
+        By default the attribute ``http_server`` of the object whose method *comm_handler* is, if
+        that server listens at the port of *address*; else a new server.
     connection_args
-        What the transport needs besides.
+        Further arguments of the transport.
     """
 
     prefix = "ws://"
-    comm_class: ClassVar[type[WS]] = WS  # type: ignore[assignment]
+    comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
 
-    # State.  `tcp_server` is the HTTP server while listening, and `_route` leads there.  `_opening`
-    # are the streams on which there is no websocket yet, each with the timer that ends it.
-    # `_tasks` go through the handshake and then run the handler.
     def __init__(
         self,
         address: str,
@@ -276,25 +259,25 @@ class WSListener(BaseTCPListener):
             default_port,
             **connection_args,
         )
+        #: Routes requests to this listener; None before start().
         self._route: _Route | None = None
+        #: Accepted streams without a websocket, oldest first → the timer that closes each.
         self._opening: dict[IOStream, asyncio.TimerHandle] = {}
+        #: Each does the handshake of a comm and then runs the handler.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
-        refuse_unencrypted(self.prefix + address, connection_args)
-
     async def start(self) -> None:
-        """Bind the address, or join the HTTP server, and start to accept connections.
+        """Bind the address, or join the shared HTTP server, and start to accept connections.
 
         Raises
         ------
         OSError
             If the address cannot be bound.
         ValueError
-            If the HTTP server to be shared listens elsewhere, or is encrypted where this listener
-            is not or the other way round.
+            If the shared HTTP server listens at another port, or if one of it and this listener
+            encrypts and the other does not.
         TypeError
-            If the HTTP server has no application to which a path can be added.
+            If the shared HTTP server has no application to which a path can be added.
         """
         if self.tcp_server is not None:
             return
@@ -311,28 +294,19 @@ class WSListener(BaseTCPListener):
             max_body_size=HTTP_LIMIT,
         )
         server.handle_stream = self._handle_stream  # type: ignore[assignment]
-        backlog = int(config.get("distributed.comm.socket-backlog"))
-        try:
-            sockets = bind_sockets(self.ip, self.port, backlog)
-        except OSError as exc:
-            where = self.prefix + unparse_host_port(self.ip, self.port) + self.path
-            raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
-        server.add_sockets(
-            [ListeningSocket(sock, self._make_room, self.prefix) for sock in sockets]
-        )
-        self.tcp_server = server
+        self._accept_on(server, self._bind())
         self.bound_address = get_tcp_server_addresses(server)[0][:2]
 
     def _make_room(self) -> bool:
-        """Close the connection that has opened no websocket for longest; as for a handshake."""
+        # A peer that means to open a websocket does so at once, so the oldest one is closed.
         for stream in self._opening:
             if not stream.closed():
                 stream.close()
                 return True
-        return self.abort_oldest_handshake()
+        return super()._make_room()
 
     def _find_server(self) -> HTTPServer | None:
-        """Return the HTTP server to be shared."""
+        """Return the HTTP server to share, or None."""
         if self.http_server is not None:
             return self.http_server
         server = getattr(getattr(self.comm_handler, "__self__", None), "http_server", None)
@@ -342,11 +316,12 @@ class WSListener(BaseTCPListener):
         return server if self.port in ports else None
 
     def _join(self, server: HTTPServer) -> None:
+        """Share the port of *server*."""
         application = server.request_callback
         if not isinstance(application, Application):
             raise TypeError(
-                f"cannot listen at a path of {server!r}: it serves no tornado.web.Application but "
-                f"{application!r}"
+                f"cannot listen at a path of {server!r}: it does not serve a "
+                f"tornado.web.Application, but {application!r}"
             )
         if (server.ssl_options is not None) != self.encrypted:
             raise ValueError(
@@ -366,54 +341,66 @@ class WSListener(BaseTCPListener):
         self.bound_address = bound[0][0], bound[0][1]
 
     def stop(self) -> None:
-        """Stop accepting connections; those in their handshake are aborted."""
-        server, self.tcp_server = self.tcp_server, None
+        """Stop accepting connections, and abort those in their handshake."""
         if self._route is not None:
-            if server is not None and not self._route._shared:
-                server.stop()
             self._route.listener = None
+            if self._route.shared:
+                # The server belongs to the application.
+                self.tcp_server = None
         for stream, timer in self._opening.items():
             timer.cancel()
             stream.close()
         self._opening.clear()
-        self.abort_handshaking_comms()
+        super().stop()
 
-    async def _handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Begin HTTP on a new connection to a server of our own."""
+    def _handle_stream(
+        self, stream: IOStream, address: tuple[Any, ...]
+    ) -> Coroutine[Any, Any, None] | None:
+        """Start HTTP on a new connection to this listener's own server.
+
+        This is not a coroutine function, so that `_make_room` finds the connection while more are
+        accepted in the same event-loop iteration.  Otherwise it would close an honest peer.
+        """
         peer = self.prefix + unparse_host_port(*address[:2])
-        set_tcp_timeout(stream)
+        try:
+            set_tcp_timeout(stream)
+            stream = self._open_stream(stream.socket)
+        except OSError as exc:
+            stream.close()
+            self._log_failure(peer, exc)
+            return None
+        self._opening[stream] = asyncio.get_running_loop().call_later(
+            settings().handshake_timeout, self._give_up, stream, peer
+        )
+        return self._start_http(stream, address, peer)
 
+    async def _start_http(self, stream: IOStream, address: tuple[Any, ...], peer: str) -> None:
         def refuse(reason: NotHTTP) -> None:
             self._log_failure(peer, reason)
             stream.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
-        try:
-            stream = self._open_stream(stream.socket)
-            self._opening[stream] = asyncio.get_running_loop().call_later(
-                settings().handshake_timeout, self._give_up, stream, peer
-            )
-            expect_http(stream, HTTP_REQUEST, refuse)
-            if isinstance(stream, TLSStream):
-                await stream.shake_hands()
-        # AttributeError: it was reset before there was anything to do a handshake with.
-        except (OSError, AttributeError) as exc:
-            self._forget(stream)
-            stream.close()
-            if not isinstance(stream.error, NotHTTP):
-                self._log_failure(peer, exc)
-            return
+        expect_http(stream, HTTP_REQUEST, refuse)
+        if isinstance(stream, TLSStream):
+            try:
+                await stream.do_handshake()
+            except OSError as exc:
+                self._forget(stream)
+                stream.close()
+                if not isinstance(stream.error, NotHTTP):
+                    self._log_failure(peer, exc)
+                return
         if isinstance(self.tcp_server, HTTPServer):
             HTTPServer.handle_stream(self.tcp_server, stream, address)
 
     def _accept(self, protocol: Protocol) -> None:
-        """Take over a websocket that was opened here."""
+        """Make a comm of a websocket that a peer has opened, and serve it."""
         stream = protocol.stream
         self._forget(stream)
         set_tcp_timeout(stream)
         try:
             peer = unparse_host_port(*stream.socket.getpeername()[:2])
         except (OSError, AttributeError):
-            # The peer was gone before anybody asked.
+            # The peer has already disconnected.
             protocol.abandon()
             return
         local = self.prefix + get_stream_address(stream) + self.path
@@ -432,43 +419,22 @@ class WSListener(BaseTCPListener):
         await call_comm_handler(self.comm_handler, comm)
 
     def _give_up(self, stream: IOStream, peer: str) -> None:
-        """Close a stream on which there is no websocket in time."""
+        """Close a stream because its peer has not opened a websocket in time."""
         del self._opening[stream]
         if not stream.closed():
-            logger.info(
-                "Connection from %s to %s failed before it began: it opened no websocket within "
-                "the time for a handshake ('distributed.comm.timeouts.handshake')",
-                peer,
-                self.contact_address,
-            )
+            reason = "no websocket was opened in time ('distributed.comm.timeouts.handshake')"
+            self._log_failure(peer, CommClosedError(reason))
             stream.close()
 
     def _forget(self, stream: IOStream) -> None:
+        """Cancel the timer of a stream."""
         timer = self._opening.pop(stream, None)
         if timer is not None:
             timer.cancel()
 
-    def _log_failure(self, peer: str, exc: BaseException) -> None:
-        if isinstance(exc, CommClosedError):
-            final, reason = isinstance(exc, FatalCommClosedError), str(exc)
-        else:
-            final, reason = explanation(exc)
-        # Somebody who goes away is no news, somebody who does not belong here is.
-        logger.log(
-            logging.WARNING if final else logging.INFO,
-            "Connection from %s to %s failed before it began: %s",
-            peer,
-            self.contact_address,
-            reason,
-        )
-
-    @property
-    def listen_address(self) -> str:
-        return super().listen_address + self.path
-
-    @property
-    def contact_address(self) -> str:
-        return super().contact_address + self.path
+    def _log_failure(self, peer: str, exc: OSError) -> None:
+        error = exc if isinstance(exc, CommClosedError) else failure(exc)
+        log_failed_connection(peer, self.contact_address, error)
 
 
 class WSSListener(WSListener):

@@ -1,8 +1,9 @@
-"""A comm over a websocket.
+"""A comm over an open websocket.
 
-A message is a websocket message with the number of its frames (u64, little-endian), and then one
-for each frame, all binary and not compressed, as the original has it.  What is in the frames is
-:mod:`distributed.protocol`'s business, how websockets come about :mod:`distributed.comm.ws`'s.
+A message is one websocket message with the number of its frames (u64, little-endian), followed by
+one websocket message for each frame.  All are binary and uncompressed, as in the original.
+
+:mod:`distributed.comm.ws` opens and accepts websockets; :mod:`distributed.protocol` makes frames.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
 from distributed.comm.sockets import MAX_BUFFER_SIZE
+from distributed.comm.tls import channel_binding, tls_info
 from distributed.comm.websocket import Protocol, explanation, forget_outcome
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Limits
@@ -29,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 _COUNT = struct.Struct("<Q")
 
-#: Bytes of a message that are handed to the stream at a time.  Each is copied, masked or not.
+#: Maximum number of bytes to buffer in the stream before waiting for it; the buffer is a copy.
 _WRITE_AHEAD = 8 * 2**20
-#: Time that a peer has to confirm that a websocket is closed, in seconds.
+#: Seconds to wait for the peer's close frame.
 _CLOSING_TIMEOUT = 1.0
 
 
@@ -41,32 +43,32 @@ class WS(FramedComm):
     Parameters
     ----------
     protocol
-        The open websocket.  The comm owns it from now on.
+        The open websocket, which the comm takes over.
     local_addr, peer_addr
         The addresses of both ends, as URI.
     deserialize
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # State, besides that of FramedComm.  `_protocol` is None once this side has closed the comm.
-    # `_inbox` holds what has arrived, and `_accepted` says what may arrive at the moment.
-    # `_in_message` is true while a read has a part of a message.  `_writing` is held by who writes,
-    # `_read` and `_written` count the messages read and written in a row without waiting.
     _end_of_connection = (StreamClosedError, WebSocketClosedError)
-    _protocol: Protocol | None
 
     def __init__(
         self, protocol: Protocol, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         super().__init__(local_addr, peer_addr, deserialize)
-        self._protocol = protocol
+        #: None once this side has closed the comm.
+        self._protocol: Protocol | None = protocol
         self._stream = protocol.stream
         self._inbox = protocol.inbox
         self._abandon = protocol.abandon
+        #: The limits of the messages that the peer may send now: smaller until the handshake.
         self._accepted = self._handshake_limits
         protocol.limit = self._accepted.max_message_size
+        #: Whether a read has received a part of a message.
         self._in_message = False
+        #: Held while a message is written, since its websocket messages must stay together.
         self._writing = asyncio.Lock()
+        #: Number of messages read, and written, in a row without waiting.
         self._read = self._written = 0
         self._extra_info = self._get_extra_info()
         self._finalizer = weakref.finalize(self, _close_dangling, protocol, repr(self))
@@ -84,14 +86,14 @@ class WS(FramedComm):
     def _choose_shard(self, configured: CommSettings) -> int | None:
         return configured.websocket_shard
 
-    def _agree(self, local: dict[str, Any], remote: Any) -> None:
-        super()._agree(local, remote)
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
         self._accepted = self._limits
         if self._protocol is not None:
             self._protocol.limit = self._limits.max_message_size
         self._inbox.open()
 
-    async def _receive(self, limits: Limits) -> list[Buffer]:
+    async def _start_read(self, limits: Limits) -> list[Buffer]:
         if self._protocol is None:
             raise CommClosedError(f"cannot read: {self!r}")
         head, waited = await self._inbox.get()
@@ -122,7 +124,7 @@ class WS(FramedComm):
             await asyncio.sleep(0)
         return frames
 
-    def _send(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
         return sum(map(len, frames)), self._write_websocket(frames)
 
     async def _write_websocket(self, frames: Sequence[Buffer]) -> None:
@@ -163,8 +165,8 @@ class WS(FramedComm):
                     if stream.writing():
                         await stream.write(b"")
             protocol.close(1000)
-            # With unread data the kernel would reset the connection, and what the peer has not
-            # read yet would be lost to it.
+            # If data stayed unread, the kernel would reset the connection, and the peer would lose
+            # the messages that it has not read yet.
             async with asyncio.timeout(_CLOSING_TIMEOUT):
                 await inbox.gone.wait()
         except (TimeoutError, StreamClosedError) as exc:
@@ -192,7 +194,7 @@ class WS(FramedComm):
             error.__cause__ = FramingError(_too_large(self._accepted))
             return error
         if self._stream.error is not None:
-            return failure(f"in {self!r}", self._stream.error)
+            return failure(self._stream.error, f"in {self!r}: ")
         if inbox.close_code not in (None, 1000, 1001):
             return CommClosedError(
                 f"in {self!r}: the peer closed with code {inbox.close_code} (RFC 6455, section "
@@ -204,29 +206,18 @@ class WS(FramedComm):
 
 
 class WSS(WS):
-    """A comm over a websocket over TLS."""
+    """A comm over a websocket over TLS; its `extra_info` is that of a TLS comm."""
 
     def _get_extra_info(self) -> dict[str, Any]:
-        sock: Any = self._stream.socket
-        return {"peercert": sock.getpeercert(), "cipher": sock.cipher()}
-
-    @property
-    def extra_info(self) -> dict[str, Any]:
-        """``peercert``, as `ssl.SSLSocket.getpeercert` has it, and ``cipher``, as its `cipher`."""
-        return self._extra_info
+        return tls_info(self._stream)
 
     @property
     def channel_binding(self) -> bytes | None:
-        """The client's "Finished" of the TLS handshake (``tls-unique``, RFC 5929)."""
-        if self._stream.closed():
-            return None
-        sock: Any = self._stream.socket
-        binding: bytes | None = sock.get_channel_binding("tls-unique")
-        return binding
+        return channel_binding(self._stream)
 
 
 def _close_dangling(protocol: Protocol, comm: str) -> None:
-    """Close the websocket of a comm that was forgotten."""
+    """Close the websocket of a comm that was garbage-collected while open."""
     if not protocol.is_closing():
         logger.warning("Closing dangling websocket in %s", comm)
     protocol.abandon()
@@ -236,7 +227,7 @@ def _read_count(head: str | bytes, limits: Limits) -> int:
     """Return the number of frames of a message, given its first websocket message."""
     if isinstance(head, str) or len(head) != _COUNT.size:
         raise FramingError(
-            "a message begins with the number of its frames in 8 bytes, and not with "
+            "a message starts with the number of its frames in 8 bytes, and not with "
             f"{len(head):,} {'characters' if isinstance(head, str) else 'bytes'}"
         )
     count: int = _COUNT.unpack(head)[0]
@@ -245,7 +236,7 @@ def _read_count(head: str | bytes, limits: Limits) -> int:
 
 
 def _side_by_side(parts: list[bytes]) -> list[memoryview]:
-    """Give the parts of one buffer memory that may be written to, and merges without a copy."""
+    """Copy the parts of one buffer to writable memory where they can be merged without a copy."""
     memory = memoryview(bytearray().join(parts))
     frames = []
     start = 0
@@ -257,21 +248,21 @@ def _side_by_side(parts: list[bytes]) -> list[memoryview]:
 
 def _too_large(limits: Limits) -> str:
     if limits.max_message_size is None:
-        return "a websocket message of more bytes than any memory has"
+        return "a websocket message larger than any memory"
     return f"a message larger than {limits.size_key!r} allows: {limits.max_message_size:,} bytes"
 
 
 def _send(protocol: Protocol, data: Any) -> asyncio.Future[None]:
-    """Send a websocket message, and return what is done once it has left."""
+    """Send a websocket message; the future is done once the stream has sent it."""
     sent = protocol.write_message(data if type(data) is bytes else bytes(data), binary=True)
-    # Of a message's futures only some are awaited.
+    # The caller does not await every future, and asyncio would log the unread errors.
     sent.add_done_callback(forget_outcome)
     return sent
 
 
-def failure(where: str, exc: BaseException) -> CommClosedError:
-    """Make the error for what has ended a connection."""
+def failure(exc: BaseException, prefix: str = "") -> CommClosedError:
+    """Return the error to raise for *exc*, which has ended a connection."""
     final, reason = explanation(exc)
-    failure = (FatalCommClosedError if final else CommClosedError)(f"{where}: {reason}")
-    failure.__cause__ = exc
-    return failure
+    error = (FatalCommClosedError if final else CommClosedError)(prefix + reason)
+    error.__cause__ = exc
+    return error

@@ -1,13 +1,12 @@
-"""Memory for what arrives: taken without touching it, in pages that suit its size, and used again.
+"""Memory for received frames: allocated without touching it, and reused.
 
-A receiver knows from the length prelude how much memory a frame will take, long before the bytes
-are there, if they ever come.  Memory from here becomes resident only as it is filled, so a length
-that lies costs address space alone.  :mod:`distributed.protocol.framing` reads into it.
+The length prelude tells the size of a frame before its bytes come, if they ever do.  Memory from
+here becomes resident only as it is filled, so a false length costs only address space.
+:mod:`distributed.protocol.framing` uses it.
 
-Large blocks are mapped one by one.  Where the system can take memory back from a process that does
-not need it at the moment (``MADV_FREE``), some of what nobody uses any more is kept for the next
-block: a page that is there already is filled several times as fast as one that the system has to
-find, and to clear, first.
+Large blocks are mapped one by one.  If the system can reclaim unused pages of a process
+(``MADV_FREE``), some unused blocks are cached for reuse: filling a resident page is several times
+as fast as filling one that the system has to find and clear first.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from pickle import PickleBuffer
 
 from distributed.protocol.exceptions import FramingError
 
-#: Bytes from which on a block is mapped by itself. The allocator of the C library does that too
-#: from this size on (glibc's ``DEFAULT_MMAP_THRESHOLD_MAX``), but never in huge pages, and so takes
-#: a page fault for every 4 KiB that arrive; below it mostly hands out what has been touched before.
+#: Minimum size in bytes of a block that is mapped by itself.  The allocator of the C library also
+#: maps blocks from this size on (glibc's ``DEFAULT_MMAP_THRESHOLD_MAX``), but without huge pages,
+#: and so takes a page fault for every 4 KiB.  Smaller blocks it mostly takes from resident memory.
 MAPPED_SIZE = 32 * 2**20
 
-#: Bytes that are kept for blocks to come.
+#: Maximum number of bytes in cached blocks.
 KEPT_SIZE = 128 * 2**20
 
-#: Bytes at the beginning of a mapping that stay in small pages: a length that lies must not make a
-#: huge page resident with the first byte.
+#: Number of bytes at the beginning of a mapping that stay in small pages, so that the first byte
+#: after a false length does not make a huge page resident.
 _HUGE_PAGE = 2 * 2**20
 
-#: Mappings that nobody uses, the last one that was used last. Changed by single operations that
-#: other threads, and the garbage collector amid any of them, cannot see half done.
+#: Cached mappings, most recently used last.  All changes are atomic, since other threads, and the
+#: garbage collector at any time, change the list too.
 _kept: list[mmap.mmap] = []
 
 _resize = ctypes.pythonapi.PyByteArray_Resize
@@ -42,12 +41,12 @@ _resize.argtypes = [ctypes.py_object, ctypes.c_ssize_t]
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Return *nbytes* of writable memory, of which none was touched, or all that ever was is kept.
+    """Return *nbytes* of writable memory, either untouched or from a cached block.
 
     Raises
     ------
     FramingError
-        If so much memory cannot be had.
+        If the memory cannot be allocated.
 
     Examples
     --------
@@ -58,22 +57,20 @@ def allocate(nbytes: int) -> memoryview:
     """
     if nbytes <= sys.maxsize:
         try:
-            return memoryview(_heap(nbytes)) if nbytes < MAPPED_SIZE else _lend(nbytes)
+            if nbytes >= MAPPED_SIZE:
+                return _lend(nbytes)
+            # ``bytearray(nbytes)`` would write zeros to every page.
+            memory = bytearray()
+            _resize(memory, nbytes)
+            return memoryview(memory)
         except (MemoryError, OSError):
             pass
     raise FramingError(f"cannot allocate {nbytes:,} bytes for an incoming message")
 
 
-def _heap(nbytes: int) -> bytearray:
-    # ``bytearray(n)`` would write zeros to every page.
-    memory = bytearray()
-    _resize(memory, nbytes)
-    return memory
-
-
 def _lend(nbytes: int) -> memoryview:
     mapping = _take_kept(nbytes) or _map(nbytes)
-    # Views keep this object alive, and when the last of them is gone so is it.
+    # Views keep this object alive; it is deleted with the last of them.
     lease = (ctypes.c_ubyte * nbytes).from_buffer(mapping)
     if len(mapping) <= KEPT_SIZE and hasattr(mmap, "MADV_FREE"):
         weakref.finalize(lease, _keep, mapping).atexit = False
@@ -86,14 +83,14 @@ def _map(nbytes: int) -> mmap.mmap:
         try:
             mapping.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGE)
         except OSError:
-            # A kernel without huge pages; the memory is as good.
+            # The kernel has no huge pages; the memory can still be used.
             pass
     return mapping
 
 
 def _take_kept(nbytes: int) -> mmap.mmap | None:
     for mapping in reversed(_kept):
-        # Not one that would keep much more than is asked for.
+        # A much larger mapping would waste memory.
         if nbytes <= len(mapping) <= 2 * nbytes:
             try:
                 _kept.remove(mapping)
@@ -105,7 +102,7 @@ def _take_kept(nbytes: int) -> mmap.mmap | None:
 
 
 def _keep(mapping: mmap.mmap) -> None:
-    """Keep what nobody uses any more, but let the system take it back."""
+    """Cache an unused mapping whose pages the system may reclaim."""
     mapping.madvise(mmap.MADV_FREE)
     _kept.append(mapping)
     while sum(map(len, _kept)) > KEPT_SIZE:

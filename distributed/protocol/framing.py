@@ -1,39 +1,31 @@
-"""How a message's frames are laid out on a byte stream, without any I/O.
+"""The layout of a message's frames on a byte stream, without I/O.
 
-Everything that the length prelude means is in this module: how a sender lays
-frames out, how a receiver takes them apart again, which lies a receiver catches
-and where it puts the bytes.  It knows neither sockets nor event loops nor what
-the frames hold; :mod:`distributed.comm.stream` moves bytes between it and a
-stream, :mod:`distributed.protocol.core` makes the frames and understands them.
+A sender calls :func:`pack_message`; a receiver uses a :class:`MessageDecoder`, which checks the
+length prelude and decides into which memory the bytes are read.  What the frames contain is the
+business of :mod:`distributed.protocol.core`; :mod:`distributed.comm.message_stream` does the I/O.
 
 On the wire a message is, all integers being unsigned 64-bit little-endian::
 
     N | number of frames | length of each frame | frames...
         |<------------- N bytes ------------->| the other frames, unprefixed
 
-``N`` counts the prelude (without ``N`` itself) and as many leading frames as
-the sender chose; whatever it says, the frames follow one another without a gap.
+``N`` counts the prelude (without ``N`` itself) and as many leading frames as the sender chose.  A
+receiver needs it only for a check: the frames always follow one another without a gap.
 
 Theory of operation of :class:`MessageDecoder`
 ----------------------------------------------
-A reader asks :meth:`~MessageDecoder.wanted` which memory it should fill next,
-fills some of it, and asks :meth:`~MessageDecoder.next_message`, which it tells how
-much that was, whether a message is complete::
+As with :class:`asyncio.BufferedProtocol`, a reader calls :meth:`~MessageDecoder.get_buffer`, reads
+some bytes into that memory, and passes their number to :meth:`~MessageDecoder.buffer_updated`,
+which returns the message if it is complete::
 
                enough for          enough for         every frame
                N and count         all lengths        is filled
     HEAD ------------------> TABLE ------------> BODY ------------> message
 
-The beginning of a message always lands in a small scratch buffer, so that a
-small message (or several) costs one read.  What does not fit there is read
-straight into the memory that its frames will keep.  Scratch buffers are lent
-to whichever decoder has bytes that are not understood yet: connections that
-are idle share the few that the busy ones need.
-
-Where two messages in a row were laid out alike, with one large frame at the
-end, memory for a third such frame is offered behind the scratch buffer, as
-:attr:`~MessageDecoder.ahead`.  If something else comes, that is copied from
-there.
+The beginning of a message is read into a scratch buffer of 16 KiB, so that a small message (or
+several) costs one read.  The rest of a larger message is read straight into the memory that its
+frames will keep.  A decoder holds a scratch buffer only while the buffer contains unparsed bytes
+or is being filled; idle connections hold none.
 """
 
 from __future__ import annotations
@@ -53,44 +45,39 @@ Frames = list[bytearray | memoryview]
 _HEAD = struct.Struct("<QQ")
 _SINGLE = struct.Struct("<QQQ")
 
-#: Bytes that a scratch buffer holds.
+#: Size of a scratch buffer in bytes.
 READ_SIZE = 16 * 1024
-#: So many scratch buffers that nobody uses are kept.
-_SPARE = 16
-#: Up to this many bytes a whole message is copied into one buffer to be sent.
+#: Maximum number of unused scratch buffers that are kept.
+_MAX_SPARE = 16
+#: Maximum size in bytes of a message that is copied into one buffer for sending.
 JOIN_SIZE = 48 * 1024
-#: Frames up to this size are copied together with their neighbours on sending,
-#: and share memory with them on receiving.
+#: Maximum size in bytes of a frame that is copied together with its neighbours on sending, and
+#: shares memory with them on receiving.
 SMALL_FRAME = 32 * 1024
-#: Small neighbours share receive buffers of up to about this size.
+#: Maximum size in bytes of a receive buffer that several small frames share.
 SHARED_BUFFER = 256 * 1024
-#: A message with a last frame of such a size is foreseen where two have come that were laid out
-#: alike.  Smaller ones arrive with their beginning, and of larger ones that is a small part.
-_FORESEEN = range(64 * 1024, 2**20)
-#: Bytes in front of that frame, at most.
-_FORESEEN_HEAD = 2048
-#: A sender puts the first writable frame inside ``N`` only where the bytes
-#: before it are few, since the original's receiver keeps both in one block.
+#: ``N`` counts the first writable frame only if the frames before it have at most 2048 bytes, or at
+#: most a twentieth of its size: the original's receiver keeps all that ``N`` counts in one block.
 _HEAD_MAX, _HEAD_SHARE = 2048, 20
 
-#: Scratch buffers that no decoder has.
+#: Unused scratch buffers.
 _spare: list[bytearray] = []
 
 
 class Limits(NamedTuple):
-    """What a receiver accepts; ``None`` stands for no limit.
+    """The limits of a receiver; ``None`` stands for no limit.
 
     Parameters
     ----------
     max_message_size
-        Largest sum of the lengths of a message's frames, in bytes.
+        Maximum sum of the lengths of a message's frames, in bytes.
     max_frames
-        Largest number of frames of one message.
+        Maximum number of frames of a message.
     size_key
-        Where the configuration has the largest size.
+        Configuration key of the maximum size, for errors.
     frames_key
-        Where it has the largest number of frames; None where that is not up to
-        anybody, as in a handshake.
+        Configuration key of the maximum number of frames, for errors; None if it cannot be
+        configured, as in a handshake.
     """
 
     max_message_size: int | None = None
@@ -106,8 +93,8 @@ class Limits(NamedTuple):
             return
         if self.frames_key is None:
             raise FramingError(
-                f"what begins like a message of {count:,} frames, instead of "
-                f"{self.max_frames:,}; does the peer speak another protocol?"
+                f"a prelude of {count:,} frames, where exactly {self.max_frames:,} is expected; "
+                "does the peer speak another protocol?"
             )
         raise FramingError(
             f"a message of {count:,} frames, where {self.frames_key!r} allows {self.max_frames:,}"
@@ -130,14 +117,14 @@ def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[li
     frames
         The frames of one message, each of them one-dimensional bytes.
     shard
-        The size in bytes at which large frames were split.  A frame of just
-        that size and the next one are taken for parts of one buffer.
+        The size in bytes at which large frames were split.  A frame of exactly
+        that size and the next one count as parts of one buffer.
 
     Returns
     -------
     (buffers, nbytes)
-        What is to be written, in order, and how many bytes that is.  Small
-        frames are copied together, large ones are passed on as they are.
+        The buffers to write, in order, and their total size in bytes.  Small
+        frames are copied together; large ones are passed on without a copy.
 
     Examples
     --------
@@ -179,10 +166,10 @@ def pack_message(frames: Sequence[Buffer], shard: int | None = None) -> tuple[li
 
 
 def _leading_bytes(frames: Sequence[Buffer], lengths: list[int], shard: int | None) -> int:
-    """Return the size of the leading frames that ``N`` counts.
+    """Return the total size of the leading frames that ``N`` counts.
 
-    The original gives every writable buffer (an array, say) but the first one
-    memory of its own at the receiver by leaving it and all after it out of ``N``.
+    The original's receiver gives a frame memory of its own only if ``N`` does not count it.  So
+    ``N`` stops before the second writable frame (an array, for example).
     """
     total = 0
     buffers = 0
@@ -197,73 +184,49 @@ def _leading_bytes(frames: Sequence[Buffer], lengths: list[int], shard: int | No
     return total
 
 
-class _Layout(NamedTuple):
-    """How a message is laid out of which all but the last frame arrives in a scratch buffer."""
-
-    prelude: bytes
-    # Of the frames but the last one.
-    lengths: tuple[int, ...]
-    # Bytes in front of the last frame, and of it.
-    head: int
-    body: int
-    limits: Limits
-
-
 class MessageDecoder:
-    """Takes a byte stream apart into messages, each a list of frames.
+    """A parser that takes a byte stream apart into messages, each a list of frames.
 
     Parameters
     ----------
     limits
-        What to accept.
+        The limits that messages have to keep.
     shard
         The size in bytes at which the peer splits large frames.  A frame of
-        just that size gets memory contiguous with the next one's, so that both
-        can be merged again without a copy.
+        exactly that size gets memory contiguous with the next one's, so that
+        both can be merged again without a copy.
 
     Notes
     -----
-    After a :class:`~distributed.protocol.exceptions.FramingError` the stream
-    cannot be made sense of any more and must be closed.
+    After a :class:`~distributed.protocol.exceptions.FramingError` the rest of
+    the stream cannot be parsed, and it must be closed.
 
     Examples
     --------
     >>> decoder = MessageDecoder()
     >>> data = b"".join(pack_message([b"ab", b"c"])[0])
-    >>> memory = decoder.wanted()
+    >>> memory = decoder.get_buffer()
     >>> memory[: len(data)] = data
-    >>> [bytes(frame) for frame in decoder.next_message(len(data))]
+    >>> [bytes(frame) for frame in decoder.buffer_updated(len(data))]
     [b'ab', b'c']
     >>> decoder.next_message() is None
     True
     """
 
-    # State.  `_scratch[_start:_end]` arrived and was not understood yet.
-    # `_scratch` is None unless it is to be filled or holds something, and while
-    # `_table` or `_block` is set; it is larger than READ_SIZE only after something
-    # else came than was foreseen.  `_table` is memory for a list of lengths
-    # that does not fit a scratch buffer.  Once the lengths are known
-    # `_frames` are the frames that are filled, `_groups` the lengths of those
-    # whose memory is not even allocated, last one first, and `_block` the memory
-    # for those in between, whose lengths are `_group`.  `_filled` counts the
-    # bytes of `_table` or of `_block` that have arrived.  `_last` is how the last
-    # message was laid out, if a message like it could be foreseen, and `_foreseen`
-    # how the next one is likely to be.  `ahead` is set while the wanted memory is
-    # being filled, and that is foreseen.
+    # Invariants: `_scratch` is None while `_table` or `_block` is set.  Otherwise it is set if it
+    # has unparsed bytes or if `get_buffer` has returned it.  At most one of `_table` and `_frames`
+    # is set; both are None between messages.
     __slots__ = (
         "_block",
         "_end",
         "_filled",
         "_first",
-        "_foreseen",
         "_frames",
         "_group",
         "_groups",
-        "_last",
         "_scratch",
         "_start",
         "_table",
-        "ahead",
         "limits",
         "shard",
     )
@@ -271,40 +234,42 @@ class MessageDecoder:
     def __init__(self, limits: Limits | None = None, shard: int | None = None):
         self.limits = Limits() if limits is None else limits
         self.shard = shard
+        # The scratch buffer; its bytes from `_start` to `_end` are not parsed yet.
         self._scratch: bytearray | None = None
         self._start = self._end = 0
-        self._first = 0
+        # Memory for a list of lengths that is larger than a scratch buffer, and `N` of its message.
         self._table: memoryview | None = None
+        self._first = 0
+        # The complete frames of the message, once its lengths are known.
         self._frames: Frames | None = None
-        self._groups: list[list[int]] = []
+        # The lengths of the next frames, and the memory that they share.
         self._group: list[int] = []
         self._block: memoryview | None = None
+        # The lengths of the frames after those, for which no memory is allocated yet; reversed.
+        self._groups: list[list[int]] = []
+        # Number of bytes of `_table` or `_block` that are filled.
         self._filled = 0
-        self._last: _Layout | None = None
-        self._foreseen: _Layout | None = None
-        self.ahead: memoryview | None = None
 
     @property
     def in_message(self) -> bool:
-        """Whether the stream stands in the middle of a message."""
+        """Whether a part of a message was received."""
         return self._start < self._end or self._table is not None or self._frames is not None
 
     @property
     def pending(self) -> bytes:
-        """The first bytes that arrived and were not understood, at most 16.
+        """At most 16 of the bytes that were received and not parsed.
 
-        After an error, or where the stream has ended too early, they tell what
-        kind of peer this is.
+        After an error, or an early end of the stream, they show which protocol the peer speaks.
         """
         if self._scratch is None:
             return b""
         return bytes(self._scratch[self._start : min(self._end, self._start + _HEAD.size)])
 
-    def wanted(self) -> bytearray | memoryview:
-        """Return the memory to fill next, from its beginning, with as much as there is.
+    def get_buffer(self) -> bytearray | memoryview:
+        """Return the memory that the next bytes of the stream are to be read into.
 
-        If there is more, it may go to `ahead` once that is full.  Both are the caller's until the
-        next call of :meth:`next_message`.
+        The caller may write to it until it calls :meth:`buffer_updated`, which it must do even if
+        it read nothing.
         """
         scratch = self._scratch
         if scratch is not None:
@@ -322,27 +287,27 @@ class MessageDecoder:
         except IndexError:
             scratch = bytearray(READ_SIZE)
         self._scratch = scratch
-        foreseen = self._foreseen
-        if foreseen is None:
-            return scratch
-        try:
-            self.ahead = allocate(foreseen.body)
-        except FramingError:
-            # What does come may be smaller.
-            self._foreseen = None
-            return scratch
-        return memoryview(scratch)[: foreseen.head]
+        return scratch
 
-    def next_message(self, received: int = 0) -> Frames | None:
+    def next_message(self) -> Frames | None:
+        """Return the next message of those that were received already, or None.
+
+        Raises
+        ------
+        FramingError
+            If the prelude contradicts itself or exceeds a limit.
+        """
+        return None if self._scratch is None else self.buffer_updated(0)
+
+    def buffer_updated(self, nbytes: int) -> Frames | None:
         """Return the frames of the next message, or None if it is not complete.
 
         The frames are writable and belong to the caller.
 
         Parameters
         ----------
-        received
-            So many bytes of the memory that was wanted, and then of `ahead`, have been filled
-            since.
+        nbytes
+            Number of bytes that were read into the memory from :meth:`get_buffer`.
 
         Raises
         ------
@@ -351,22 +316,13 @@ class MessageDecoder:
         """
         scratch = self._scratch
         if scratch is None:
-            if not received:
-                return None
-            self._filled += received
-            return self._go_on()
-        if self.ahead is not None:
-            ahead, self.ahead = self.ahead, None
-            if received:
-                frames = self._take_foreseen(scratch, ahead, received)
-                if self._scratch is None:
-                    return frames
-                scratch = self._scratch
+            self._filled += nbytes
+            return self._end_table() if self._block is None else self._fill_frames()
         start = self._start
-        end = self._end = self._end + received
+        end = self._end = self._end + nbytes
         if end - start >= _SINGLE.size:
-            # A message of one frame that has arrived as a whole, as most do.  What is wrong with
-            # any other message is told by those who take it apart step by step.
+            # A fast path for a complete message of one frame, the usual case.  `_begin_message`
+            # handles all other messages and raises the errors.
             first, count, length = _SINGLE.unpack_from(scratch, start)
             start += _SINGLE.size
             stop = start + length
@@ -379,41 +335,16 @@ class MessageDecoder:
             ):
                 frame = scratch[start:stop]
                 self._start = stop
-                self._last = None
                 if stop == end:
-                    self._give_scratch_back()
+                    self._return_scratch()
                 return [frame]
         frames = self._begin_message(scratch)
         if self._start == self._end:
-            self._give_scratch_back()
+            self._return_scratch()
         return frames
 
-    def _take_foreseen(self, scratch: bytearray, ahead: memoryview, received: int) -> Frames | None:
-        """Take apart a message if it is laid out as was foreseen, and return it if that is all.
-
-        If it is not, what has arrived is in the scratch buffer afterwards.
-        """
-        assert self._foreseen is not None
-        prelude, lengths, head, body, limits = self._foreseen
-        if received >= head and scratch.startswith(prelude) and limits is self.limits:
-            frames = _cut(memoryview(scratch[len(prelude) : head]), lengths)
-            self._give_scratch_back()
-            filled = received - head
-            if filled == body:
-                frames.append(ahead)
-                return frames
-            self._frames = frames
-            self._block = ahead
-            self._group = [body]
-            self._filled = filled
-            return None
-        self._foreseen = self._last = None
-        if received > head:
-            self._scratch = scratch[:head] + ahead[: max(received, READ_SIZE) - head]
-        return None
-
     def _begin_message(self, scratch: bytearray) -> Frames | None:
-        """Take a message apart whose beginning is in *scratch*, as far as it has arrived."""
+        """Parse the prelude in *scratch* and take the frames that were received with it."""
         available = self._end - self._start
         if available < _HEAD.size:
             return None
@@ -425,41 +356,34 @@ class MessageDecoder:
                 f"{count:,} frames"
             )
         table_size = 8 * count
+        table = self._start + _HEAD.size
         if available < _HEAD.size + table_size:
             if _HEAD.size + table_size > READ_SIZE:
                 self._first = first
-                self._last = None
-                self._start += _HEAD.size
+                self._start = table
                 self._table = self._allocate(table_size)
             return None
-        lengths = struct.unpack_from(f"<{count}Q", scratch, self._start + _HEAD.size)
-        start = self._start
-        self._start += _HEAD.size + table_size
-        last, self._last, self._foreseen = self._last, None, None
-        body = lengths[-1]
-        head = self._start - start + sum(lengths) - body
-        if body in _FORESEEN and head <= _FORESEEN_HEAD and self.shard not in lengths:
-            prelude = bytes(scratch[start : self._start])
-            layout = _Layout(prelude, lengths[:-1], head, body, self.limits)
-            self._foreseen = layout if layout == last else None
-            self._last = layout
-        return self._lay_out(first, lengths)
+        self._start = table + table_size
+        return self._lay_out(first, struct.unpack_from(f"<{count}Q", scratch, table))
 
-    def _go_on(self) -> Frames | None:
-        """Take a message apart of which the beginning is not in the scratch buffer any more."""
-        if self._block is not None:
-            return self._fill_frames() if self._filled == len(self._block) else None
-        if self._table is None or self._filled < len(self._table):
+    def _end_table(self) -> Frames | None:
+        """Parse the lengths in `_table` if it is full."""
+        table = self._table
+        if table is None or self._filled < len(table):
             return None
-        lengths = struct.unpack(f"<{len(self._table) // 8}Q", self._table)
         self._table = None
-        return self._lay_out(self._first, lengths)
+        return self._lay_out(self._first, struct.unpack(f"<{len(table) // 8}Q", table))
 
     def _lay_out(self, first: int, lengths: tuple[int, ...]) -> Frames | None:
-        """Take the frames that are there, and memory for the others; return them if all are."""
+        """Take the frames from the scratch buffer and allocate memory for the others.
+
+        Return the frames if all of them are complete.
+        """
         count = len(lengths)
         total = sum(lengths)
-        self.limits.check_size(total)
+        limit = self.limits.max_message_size
+        if limit is not None and total > limit:
+            self.limits.check_size(total)
         leading = first - 8 - 8 * count
         if leading != total:
             for length in lengths:
@@ -472,7 +396,7 @@ class MessageDecoder:
                 )
 
         start, end = self._start, self._end
-        if total <= min(end - start, READ_SIZE):
+        if total <= end - start:
             here, stop = count, start + total
         else:
             here, stop = 0, start
@@ -489,19 +413,24 @@ class MessageDecoder:
             if here == count:
                 return frames
         self._frames = frames
-        self._groups = _share_memory(lengths[here:], self.shard)
-        self._groups.reverse()
+        if here == count - 1:
+            # The usual case of a message with an array.
+            self._group = [lengths[here]]
+            self._block = self._allocate(lengths[here])
+        else:
+            self._groups = _share_memory(lengths[here:], self.shard)
+            self._groups.reverse()
         return self._fill_frames()
 
     def _fill_frames(self) -> Frames | None:
-        """Return the frames once each of them is filled."""
+        """Return the frames if all of them are complete."""
         frames, block = self._frames, self._block
         assert frames is not None
         while True:
             if block is not None:
                 if self._filled < len(block):
                     return None
-                frames += _cut(block, self._group)
+                frames += [block] if len(self._group) == 1 else _cut(block, self._group)
             if not self._groups:
                 self._frames = self._block = None
                 return frames
@@ -509,7 +438,7 @@ class MessageDecoder:
             self._block = block = self._allocate(sum(self._group))
 
     def _allocate(self, nbytes: int) -> memoryview:
-        """Return memory into which the scratch buffer has been emptied, as far as it goes."""
+        """Return new memory whose beginning is filled with the unparsed bytes."""
         memory = allocate(nbytes)
         start = self._start
         step = min(self._end - start, nbytes)
@@ -519,17 +448,16 @@ class MessageDecoder:
         self._filled = step
         return memory
 
-    def _give_scratch_back(self) -> None:
-        """Lend the scratch buffer, in which nothing is, to others."""
-        if len(_spare) < _SPARE and len(self._scratch) == READ_SIZE:  # type: ignore[arg-type]
+    def _return_scratch(self) -> None:
+        """Make the scratch buffer, which is empty, available to all decoders."""
+        if len(_spare) < _MAX_SPARE:
             _spare.append(self._scratch)  # type: ignore[arg-type]
         self._scratch = None
         self._start = self._end = 0
 
 
 def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
-    if len(lengths) == 1:
-        return [memory]
+    """Split *memory* into frames of the given *lengths*."""
     frames: Frames = []
     start = 0
     for length in lengths:
@@ -540,12 +468,11 @@ def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
 
 
 def _share_memory(lengths: Sequence[int], shard: int | None) -> list[list[int]]:
-    """Group the *lengths* of frames that are received into one block of memory.
+    """Group the *lengths* of frames that are received into one block of memory each.
 
-    Large frames get blocks of their own, so that an array can be freed without
-    its neighbours; parts of one split buffer stay together, so that they merge
-    without a copy; small frames share, so that a thousand of them do not cost a
-    thousand reads.
+    A large frame gets a block of its own, so that an array can be freed without its neighbours.
+    The parts of a split buffer stay together, so that they merge without a copy.  Small frames
+    share a block, so that a thousand of them do not cost a thousand reads.
     """
     groups: list[list[int]] = []
     small: list[int] | None = None

@@ -1,11 +1,11 @@
-"""A server in a process of its own, to be attacked, and what is seen of it from outside.
+"""A server in another process for tests to attack, and measurements of it from outside.
 
-`besieged` runs the server, and beside it an honest client in a third process who connects and calls
-over and over again. When the siege is over, the client must have been answered in time throughout,
-and the server must have no more memory and descriptors than before.
+`besieged` runs the server, and in a third process an honest client that connects and calls all the
+time.  At the end, every call of the client must have been answered in time, and the server must
+have as much memory and as many file descriptors as before.
 
-As a program it is that server (``python -m distributed.tests.besieged serve ADDRESS``) or that
-client (``… call ADDRESS``). Each ends when its standard input does.
+As a program, this module is that server (``python -m distributed.tests.besieged serve ADDRESS``) or
+that client (``… call ADDRESS``).  Each ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -30,47 +29,27 @@ from pathlib import Path
 from typing import Any
 
 from distributed.comm.core import Comm, connect
+from distributed.comm.tests.raw_peers import RawPeer, resident
 from distributed.core import Server, Status, send_recv
-from distributed.protocol import dumps, to_serialize
-from distributed.protocol.framing import pack_message
+from distributed.protocol import to_serialize
 from distributed.tests.environments import ROOT, clean_environ
 from distributed.utils_test import async_poll_for, tls_security
 
 MB = 2**20
 
-#: Seconds within which an honest client is to be served, whatever others do.
+#: Maximum number of seconds until an honest client is answered.  The specification demands such a
+#: limit, so this is a wall-clock time.
 PATIENCE = 2.0
 
-#: Bytes of resident memory by which a server may differ from what it was before: what is imported
-#: or compiled at first use, and pages of which something is in use.
+#: Maximum growth of a server's resident memory after an attack, in bytes: for modules imported or
+#: compiled at first use, and for pages that are partly in use.
 LASTING = 6 * MB
 
-#: The C library takes memory from the kernel for each large block alone, and so gives it back.
+#: With this, the C library maps each large block separately, and so returns it to the kernel.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
-#: What a peer says of itself in the handshake.
-HANDSHAKE = {"compression": None, "python": (3, 11, 0), "pickle-protocol": 5}
-
-#: Where attackers come from, so that they can be told from honest clients by their address.
+#: The address of attackers, which tells them from honest clients.
 ATTACKERS = "127.0.0.2"
-
-
-# Bytes
-
-
-def u64(*numbers: int) -> bytes:
-    """Return numbers as they are in a prelude."""
-    return struct.pack(f"<{len(numbers)}Q", *numbers)
-
-
-def packed(*frames: bytes) -> bytes:
-    """Return a message of these frames as it is on the wire."""
-    return b"".join(bytes(buffer) for buffer in pack_message(frames)[0])
-
-
-def message(msg: Any) -> bytes:
-    """Return a message as it is on the wire."""
-    return packed(*map(bytes, dumps(msg)))
 
 
 # The server's process
@@ -88,7 +67,7 @@ async def _wait() -> None:
 
 
 def _give_memory_back() -> None:
-    """Keep no memory for the next time that is not in use."""
+    """Return unused memory to the kernel."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -101,11 +80,9 @@ def _tls_args(role: str, address: str) -> dict[str, Any]:
     if not address.startswith(("tls:", "wss:")):
         return {}
     security = tls_security()
-    return (
-        security.get_listen_args(role)
-        if role == "scheduler"
-        else (security.get_connection_args(role))
-    )
+    if role == "scheduler":
+        return security.get_listen_args(role)
+    return security.get_connection_args(role)
 
 
 async def _end_of_input() -> None:
@@ -116,7 +93,7 @@ async def _end_of_input() -> None:
     loop.remove_reader(sys.stdin.fileno())
 
 
-def _tell(**what: Any) -> None:
+def _report(**what: Any) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -130,7 +107,7 @@ async def _serve(address: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _give_memory_back)
     async with server:
         await server.listen(address, **_tls_args("scheduler", address))
-        _tell(address=server.address)
+        _report(address=server.address)
         await _end_of_input()
 
 
@@ -152,17 +129,17 @@ async def _call(address: str) -> None:
         slowest = max(slowest, time.monotonic() - begin)
         calls += 1
         if calls == 5:
-            _tell(ready=True)
+            _report(ready=True)
         await asyncio.sleep(0.01)
     await kept.close()
-    _tell(calls=calls, slowest=slowest)
+    _report(calls=calls, slowest=slowest)
 
 
-# What is seen from outside
+# Measurements from outside
 
 
 class Process:
-    """A process that runs this module, and ends with its standard input."""
+    """A process that runs this module, and ends when its standard input does."""
 
     def __init__(self, *argv: str, env: dict[str, str] | None = None):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
@@ -175,8 +152,8 @@ class Process:
             stderr=self.log,
         )
 
-    async def hear(self) -> dict[str, Any]:
-        """Return what the process tells next."""
+    async def next_report(self) -> dict[str, Any]:
+        """Return the next line of JSON that the process writes."""
         assert self.popen.stdout is not None
         line = await asyncio.to_thread(self.popen.stdout.readline)
         if not line:
@@ -186,12 +163,12 @@ class Process:
         return dict(json.loads(line))
 
     def logged(self) -> str:
-        """Return all that it has logged."""
+        """Return the log of the process so far."""
         size = os.fstat(self.log.fileno()).st_size
         return os.pread(self.log.fileno(), size, 0).decode(errors="replace")
 
     def end(self) -> None:
-        """End it, and fail if it does not."""
+        """Close its standard input, and raise if the process does not end."""
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
         try:
@@ -206,80 +183,35 @@ class Process:
             self.log.close()
 
     def give_memory_back(self) -> None:
-        """Have it keep no memory for the next time that is not in use; returns at once."""
+        """Let the process return unused memory to the kernel; does not wait for it."""
         self.popen.send_signal(signal.SIGUSR1)
 
     def resident(self) -> int:
         """Return its resident memory, in bytes."""
-        statm = Path(f"/proc/{self.popen.pid}/statm").read_text()
-        return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident(self.popen.pid)
 
     def forget_peak(self) -> None:
-        """Let `peak` begin anew."""
+        """Reset the value of `peak`."""
         Path(f"/proc/{self.popen.pid}/clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """Return the most resident memory that it has had, in bytes."""
+        """Return the maximum resident memory since `forget_peak`, in bytes."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has taken."""
-        # The name, which comes first, may hold anything.
+        """Return its processor time, in seconds."""
+        # The second field, the name of the process, may contain any character.
         stat = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
     def limit_descriptors(self, number: int) -> None:
-        """Let it have no descriptors from this number on but those that it has."""
+        """Let it open no file descriptors of this number or above."""
         resource.prlimit(self.popen.pid, resource.RLIMIT_NOFILE, (number, number))
 
     def descriptors(self) -> int:
-        """Return the number of its open descriptors."""
+        """Return the number of its open file descriptors."""
         return len(os.listdir(f"/proc/{self.popen.pid}/fd"))
-
-
-class RawPeer:
-    """Somebody at the other end of a connection who writes bytes, not messages."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-    async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
-
-    async def receive(self, size: int) -> bytes:
-        """Read up to *size* bytes; none at the end."""
-        return await asyncio.get_running_loop().sock_recv(self.sock, size)
-
-    async def read_exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = await self.receive(size - len(data))
-            if not part:
-                raise EOFError(f"{len(data)} of {size} bytes arrived")
-            data += part
-        return data
-
-    async def read_message(self) -> list[bytes]:
-        """Read the frames of a message."""
-        _, count = struct.unpack("<2Q", await self.read_exactly(16))
-        lengths = struct.unpack(f"<{count}Q", await self.read_exactly(8 * count))
-        return [await self.read_exactly(length) for length in lengths]
-
-    async def shake_hands(self) -> None:
-        await self.send(message(HANDSHAKE))
-        await self.read_message()
-
-    async def see_it_closed(self) -> None:
-        """Wait until the other side has closed the connection."""
-        with contextlib.suppress(ConnectionError):
-            while await self.receive(2**16):
-                pass
-
-    def reset(self) -> None:
-        """Close with a RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
 
 
 class Siege:
@@ -290,14 +222,16 @@ class Siege:
     server
         Its process.
     address
-        Where it listens.
+        The address at which it listens.
+    memory
+        Its resident memory before the attack, in bytes.
     """
 
     def __init__(self, server: Process, address: str) -> None:
         self.server = server
         self.address = address
-        self._peers: list[RawPeer] = []
         self.memory = server.resident()
+        self._peers: list[RawPeer] = []
 
     async def connect(self, receive_buffer: int | None = None) -> RawPeer:
         """Connect as an attacker.
@@ -305,12 +239,11 @@ class Siege:
         Parameters
         ----------
         receive_buffer
-            Bytes that the kernel may keep of what this peer does not read.
+            Size of the kernel's receive buffer, in bytes.
         """
         scheme, _, where = self.address.partition("://")
         sock = socket.socket(socket.AF_UNIX if scheme == "unix" else socket.AF_INET)
         self._peers.append(peer := RawPeer(sock))
-        sock.setblocking(False)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         target: Any = where
@@ -321,25 +254,25 @@ class Siege:
         await asyncio.get_running_loop().sock_connect(sock, target)
         return peer
 
-    async def past_the_handshake(self, receive_buffer: int | None = None) -> RawPeer:
-        """Connect as an attacker who behaves for as long as the handshake takes."""
+    async def after_handshake(self, receive_buffer: int | None = None) -> RawPeer:
+        """Connect as an attacker, and complete the handshake."""
         peer = await self.connect(receive_buffer)
-        await peer.shake_hands()
+        await peer.handshake()
         return peer
 
     async def all_closed(self) -> None:
         """Wait until the server has closed the connections of all attackers."""
         open_ones = [peer for peer in self._peers if peer.sock.fileno() >= 0]
-        await asyncio.gather(*(peer.see_it_closed() for peer in open_ones))
+        await asyncio.gather(*(peer.wait_closed() for peer in open_ones))
 
     def withdraw(self) -> None:
         """Close the connections of all attackers."""
         for peer in self._peers:
-            peer.sock.close()
+            peer.close()
 
     @property
     def growth(self) -> int:
-        """The most resident memory of the server during the siege above that before."""
+        """The maximum growth of the server's resident memory so far, in bytes."""
         return max(0, self.server.peak() - self.memory)
 
 
@@ -355,36 +288,36 @@ def running(*argv: str, env: dict[str, str] | None = None) -> Iterator[Process]:
 
 @contextlib.asynccontextmanager
 async def honest_client(address: str, env: dict[str, str]) -> AsyncIterator[None]:
-    """Call a server all the time from another process; fail if it is ever slow to answer."""
+    """Call a server all the time from another process; fail if one answer was slow."""
     with running("call", address, env=env) as client:
-        assert await client.hear() == {"ready": True}
+        assert await client.next_report() == {"ready": True}
         yield
         assert client.popen.stdin is not None
         client.popen.stdin.close()
-        told = await client.hear()
-    assert told["calls"] >= 5
-    assert told["slowest"] < PATIENCE
+        report = await client.next_report()
+    assert report["calls"] >= 5
+    assert report["slowest"] < PATIENCE
 
 
 @contextlib.asynccontextmanager
 async def besieged(
     address: str = "tcp://127.0.0.1:0", *, max_growth: int = 32 * MB, **settings: Any
 ) -> AsyncIterator[Siege]:
-    """Run a server to attack, and see that it serves others throughout and recovers.
+    """Run a server to attack, and check that it serves other peers meanwhile and recovers.
 
     Parameters
     ----------
     address
-        Where it listens.
+        The address at which it listens.
     max_growth
-        Bytes by which its memory may grow while it is attacked.
+        Maximum growth of its memory during the attack, in bytes.
     **settings
-        Configuration below ``distributed.comm``, as the end of a variable's name:
+        Configuration below ``distributed.comm``; names are the ends of environment variables, as in
         ``timeouts__handshake="1s"``.
     """
     env = {f"DASK_DISTRIBUTED__COMM__{key.upper()}": str(value) for key, value in settings.items()}
     with running("serve", address, env=env | ALLOCATOR) as server:
-        contact = (await server.hear())["address"]
+        contact = (await server.next_report())["address"]
         descriptors = server.descriptors()
         async with honest_client(contact, env):
             pass

@@ -1,8 +1,8 @@
-"""Two hosts and the network between them, of which the kernel lets root make as many as needed.
+"""Two hosts and a network between them, created in the kernel; needs root.
 
-A host is a network namespace; `two_hosts` joins two of them by a veth pair, and `rough_hosts` by a
-relay that delays, drops and swaps packets, for kernels without netem. Processes run on a host by
-`on`. What is made has a name that no other process uses, and is removed whatever happens.
+A host is a network namespace.  `two_hosts` connects two of them by a veth pair, `netem_hosts` adds
+delay and packet loss, and `relayed_hosts` does the same for kernels without netem.  `Host.on` runs
+processes on a host.  All names are unique to the process, and everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Host(NamedTuple):
     Attributes
     ----------
     name
-        That of its namespace.
+        The name of its namespace.
     address
-        Its IP address, which the other one can reach.
+        Its IP address, which the other host can reach.
     device
-        The name of what connects it to the network.
+        The name of its network device.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Host(NamedTuple):
     device: str
 
     def on(self, *argv: str) -> list[str]:
-        """Return the command that runs this one on the host."""
+        """Return the command that runs the command *argv* on the host."""
         return ["ip", "netns", "exec", self.name, *argv]
 
     def link(self, *change: str) -> None:
-        """Change what connects it to the network: ``"down"``, ``"up"``."""
+        """Change its network device: ``"down"`` or ``"up"``."""
         _ip("-n", self.name, "link", "set", self.device, *change)
 
 
@@ -67,9 +67,9 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def _namespaces() -> Iterator[tuple[Host, Host]]:
-    """Make two hosts that are not connected; skip the test where that is not allowed."""
+    """Create two hosts without a network; skip the test if that is not permitted."""
     if shutil.which("ip") is None:
-        pytest.skip("there is no 'ip' (of iproute2) here to make networks with")
+        pytest.skip("creating networks needs the command 'ip' of iproute2")
     number = next(_numbers)
     first, second = (
         Host(f"dask-{os.getpid()}-{number}-{i}", f"10.213.87.{i}", f"dsk{os.getpid()}{number}{i}")
@@ -80,7 +80,7 @@ def _namespaces() -> Iterator[tuple[Host, Host]]:
             try:
                 _ip("netns", "add", host.name)
             except OSError as exc:
-                pytest.skip(f"this machine does not let us make networks: {exc}")
+                pytest.skip(f"this machine does not permit network namespaces: {exc}")
             stack.callback(_ip, "netns", "del", host.name)
             _ip("-n", host.name, "link", "set", "lo", "up")
         yield first, second
@@ -93,7 +93,7 @@ def _connect(host: Host) -> None:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that are joined by a veth pair, for the duration of a block."""
+    """Yield two hosts that are connected by a veth pair, for the duration of a block."""
     with _namespaces() as (first, second):
         try:
             _ip(
@@ -101,7 +101,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
                 *("peer", "name", second.device, "netns", second.name),
             )
         except OSError as exc:
-            pytest.skip(f"this machine does not let us join networks: {exc}")
+            pytest.skip(f"this machine does not permit veth pairs: {exc}")
         for host in (first, second):
             _connect(host)
         yield first, second
@@ -109,18 +109,18 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 @contextlib.contextmanager
 def netem_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host, Host]]:
-    """As `two_hosts`, with packets that netem delays and drops on their way.
+    """Yield two hosts like those of `two_hosts`, with netem to delay and drop packets.
 
     Parameters
     ----------
     delay, jitter
-        Seconds that a packet takes from one to the other, on average, and how much more or less.
-        A packet that takes less time overtakes others.
+        Mean delay of a packet and maximum deviation from it, in seconds.  A packet with a smaller
+        delay overtakes others.
     loss
-        Which share of the packets is lost.
+        Share of the packets that is lost, from 0 to 1.
     """
     if shutil.which("tc") is None:
-        pytest.skip("there is no 'tc' (of iproute2) here to make a network bad with")
+        pytest.skip("delaying packets needs the command 'tc' of iproute2")
     with two_hosts() as hosts:
         for host in hosts:
             netem = f"netem delay {delay * 1000}ms {jitter * 1000}ms loss {loss * 100}%"
@@ -133,7 +133,7 @@ def netem_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host
 
 @contextlib.contextmanager
 def relayed_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Host, Host]]:
-    """As `netem_hosts`, with a thread of this process in the place of netem."""
+    """Yield two hosts like those of `netem_hosts`, with a thread instead of netem."""
     with _namespaces() as hosts, contextlib.ExitStack() as stack:
         tunnels = []
         for host in hosts:
@@ -144,7 +144,7 @@ def relayed_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Ho
                 request = struct.pack("16sH22x", name, _IFF_TUN | _IFF_NO_PI)
                 fcntl.ioctl(tunnel, _TUNSETIFF, request)
             except OSError as exc:
-                pytest.skip(f"this machine does not let us make tunnels: {exc}")
+                pytest.skip(f"this machine does not permit tunnels: {exc}")
             tunnels.append(tunnel)
             _ip("link", "set", host.device, "netns", host.name)
             _connect(host)
@@ -153,15 +153,15 @@ def relayed_hosts(delay: float, jitter: float, loss: float) -> Iterator[tuple[Ho
 
 
 class _Relay:
-    """Passes packets from either of two tunnels to the other, late or never."""
+    """Forwards packets between two tunnels, and delays and drops them."""
 
-    # State.  `_under_way` is a heap of packets: when each arrives, a number that keeps packets of
-    # one time in order, at which tunnel, and the packet.  The thread alone uses it.
     def __init__(self, tunnels: list[int], delay: float, jitter: float, loss: float) -> None:
         self._tunnels = tunnels
         self._delay, self._jitter, self._loss = delay, jitter, loss
         self._random = random.Random(5)
-        self._under_way: list[tuple[float, int, int, bytes]] = []
+        #: Heap of (arrival time, number that orders equal times, tunnel, packet); only the thread
+        #: uses it.
+        self._in_flight: list[tuple[float, int, int, bytes]] = []
         self._number = itertools.count()
         self._end, self._ended = os.pipe()
         self._thread = threading.Thread(target=self._run, name="relay")
@@ -177,15 +177,15 @@ class _Relay:
     def _run(self) -> None:
         while True:
             timeout = None
-            if self._under_way:
-                timeout = max(0.0, self._under_way[0][0] - time.monotonic())
+            if self._in_flight:
+                timeout = max(0.0, self._in_flight[0][0] - time.monotonic())
             readable, _, _ = select.select([*self._tunnels, self._end], [], [], timeout)
             if self._end in readable:
                 return
             for tunnel in readable:
                 self._take(tunnel)
-            while self._under_way and self._under_way[0][0] <= time.monotonic():
-                _, _, tunnel, packet = heapq.heappop(self._under_way)
+            while self._in_flight and self._in_flight[0][0] <= time.monotonic():
+                _, _, tunnel, packet = heapq.heappop(self._in_flight)
                 os.write(tunnel, packet)
 
     def _take(self, tunnel: int) -> None:
@@ -195,4 +195,4 @@ class _Relay:
         delay = self._delay + self._random.uniform(-self._jitter, self._jitter)
         other = self._tunnels[1 - self._tunnels.index(tunnel)]
         entry = (time.monotonic() + delay, next(self._number), other, packet)
-        heapq.heappush(self._under_way, entry)
+        heapq.heappush(self._in_flight, entry)

@@ -1,7 +1,7 @@
-"""Hostile peers of a server in another process.
+"""Attacks on a server in another process.
 
-In each test an honest client is served within two seconds throughout, and afterwards the server has
-no more memory and descriptors than before: `besieged` sees to that from outside.
+During each attack an honest client is answered within two seconds, and afterwards the server has as
+much memory and as many file descriptors as before.  `besieged` checks this from outside.
 """
 
 from __future__ import annotations
@@ -15,41 +15,34 @@ import zlib
 import msgpack
 import pytest
 
+from distributed.comm.tests.raw_peers import HANDSHAKE, message, packed, u64
 from distributed.protocol import ToPickle, dumps, to_serialize
-from distributed.tests.besieged import (
-    HANDSHAKE,
-    MB,
-    Siege,
-    besieged,
-    message,
-    packed,
-    u64,
-)
+from distributed.tests.besieged import MB, Siege, besieged
 from distributed.utils_test import async_poll_for, gen_test
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 DEADLINE = {"timeouts__handshake": "1s"}
 
 HELLO = message(HANDSHAKE)
 
-#: Bytes of a reply that fills all buffers on its way, many times.
+#: Size in bytes of a reply that fills every buffer between the server and the peer several times.
 LARGE = 4 * MB
 
 
 def frames_of(data):
-    """Return the frames of a request that echoes *data*, which is serialized."""
+    """Return the frames of a request to echo *data*, serialized."""
     return [bytes(frame) for frame in dumps({"op": "echo", "data": to_serialize(data)})]
 
 
 def with_header(changes, *data):
-    """Return a request whose data has a header with some *changes*, and these frames."""
+    """Return a request to echo data with these frames and a header with some *changes*."""
     request, header, _ = frames_of(b"abc")
     header = {**msgpack.unpackb(header, strict_map_key=False), **changes}
     return packed(request, msgpack.packb(header), *data)
 
 
-# Who keeps the server waiting
+# Peers that let the server wait
 
 
 @gen_test(timeout=60)
@@ -61,10 +54,10 @@ async def test_silence_after_connecting():
 
 
 @gen_test(timeout=60)
-async def test_silence_after_the_handshake_is_ended_where_the_configuration_says_so():
+async def test_silence_after_the_handshake_with_an_idle_timeout():
     async with besieged(timeouts__idle="300ms") as siege:
         for _ in range(300):
-            await siege.past_the_handshake()
+            await siege.after_handshake()
         await siege.all_closed()
 
 
@@ -79,26 +72,26 @@ async def test_half_a_handshake():
 
 @pytest.mark.parametrize("stage", ["handshake", "request"])
 @gen_test(timeout=60)
-async def test_dribbled_bytes(stage):
+async def test_bytes_one_by_one(stage):
     async def dribble(data):
         peer = await siege.connect()
         if stage == "request":
-            await peer.shake_hands()
+            await peer.handshake()
         try:
             for i in range(len(data)):
                 await peer.send(data[i : i + 1])
                 await asyncio.sleep(0.02)
         except ConnectionError:
             return
-        raise AssertionError("the server has waited for all of it")
+        raise AssertionError("the server did not close the connection")
 
     async with besieged(**DEADLINE, timeouts__idle="1s") as siege:
-        # What is announced may be sent, were it not for the deadline.
+        # The length is valid, so only the deadline closes the connection.
         data = u64(16 + 60_000, 1, 60_000) + bytes(60_000)
         await asyncio.gather(*(dribble(data) for _ in range(100)))
 
 
-# Who sends what is no message
+# Peers that send invalid messages
 
 
 GARBAGE = [
@@ -110,12 +103,12 @@ GARBAGE = [
     *(random.Random(seed).randbytes(10**4) for seed in range(20)),
 ]
 
-#: Payloads that are no msgpack of a message, or no message that means anything.
+#: Frames that are not msgpack, or not a valid request.
 NONSENSE = [
     b"\xc1\xc1\xc1",
     b"\xdf\xff\xff\xff\xff",  # a map of 2**32 - 1 entries
-    b"\xdd\xff\xff\xff\xff" * 10,  # lists of so many
-    b"\xc6\xff\xff\xff\xff",  # as many bytes
+    b"\xdd\xff\xff\xff\xff" * 10,  # nested lists of 2**32 - 1 entries
+    b"\xc6\xff\xff\xff\xff",  # 2**32 - 1 bytes
     b"\x91" * 50_000,  # a list in a list in a list …
     b"\x81\xa1a" * 50_000,
     msgpack.packb([1, 2, 3]),
@@ -144,24 +137,24 @@ LIES = [
 
 
 async def give(siege: Siege, stage: str, data: bytes) -> None:
-    """Send *data* where a stage of a connection begins, and close."""
+    """Send *data* at the start of a stage of a connection, and close."""
     peer = await siege.connect()
     if stage == "request":
-        await peer.shake_hands()
+        await peer.handshake()
     elif stage == "stream":
-        await peer.shake_hands()
+        await peer.handshake()
         await peer.send(message({"op": "connection_stream"}))
     elif stage == "body of a request":
-        await peer.shake_hands()
+        await peer.handshake()
         await peer.send(u64(16 + 2 * len(data), 1, 2 * len(data)))
     try:
         await peer.send(data)
-        # What the server says to it, and that it is still there.
+        # Give the server time to answer.
         async with asyncio.timeout(0.05):
-            await peer.see_it_closed()
+            await peer.wait_closed()
     except (TimeoutError, ConnectionError):
         pass
-    peer.sock.close()
+    peer.close()
 
 
 STAGES = pytest.mark.parametrize("stage", ["handshake", "request", "body of a request", "stream"])
@@ -214,7 +207,7 @@ async def test_counts_and_offsets_that_lie_in_a_header():
         {"lengths": [10**12]},
     ]
     async with besieged() as siege:
-        peer = await siege.past_the_handshake()
+        peer = await siege.after_handshake()
         for lie in lies:
             await peer.send(with_header(lie, b"abc"))
             await peer.read_message()
@@ -223,7 +216,7 @@ async def test_counts_and_offsets_that_lie_in_a_header():
             request = msgpack.packb({"op": "echo", "data": {"__Serialized__": index}})
             await peer.send(packed(request, *rest))
             await peer.read_message()
-        # The connection is as usable as it was.
+        # The connection is still usable.
         await peer.send(message({"op": "echo", "data": "still there"}))
         assert await peer.read_message() == [msgpack.packb("still there")]
 
@@ -234,7 +227,7 @@ async def test_messages_with_wrong_bytes_anywhere():
     frames = frames_of([b"abc", bytes(1000), bytearray(10)])
     async with besieged(allow_pickle=False) as siege:
         for _ in range(10):
-            peer = await siege.past_the_handshake()
+            peer = await siege.after_handshake()
             for _ in range(100):
                 changed = [bytearray(frame) for frame in frames]
                 for _ in range(rng.randint(1, 4)):
@@ -246,12 +239,12 @@ async def test_messages_with_wrong_bytes_anywhere():
 
 @gen_test(timeout=60)
 async def test_inflating_frames():
-    # The message itself, and what is allowed, in a few copies.
+    # Enough for the message itself and a few copies of the permitted inflated size.
     async with besieged(max_growth=(20 + 3 * 64) * MB, max_inflated_size="64MiB") as siege:
         size = 60 * MB
         bomb = zlib.compress(bytes(size))
         assert len(bomb) < size / 500
-        peer = await siege.past_the_handshake()
+        peer = await siege.after_handshake()
         for count in (300, 2, 100):
             header = {
                 "type": "list",
@@ -266,7 +259,7 @@ async def test_inflating_frames():
 
 
 class Bomb:
-    """Makes a directory when it is unpickled."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -282,7 +275,7 @@ async def test_a_pickle_in_the_handshake_is_not_unpickled(tmp_path):
     serialized = [bytes(frame) for frame in dumps({**HANDSHAKE, "x": to_serialize(Bomb(marker))})]
     attacks = [
         *(packed(*frames) for frames in (wrapped, serialized)),
-        # In one frame, as a handshake is.
+        # In one frame, like a handshake.
         *(packed(frame) for frame in (*wrapped, *serialized)),
         *(packed(msgpack.packb({**HANDSHAKE, "x": frame})) for frame in wrapped),
         *(
@@ -294,7 +287,7 @@ async def test_a_pickle_in_the_handshake_is_not_unpickled(tmp_path):
         for data in attacks:
             await give(siege, "handshake", data)
         assert not marker.exists()
-        # After the handshake, and where that is allowed, it would be.
+        # After the handshake it is unpickled, since the configuration allows it.
         await give(siege, "request", message({"op": "echo", "data": ToPickle(Bomb(marker))}))
         await async_poll_for(marker.exists, timeout=5)
 
@@ -320,14 +313,14 @@ async def test_guesses_at_the_token_from_the_host_of_an_honest_client():
         await peer.send(packed(msgpack.packb({"proof": bytes([number]) * 32})))
         (answer,) = await peer.read_message()
         assert msgpack.unpackb(answer) == {"refused": "the token is wrong"}
-        await peer.see_it_closed()
+        await peer.wait_closed()
 
     async with besieged("unix://", auth__token="0123456789abcdef") as siege:
         for _ in range(4):
             await asyncio.gather(*map(guess, range(20)))
 
 
-# Who sends, and does not read
+# Peers that do not read
 
 
 @pytest.mark.parametrize("size", [100, MB], ids=["small replies", "large replies"])
@@ -335,24 +328,24 @@ async def test_guesses_at_the_token_from_the_host_of_an_honest_client():
 async def test_a_flood_of_requests_whose_replies_are_not_read(size):
     request = message({"op": "echo", "data": bytes(size)})
     flood = request * max(1, 100_000 // size)
-    most = 400 * MB
+    limit = 400 * MB
 
-    async def send_on(peer):
+    async def send_flood(peer):
         sent = 0
         try:
-            while sent < most:
-                # Until the server has not read for a while.
+            while sent < limit:
+                # The timeout means that the server has stopped reading.
                 async with asyncio.timeout(1):
                     await peer.send(flood)
                 sent += len(flood)
         except TimeoutError:
             return sent
-        raise AssertionError("the server reads on and on")
+        raise AssertionError("the server did not stop reading")
 
     async with besieged() as siege:
-        peers = [await siege.past_the_handshake(receive_buffer=4096) for _ in range(5)]
-        sent = await asyncio.gather(*map(send_on, peers))
-        assert max(sent) < most / 5
+        peers = [await siege.after_handshake(receive_buffer=4096) for _ in range(5)]
+        sent = await asyncio.gather(*map(send_flood, peers))
+        assert max(sent) < limit / 5
 
 
 @pytest.mark.parametrize("how", ["one call", "many calls", "calls sent ahead"])
@@ -365,7 +358,7 @@ async def test_a_slow_reader_of_2_gb_of_replies(how):
     total = count * MB
 
     async with besieged(max_growth=100 * MB) as siege:
-        peer = await siege.past_the_handshake(receive_buffer=2**16)
+        peer = await siege.after_handshake(receive_buffer=2**16)
         if how == "one call":
             await peer.send(one)
         elif how == "calls sent ahead":
@@ -378,24 +371,24 @@ async def test_a_slow_reader_of_2_gb_of_replies(how):
                 await peer.send(call)
             while received < (i + 1) * MB:
                 received += await loop.sock_recv_into(peer.sock, buffer)
-            # Slower than the server can send.
+            # Slower than the server sends.
             await asyncio.sleep(0.001)
         assert total <= received < total * 1.01
-        # And one who takes a little of another two.
+        # Read only the first bytes of another two.
         await peer.send(one)
         await peer.receive(1000)
-        peer.sock.close()
+        peer.close()
 
 
-# Who is gone all of a sudden
+# Peers that reset the connection
 
 REQUEST = message({"op": "echo", "data": bytes(1000)})
 
-#: What is sent, and how many bytes of what comes back are read, before the connection is reset.
+#: The bytes to send, and the number of bytes to read, before the connection is reset.
 MIDDLES = {
     "the beginning": (b"", 0),
     "the handshake": (HELLO[:20], 0),
-    "a handshake that was not read": (HELLO, 0),
+    "an unread handshake": (HELLO, 0),
     "a pause": (HELLO, 40),
     "a prelude": (HELLO + REQUEST[:12], 40),
     "a request": (HELLO + REQUEST[:500], 40),
@@ -416,7 +409,7 @@ MIDDLES = {
 
 @pytest.mark.parametrize("middle", MIDDLES)
 @gen_test(timeout=60)
-async def test_resets_in_the_middle_of_everything(middle):
+async def test_resets_at_every_stage(middle):
     data, size = MIDDLES[middle]
     async with besieged(max_growth=200 * MB, **DEADLINE) as siege:
         for _ in range(30):
@@ -426,14 +419,14 @@ async def test_resets_in_the_middle_of_everything(middle):
             peer.reset()
 
 
-# Who is one too many
+# Too many peers
 
 
 @gen_test(timeout=60)
 async def test_more_connections_than_a_host_may_have():
     async with besieged(max_connections_per_host=20) as siege:
         for i in range(200):
-            peer = await siege.past_the_handshake()
+            peer = await siege.after_handshake()
             await peer.send(message({"op": "echo", "data": i}))
             answer = b"".join(await peer.read_message())
             assert (b"distributed.comm.max-connections-per-host" in answer) == (i >= 20)
@@ -445,25 +438,25 @@ async def test_more_silent_connections_than_there_are_descriptors():
         siege.server.limit_descriptors(100)
         for _ in range(400):
             await siege.connect()
-        # Who says something is let in.
-        await siege.past_the_handshake()
+        # A peer that completes the handshake is accepted.
+        await siege.after_handshake()
         assert siege.server.logged().count("Too many connections") == 1
 
 
 @gen_test(timeout=60)
 async def test_more_connections_than_there_are_descriptors():
     async with besieged() as siege:
-        peers = [await siege.past_the_handshake() for _ in range(50)]
+        peers = [await siege.after_handshake() for _ in range(50)]
         siege.server.limit_descriptors(siege.server.descriptors() - 1)
         await async_poll_for(lambda: "Too many connections" in siege.server.logged(), timeout=5)
-        # Nobody is thrown out, so that others have to wait; meanwhile the server has little to do.
+        # No connection is closed, so new peers have to wait, and the server is nearly idle.
         busy = siege.server.cpu_seconds()
         await asyncio.sleep(0.5)
         assert siege.server.cpu_seconds() - busy < 0.25
         for peer in peers:
             await peer.send(message({"op": "echo", "data": 1}))
             assert await peer.read_message() == [msgpack.packb(1)]
-            peer.sock.close()
+            peer.close()
 
 
 # Other transports

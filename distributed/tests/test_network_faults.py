@@ -1,4 +1,4 @@
-"""Calls and streams between two hosts where the network is bad, or gone."""
+"""Calls and streams between two hosts while the network is bad or down."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from distributed.tests.environments import ROOT, clean_environ
 from distributed.tests.networks import netem_hosts, relayed_hosts, two_hosts
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="makes network namespaces")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="creates network namespaces")
 
-#: Seconds after which a peer that is out of reach is given up.
+#: Seconds after which a connection without acknowledgements is closed.
 TIMEOUT = 3
 
-#: Seconds between two of the kernel's looks at whether somebody is out of reach, and some to spare.
+#: Maximum number of seconds between two checks of the kernel for that, with some margin.
 GRANULARITY = 1.5
 
 SERVER = """
@@ -91,7 +91,7 @@ async def main():
             data = bytes([i]) * (10_000 * i)
             return await remote.echo(data=data) == data
         calls = await asyncio.gather(*map(call, range(30)))
-        one_after_the_other = [await remote.echo(data=i) for i in range(10)]
+        sequential = [await remote.echo(data=i) for i in range(10)]
 
         comm = await connect(sys.argv[1])
         await comm.write({"op": "connection_stream", "reply": False})
@@ -105,7 +105,7 @@ async def main():
         notes = []
         while len(notes) < 500:
             notes = await remote.notes()
-    print(json.dumps([calls, one_after_the_other, [note["i"] for note in notes]]), flush=True)
+    print(json.dumps([calls, sequential, [note["i"] for note in notes]]), flush=True)
 
 asyncio.run(main())
 """
@@ -113,7 +113,7 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def running(host, program, *args, **settings):
-    """Run a program on a host, with a configuration; it need not end by itself."""
+    """Run a program on a host with a configuration, and kill it at the end of the block."""
     env = {f"DASK_DISTRIBUTED__COMM__{key.upper()}": str(value) for key, value in settings.items()}
     process = subprocess.Popen(
         host.on(sys.executable, "-c", program, *args),
@@ -131,56 +131,55 @@ def running(host, program, *args, **settings):
         process.stdout.close()
 
 
-def monotonic():
-    """Return the clock that all processes of this machine share."""
-    return time.monotonic()
+@contextlib.contextmanager
+def calling_process(program):
+    """Run the server on one host and a caller on the other; yield hosts and processes."""
+    settings = {"timeouts__tcp": f"{TIMEOUT}s"}
+    with (
+        two_hosts() as (client, server),
+        running(server, SERVER, f"tcp://{server.address}:0", **settings) as serving,
+    ):
+        address = serving.stdout.readline().strip()
+        with running(client, program, address, **settings) as calling:
+            yield {"client": client, "server": server}, calling, serving
+
+
+def assert_call_ends_after(down, calling):
+    """Check that the call fails within the timeout after the link went down."""
+    # The clock is the same in all processes of this machine.
+    moment, _, error = calling.stdout.readline().partition(" ")
+    assert error.startswith("CommClosedError")
+    assert float(moment) - down < TIMEOUT + GRANULARITY
 
 
 @pytest.mark.parametrize("where", ["client", "server"])
 def test_a_call_over_a_link_that_goes_down_ends_within_the_timeout(where):
-    settings = {"timeouts__tcp": f"{TIMEOUT}s"}
-    with (
-        two_hosts() as (client, server),
-        running(server, SERVER, f"tcp://{server.address}:0", **settings) as serving,
-    ):
-        address = serving.stdout.readline().strip()
-        with running(client, WAITING_CALLER, address, **settings) as calling:
-            assert serving.stdout.readline() == "entered\n"
-            {"client": client, "server": server}[where].link("down")
-            down = monotonic()
-            moment, _, error = calling.stdout.readline().partition(" ")
-            assert error.startswith("CommClosedError")
-            assert float(moment) - down < TIMEOUT + GRANULARITY
-            # The server notices as well, although it has nothing to say.
-            assert serving.stdout.readline() == "left\n"
-            assert monotonic() - down < TIMEOUT + GRANULARITY
+    with calling_process(WAITING_CALLER) as (hosts, calling, serving):
+        assert serving.stdout.readline() == "entered\n"
+        hosts[where].link("down")
+        down = time.monotonic()
+        assert_call_ends_after(down, calling)
+        # The server notices it too, although it has nothing to send.
+        assert serving.stdout.readline() == "left\n"
+        assert time.monotonic() - down < TIMEOUT + GRANULARITY
 
 
-def test_a_request_on_its_way_when_the_link_goes_down_ends_within_the_timeout():
-    settings = {"timeouts__tcp": f"{TIMEOUT}s"}
-    with (
-        two_hosts() as (client, server),
-        running(server, SERVER, f"tcp://{server.address}:0", **settings) as serving,
-    ):
-        address = serving.stdout.readline().strip()
-        with running(client, SENDING_CALLER, address, **settings) as calling:
-            assert calling.stdout.readline() == "sending\n"
-            client.link("down")
-            down = monotonic()
-            moment, _, error = calling.stdout.readline().partition(" ")
-            assert error.startswith("CommClosedError")
-            assert float(moment) - down < TIMEOUT + GRANULARITY
+def test_a_request_in_transit_when_the_link_goes_down_ends_within_the_timeout():
+    with calling_process(SENDING_CALLER) as (hosts, calling, _):
+        assert calling.stdout.readline() == "sending\n"
+        hosts["client"].link("down")
+        assert_call_ends_after(time.monotonic(), calling)
 
 
 @pytest.mark.parametrize("hosts", [netem_hosts, relayed_hosts], ids=["netem", "relay"])
-def test_packet_loss_and_delay_lose_and_reorder_nothing(hosts):
+def test_packet_loss_and_delay_do_not_lose_or_reorder_messages(hosts):
     with (
         hosts(delay=0.1, jitter=0.02, loss=0.05) as (client, server),
         running(server, SERVER, f"tcp://{server.address}:0") as serving,
     ):
         address = serving.stdout.readline().strip()
         with running(client, ROUGH_CALLER, address) as calling:
-            calls, one_after_the_other, notes = json.loads(calling.stdout.readline())
+            calls, sequential, notes = json.loads(calling.stdout.readline())
     assert calls == [True] * 30
-    assert one_after_the_other == list(range(10))
+    assert sequential == list(range(10))
     assert notes == list(range(500))

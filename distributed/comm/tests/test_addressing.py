@@ -8,11 +8,12 @@ from tornado.netutil import bind_unix_socket
 from tornado.tcpserver import TCPServer
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import get_ip, get_ipv6
 from distributed.comm import addressing
 from distributed.comm.addressing import (
     address_from_user_args,
     addresses_from_user_args,
+    ensure_concrete_host,
     get_address_host,
     get_address_host_port,
     get_local_address_for,
@@ -58,7 +59,7 @@ def test_parse_address_with_a_scheme(addr: str, expected: tuple[str, str]) -> No
 
 
 @pytest.mark.parametrize("addr", ["127.0.0.1:80", "127.0.0.1", "[::1]:80", ":80", "", "tcp:x"])
-def test_parse_address_without_a_scheme_takes_the_default_one(addr: str) -> None:
+def test_parse_address_uses_the_default_for_a_missing_scheme(addr: str) -> None:
     assert parse_address(addr) == ("tcp", addr)
     assert normalize_address(addr) == f"tcp://{addr}"
 
@@ -72,7 +73,7 @@ def test_the_default_scheme_is_configured() -> None:
 
 
 @pytest.mark.parametrize("addr", ["127.0.0.1:80", "[::1]:80", ""])
-def test_strict_wants_a_scheme(addr: str) -> None:
+def test_a_missing_scheme_is_an_error_if_strict(addr: str) -> None:
     with pytest.raises(ValueError, match=r"Invalid url scheme\. Must include protocol"):
         parse_address(addr, strict=True)
     with pytest.raises(ValueError, match=r"Invalid url scheme\. Must include protocol"):
@@ -92,7 +93,7 @@ def test_strict_wants_a_scheme(addr: str) -> None:
     ],
 )
 @pytest.mark.parametrize("addr", NO_ADDRESS, ids=repr)
-def test_what_is_no_string_is_a_type_error(function: Any, addr: Any) -> None:
+def test_an_address_of_another_type_is_a_type_error(function: Any, addr: Any) -> None:
     with pytest.raises(TypeError, match=f"expected .*, got '{type(addr).__name__}'"):
         function(addr)
 
@@ -110,7 +111,7 @@ def test_what_is_no_string_is_a_type_error(function: Any, addr: Any) -> None:
         ("[1.2.3.4]:80", ("1.2.3.4", 80)),
         (("localhost", 80), ("localhost", 80)),
         (("::1", 80), ("::1", 80)),
-        # Where the original returns what it was given:
+        # The original returns these unchanged:
         (("::1", 80, 0, 0), ("::1", 80)),
         (("localhost", "80"), ("localhost", 80)),
     ],
@@ -150,7 +151,7 @@ def test_parse_host_port_hints_at_brackets(address: str, default_port: int | Non
 
 @pytest.mark.parametrize(
     "address",
-    # The original takes those in the second list.
+    # The original accepts those in the second list.
     ["h:x", "tcp://h:x", "h:80/path", "h:1/"]
     + [
         "h:99999",
@@ -166,7 +167,7 @@ def test_parse_host_port_hints_at_brackets(address: str, default_port: int | Non
     ],
 )
 @pytest.mark.parametrize("default_port", [None, 123])
-def test_parse_host_port_refuses_what_is_no_port(address: Any, default_port: int | None) -> None:
+def test_parse_host_port_refuses_invalid_ports(address: Any, default_port: int | None) -> None:
     with pytest.raises(ValueError, match="invalid") as info:
         parse_host_port(address, default_port)
     assert str(address).rpartition("://")[2] in str(info.value)
@@ -174,12 +175,12 @@ def test_parse_host_port_refuses_what_is_no_port(address: Any, default_port: int
 
 @pytest.mark.parametrize("address", ["h:", "[::1]:"])
 @pytest.mark.parametrize("default_port", [None, 123])
-def test_parse_host_port_wants_a_port_after_a_colon(address: str, default_port: Any) -> None:
+def test_parse_host_port_requires_a_port_after_a_colon(address: str, default_port: Any) -> None:
     with pytest.raises(ValueError, match="missing port number in address"):
         parse_host_port(address, default_port)
 
 
-def test_parse_host_port_refuses_a_default_that_is_no_port() -> None:
+def test_parse_host_port_refuses_an_invalid_default_port() -> None:
     with pytest.raises(ValueError, match="invalid port 'x'"):
         parse_host_port("h", "x")
 
@@ -252,14 +253,14 @@ def test_resolve_address(addr: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("function", [resolve_address, get_local_address_for])
-def test_names_that_do_not_resolve(function: Any) -> None:
+def test_unresolvable_names_are_errors(function: Any) -> None:
     with pytest.raises(socket.gaierror):
         function("tcp://nonexistent.invalid:80")
 
 
 @pytest.mark.parametrize("function", [resolve_address, get_local_address_for, get_address_host])
 @pytest.mark.parametrize("addr", ["tcp://127.0.0.1", "localhost", "tcp://"])
-def test_addresses_without_the_port_that_they_should_have(function: Any, addr: str) -> None:
+def test_a_missing_port_is_an_error(function: Any, addr: str) -> None:
     with pytest.raises(ValueError, match="missing port number"):
         function(addr)
 
@@ -274,7 +275,7 @@ def test_local_address_for_this_host_over_ipv6() -> None:
     assert get_local_address_for("tcp://[::1]:80") == "tcp://[::1]"
 
 
-def test_local_address_for_an_inproc_address_is_a_new_one() -> None:
+def test_local_address_for_an_inproc_address_is_new() -> None:
     addr = new_address()
     local = get_local_address_for(addr)
     assert local != addr
@@ -309,7 +310,7 @@ async def test_address_of_a_tcp_server_over_ipv6() -> None:
 
 
 @gen_test()
-async def test_address_of_a_server_at_no_internet_socket(tmp_path) -> None:
+async def test_a_server_without_an_internet_socket_has_no_address(tmp_path) -> None:
     server = TCPServer()
     server.add_socket(bind_unix_socket(str(tmp_path / "socket")))
     with pytest.raises(RuntimeError, match="no Internet socket"):
@@ -336,7 +337,7 @@ async def test_address_of_a_server_at_no_internet_socket(tmp_path) -> None:
         (("tcp://h:6", None, 8786), "tcp://h:6"),
         (("tcp://", None, 8786), "tcp://:8786"),
         (("[::1]", 5, 8786), "tcp://[::1]:5"),
-        # The original adds a port to these, with which they mean nothing:
+        # The original adds a port to these, which makes them meaningless:
         (("inproc://", None, 8786), "inproc://"),
         (("inproc://1.2.3.4/5/1", 0, 8786), "inproc://1.2.3.4/5/1"),
         (("unix:///run/x.sock", None, 8786), "unix:///run/x.sock"),
@@ -461,11 +462,29 @@ def test_addresses_from_user_args(kwargs: dict[str, Any], expected: list[str]) -
     assert addresses_from_user_args(**kwargs) == expected
 
 
-def test_lists_of_options_that_cannot_be_paired() -> None:
-    # The original leaves out what has no counterpart.
+def test_lists_of_options_must_have_the_same_length() -> None:
+    # The original ignores elements without a counterpart.
     with pytest.raises(ValueError, match=r"2 hosts in \['a', 'b'\], 1 ports in \[5\]"):
         addresses_from_user_args(host=["a", "b"], port=[5])
 
 
-def test_all_that_is_offered_exists() -> None:
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, host) for host in ("127.0.0.1", "::1", "h", "*")),
+        *((host, "default") for host in ("", "0.0.0.0", "::", "::0", "0:0:0:0:0:0:0:0")),
+    ],
+)
+def test_a_host_that_means_all_interfaces_is_replaced_by_the_default(host, expected) -> None:
+    assert ensure_concrete_host(host, default_host="default") == expected
+
+
+def test_the_default_for_all_interfaces_is_the_address_of_this_host() -> None:
+    assert ensure_concrete_host("h") == "h"
+    assert ensure_concrete_host("") == ensure_concrete_host("0.0.0.0") == get_ip()
+    if has_ipv6():
+        assert ensure_concrete_host("::") == get_ipv6()
+
+
+def test_all_public_names_exist() -> None:
     assert all(hasattr(addressing, name) for name in addressing.__all__)

@@ -1,11 +1,10 @@
-"""A token that both sides know: mutual, over every transport, and inside the handshake."""
+"""Authentication by a token: mutual, over every transport, and within the handshake."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import pickle
 import socket
+from contextlib import asynccontextmanager
 
 import msgpack
 import pytest
@@ -22,9 +21,9 @@ from distributed.comm.auth import (
     configured_token,
 )
 from distributed.comm.core import FatalCommClosedError, Listener
+from distributed.comm.tests.raw_peers import HANDSHAKE, message, packed, raw_peer
 from distributed.comm.tests.transports import TRANSPORTS
 from distributed.core import Server, rpc
-from distributed.protocol.framing import MessageDecoder, pack_message
 from distributed.security.settings import Security
 from distributed.utils_test import captured_logger, gen_test
 
@@ -36,7 +35,7 @@ def transport(request):
     return request.param
 
 
-# Challenge and response, as data
+# Challenge and response
 
 
 def sides(token="abc", other=None, channel=None, other_channel=None):
@@ -48,14 +47,14 @@ def sides(token="abc", other=None, channel=None, other_channel=None):
 
 
 @given(token=st.text(min_size=1), channel=st.none() | st.binary())
-def test_who_knows_the_token_is_believed(token, channel):
+def test_sides_with_the_same_token_accept_each_other(token, channel):
     client, server = sides(token, token, channel, channel)
     server.check(client.proof())
     client.check(server.proof())
 
 
 @given(token=st.text(min_size=1), other=st.text(min_size=1))
-def test_who_knows_another_token_is_not_believed(token, other):
+def test_sides_with_different_tokens_refuse_each_other(token, other):
     client, server = sides(token, other + "x" if other == token else other)
     with pytest.raises(AuthenticationError, match="wrong"):
         server.check(client.proof())
@@ -63,13 +62,13 @@ def test_who_knows_another_token_is_not_believed(token, other):
         client.check(server.proof())
 
 
-def test_a_proof_passed_on_over_another_channel_is_not_believed():
+def test_a_proof_forwarded_over_another_channel_is_refused():
     client, server = sides(channel=b"one", other_channel=b"two")
     with pytest.raises(AuthenticationError):
         server.check(client.proof())
 
 
-def test_a_side_does_not_believe_its_own_proof():
+def test_a_side_refuses_its_own_proof():
     client, server = sides()
     with pytest.raises(AuthenticationError):
         client.check(client.proof())
@@ -77,7 +76,7 @@ def test_a_side_does_not_believe_its_own_proof():
         server.check(server.proof())
 
 
-def test_a_proof_is_right_once():
+def test_a_proof_is_valid_for_one_connection():
     client, _ = sides()
     _, other_server = sides()
     with pytest.raises(AuthenticationError):
@@ -85,7 +84,7 @@ def test_a_proof_is_right_once():
 
 
 @pytest.mark.parametrize("proof", [None, "", 7, b"", b"x" * 32, ["a"]])
-def test_what_is_no_proof_is_not_believed(proof):
+def test_an_invalid_proof_is_refused(proof):
     client, _ = sides()
     with pytest.raises(AuthenticationError):
         client.check(proof)
@@ -102,12 +101,12 @@ def test_what_is_no_proof_is_not_believed(proof):
         {"scheme": "md5", "nonce": b"x" * NONCE_SIZE},
     ],
 )
-def test_what_is_no_challenge_is_refused(challenge):
+def test_an_invalid_challenge_is_refused(challenge):
     with pytest.raises(AuthenticationError):
         Authentication("abc", "client").receive_challenge(challenge)
 
 
-def test_a_token_is_not_shown():
+def test_the_repr_does_not_show_the_token():
     assert "secret" not in repr(Authentication("secret", "client"))
 
 
@@ -126,28 +125,28 @@ def test_each_failure_doubles_the_delay_of_that_host_until_it_is_forgotten():
     assert penalties.delay("a") == 1
 
 
-def test_a_bounded_number_of_hosts_is_remembered():
+def test_the_number_of_remembered_hosts_is_limited():
     penalties = Penalties(max_hosts=2)
     for host in "abc":
         penalties.failed(host)
     assert [penalties.delay(host) > 0 for host in "abc"] == [False, True, True]
 
 
-# Where the token comes from
+# Configuration
 
 
 def test_without_configuration_there_is_no_token():
     assert configured_token() is None
 
 
-def test_the_token_may_stand_in_a_file(tmp_path):
+def test_the_token_may_be_in_a_file(tmp_path):
     (tmp_path / "token").write_text(f"  {TOKEN}\n")
     with config.set({"distributed.comm.auth.token-file": str(tmp_path / "token")}):
         assert configured_token() == TOKEN
 
 
 @pytest.mark.parametrize("token", ["", 7, b"bytes"])
-def test_a_token_that_is_no_text_is_an_error(token):
+def test_a_configured_token_that_is_not_text_is_an_error(token):
     with (
         config.set({"distributed.comm.auth.token": token}),
         pytest.raises(ValueError, match=r"distributed\.comm\.auth\.token"),
@@ -155,7 +154,7 @@ def test_a_token_that_is_no_text_is_an_error(token):
         configured_token()
 
 
-def test_a_token_file_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_token_file_is_an_error(tmp_path):
     with (
         config.set({"distributed.comm.auth.token-file": str(tmp_path / "nowhere")}),
         pytest.raises(OSError, match="nowhere"),
@@ -187,12 +186,12 @@ async def test_the_token_of_the_configuration_is_used_by_both_sides(transport):
     [
         (TOKEN, "wrong", "refused this side: the token is wrong"),
         (TOKEN, None, "requires a token, and none is given here"),
-        (None, TOKEN, "knows no token, and one is required here"),
+        (None, TOKEN, "has no token, and one is required here"),
     ],
     ids=["wrong", "none here", "none there"],
 )
 @gen_test()
-async def test_a_side_without_the_token_gets_in_nowhere(transport, theirs, ours, reason):
+async def test_a_side_without_the_token_is_refused(transport, theirs, ours, reason):
     handled = []
     with captured_logger("distributed.comm") as log:
         async with transport.listening(handled.append, token=theirs) as listener:
@@ -203,9 +202,9 @@ async def test_a_side_without_the_token_gets_in_nowhere(transport, theirs, ours,
 
 
 @gen_test()
-async def test_the_server_tells_in_its_log_who_was_refused():
+async def test_the_server_logs_the_reason_of_a_refusal():
     with captured_logger("distributed.comm") as log:
-        async with await listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
+        async with listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
             with pytest.raises(FatalCommClosedError):
                 await connect(listener.contact_address, token="wrong")
     assert "is not trusted by" in log.getvalue()
@@ -224,7 +223,7 @@ async def test_a_server_and_its_callers_may_be_given_the_token():
 
 
 @gen_test()
-async def test_a_security_brings_its_token_to_both_sides():
+async def test_a_security_object_gives_its_token_to_both_sides():
     security = Security(token=TOKEN)
     async with Server({"add": lambda x, y: x + y}) as server:
         await server.listen("tcp://127.0.0.1:0", **security.get_listen_args("worker"))
@@ -238,7 +237,7 @@ async def test_a_security_brings_its_token_to_both_sides():
 
 @pytest.mark.parametrize(("token", "error"), [("", ValueError), (b"", ValueError), (7, TypeError)])
 @gen_test()
-async def test_what_is_no_token_is_an_error(token, error):
+async def test_an_invalid_token_is_an_error(token, error):
     with pytest.raises(error, match="token"):
         listen("tcp://127.0.0.1:0", lambda comm: None, token=token)
     with pytest.raises(error, match="token"):
@@ -254,7 +253,7 @@ async def test_a_token_may_be_bytes(transport):
 
 @gen_test()
 async def test_a_host_that_failed_waits_longer_each_time():
-    async with await listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
+    async with listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
         delays = []
         for _ in range(3):
             delays.append(listener._penalties.delay("127.0.0.1"))
@@ -264,7 +263,9 @@ async def test_a_host_that_failed_waits_longer_each_time():
 
 
 @gen_test()
-async def test_a_transport_that_asks_for_no_token_is_refused(monkeypatch):
+async def test_listening_with_a_token_over_a_transport_without_authentication_is_an_error(
+    monkeypatch,
+):
     from distributed.comm.registry import Backend, backends
 
     class Trusting(Backend):
@@ -276,7 +277,7 @@ async def test_a_transport_that_asks_for_no_token_is_refused(monkeypatch):
                 listen_address = contact_address = "trusting://x"
 
                 async def start(self):
-                    raise AssertionError("it would let anybody in")
+                    raise AssertionError("it would accept every peer")
 
                 def stop(self):
                     pass
@@ -303,71 +304,46 @@ async def test_a_transport_that_asks_for_no_token_is_refused(monkeypatch):
 # On the wire
 
 
-class Raw:
-    """A peer that is only a socket."""
+PLAIN = {"compression", "python", "pickle-protocol"}
 
-    def __init__(self, reader, writer):
-        self.reader = reader
-        self.writer = writer
-        self.decoder = MessageDecoder()
 
-    @classmethod
-    async def connect(cls, address):
-        host, port = address.removeprefix("tcp://").split(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+@asynccontextmanager
+async def raw(handler=lambda comm: None, **kwargs):
+    """Listen, connect a raw peer, and yield it with the message that the listener sent first."""
+    async with (
+        listen("tcp://127.0.0.1:0", handler, **kwargs) as listener,
+        raw_peer(listener.contact_address) as peer,
+    ):
+        yield peer, await read(peer)
 
-    def send(self, *frames):
-        self.writer.writelines(pack_message(frames)[0])
 
-    async def read(self):
-        received = 0
-        while (frames := self.decoder.next_message(received)) is None:
-            memory = self.decoder.wanted()
-            data = await self.reader.read(len(memory))
-            if not data:
-                raise EOFError
-            received = len(data)
-            memory[:received] = data
-        return msgpack.unpackb(frames[0])
-
-    async def close(self):
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
+async def read(peer):
+    (frame,) = await peer.read_message()
+    return msgpack.unpackb(frame)
 
 
 @gen_test()
-async def test_without_a_token_the_wire_is_the_original_s():
-    async with await listen("tcp://127.0.0.1:0", lambda comm: None) as listener:
-        peer = await Raw.connect(listener.contact_address)
-        assert set(await peer.read()) == {"compression", "python", "pickle-protocol"}
-        await peer.close()
+async def test_without_a_token_the_handshake_is_that_of_the_original():
+    async with raw() as (_, hello):
+        assert set(hello) == PLAIN
 
 
 @gen_test()
-async def test_a_peer_that_ignores_the_challenge_is_told_and_left():
-    hello = {"compression": None, "python": (3, 11, 7), "pickle-protocol": 5}
-    async with await listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
-        peer = await Raw.connect(listener.contact_address)
-        assert "auth" in await peer.read()
-        peer.send(msgpack.packb(hello))
-        assert "knows no token" in (await peer.read())["refused"]
-        with pytest.raises(EOFError):
-            await peer.read()
-        await peer.close()
+async def test_a_peer_that_ignores_the_challenge_gets_the_reason_and_is_disconnected():
+    async with raw(token=TOKEN) as (peer, hello):
+        assert set(hello) == {*PLAIN, "auth"}
+        await peer.send(message(HANDSHAKE))
+        assert "has no token" in (await read(peer))["refused"]
+        assert await peer.wait_closed() == b""
 
 
 @gen_test()
-async def test_a_server_proves_nothing_to_a_peer_that_has_not():
-    hello = {"compression": None, "python": (3, 11, 7), "pickle-protocol": 5}
+async def test_a_server_sends_no_proof_to_a_peer_with_a_wrong_one():
     auth = {"scheme": "hmac-sha256", "nonce": b"n" * NONCE_SIZE}
-    async with await listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
-        peer = await Raw.connect(listener.contact_address)
-        await peer.read()
-        peer.send(msgpack.packb({**hello, "auth": auth}))
-        peer.send(msgpack.packb({"proof": bytes(32)}))
-        assert await peer.read() == {"refused": "the token is wrong"}
-        await peer.close()
+    async with raw(token=TOKEN) as (peer, _):
+        await peer.send(packed(msgpack.packb({**HANDSHAKE, "auth": auth})))
+        await peer.send(packed(msgpack.packb({"proof": bytes(32)})))
+        assert await read(peer) == {"refused": "the token is wrong"}
 
 
 class Bomb:
@@ -389,30 +365,24 @@ class Bomb:
     ids=["pickle", "frames", "large", "garbage", "nested", "int keys", "text"],
 )
 @gen_test()
-async def test_a_handshake_is_one_small_frame_of_plain_values(frames, monkeypatch):
+async def test_a_handshake_that_is_not_one_small_frame_of_plain_values_is_refused(
+    frames, monkeypatch
+):
     unpickled = []
     monkeypatch.setattr(socket, "create_connection", lambda *args: unpickled.append(args))
     handled = []
     with captured_logger("distributed.comm") as log:
-        async with await listen("tcp://127.0.0.1:0", handled.append) as listener:
-            peer = await Raw.connect(listener.contact_address)
-            await peer.read()
-            peer.send(*frames)
-            with pytest.raises((EOFError, ConnectionError)):
-                await peer.read()
-            await peer.close()
+        async with raw(handled.append) as (peer, _):
+            await peer.send(packed(*frames))
+            assert await peer.wait_closed() == b""
     assert handled == unpickled == []
     assert log.getvalue().count("failed before it began") == 1
 
 
 @gen_test()
-async def test_a_handshake_that_is_too_large_is_told_with_its_key():
+async def test_the_error_of_a_handshake_above_the_limit_names_the_key():
     with captured_logger("distributed.comm") as log:
-        async with await listen("tcp://127.0.0.1:0", lambda comm: None) as listener:
-            peer = await Raw.connect(listener.contact_address)
-            peer.send(msgpack.packb({"x": "y" * 70_000}))
-            await peer.read()
-            with pytest.raises((EOFError, ConnectionError)):
-                await peer.read()
-            await peer.close()
+        async with raw() as (peer, _):
+            await peer.send(packed(msgpack.packb({"x": "y" * 70_000})))
+            assert await peer.wait_closed() == b""
     assert "distributed.comm.max-handshake-size" in log.getvalue()

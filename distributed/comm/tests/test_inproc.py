@@ -1,4 +1,4 @@
-"""What is special to comms within a process; what they share with others is in ``test_comms``."""
+"""The ``inproc://`` transport: references, threads and addresses.  See also ``test_comms``."""
 
 from __future__ import annotations
 
@@ -28,29 +28,15 @@ from distributed.comm.inproc import (
     global_manager,
     new_address,
 )
-from distributed.comm.tests.transports import echo
+from distributed.comm.tests.transports import TRANSPORTS, echo
 from distributed.protocol import Serialized, ToPickle, serialize, to_serialize
 from distributed.utils_test import captured_logger, gen_test
 
-
-async def listening(handler):
-    return await listen("inproc://", handler)
-
-
-@asynccontextmanager
-async def pair(**kwargs: Any) -> AsyncIterator[tuple[Comm, Comm]]:
-    """Both ends of a new connection: the one that connected, and the one that was accepted."""
-    accepted: asyncio.Queue[Comm] = asyncio.Queue()
-    async with await listen("inproc://", accepted.put, **kwargs) as listener:
-        client = await connect(listener.contact_address, **kwargs)
-        server = await accepted.get()
-        yield client, server
-        client.abort()
-        server.abort()
+INPROC = TRANSPORTS["inproc"]
 
 
 class LoopThread:
-    """An event loop that runs in a thread of its own."""
+    """An event loop in another thread."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -59,9 +45,9 @@ class LoopThread:
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Comm, Comm]]:
-        """Both ends of a new connection: one that lives here, and one that lives there."""
+        """Yield both ends of a new connection: one in the running loop, and one in this loop."""
         accepted: asyncio.Queue[Comm] = asyncio.Queue()
-        listener = await self.run(listening(accepted.put))
+        listener = await self.run(INPROC.listen(accepted.put))
         here = await connect(listener.contact_address)
         there = await self.run(accepted.get())
         self.loop.call_soon_threadsafe(listener.stop)
@@ -69,12 +55,12 @@ class LoopThread:
         here.abort()
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine there, and wait for it here."""
+        """Run a coroutine in this loop, and wait for it in the running one."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """End the loop as it stands, without any cleaning up."""
+        """Stop the loop without ending its tasks."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join()
@@ -106,7 +92,7 @@ def test_a_queue_is_first_in_first_out() -> None:
     assert queue.get_nowait() == 2
 
 
-def test_an_empty_queue_says_so() -> None:
+def test_taking_from_an_empty_queue_raises() -> None:
     queue = Queue()
     for take in (queue.peek, queue.get_nowait):
         with pytest.raises(QueueEmpty):
@@ -123,7 +109,7 @@ def test_none_is_an_item_like_any_other() -> None:
 
 
 @gen_test()
-async def test_get_takes_what_is_there_and_waits_for_what_is_not() -> None:
+async def test_get_returns_an_item_at_once_or_waits_for_one() -> None:
     queue = Queue()
     queue.put_nowait(1)
     assert queue.get().result() == 1
@@ -177,7 +163,7 @@ async def test_nothing_is_lost_between_threads() -> None:
     thread.join()
 
 
-def test_a_put_for_a_reader_whose_loop_is_closed_raises_nothing() -> None:
+def test_a_put_for_a_reader_with_a_closed_loop_does_not_raise() -> None:
     queue = Queue()
 
     async def wait() -> None:
@@ -193,7 +179,7 @@ def test_a_put_for_a_reader_whose_loop_is_closed_raises_nothing() -> None:
 
 @gen_test()
 async def test_values_are_passed_by_reference() -> None:
-    async with pair() as (client, server):
+    async with INPROC.pair() as (client, server):
         for value in (object(), bytearray(3), lambda: None, {1, 2}):
             await client.write(value)
             assert await server.read() is value
@@ -204,7 +190,7 @@ async def test_values_are_passed_by_reference() -> None:
 @gen_test()
 async def test_the_containers_of_a_message_are_not_shared() -> None:
     message: dict[str, Any] = {"op": "x", "keys": [1, 2]}
-    async with pair() as (client, server):
+    async with INPROC.pair() as (client, server):
         await client.write(message)
         received = await server.read()
         received.pop("op")
@@ -214,28 +200,28 @@ async def test_the_containers_of_a_message_are_not_shared() -> None:
 
 @gen_test()
 async def test_a_write_has_no_size_in_bytes() -> None:
-    async with pair() as (client, _):
+    async with INPROC.pair() as (client, _):
         assert await client.write({"x": bytes(1000)}) == 1
 
 
 @pytest.mark.parametrize("deserialize", [True, False])
 @gen_test()
-async def test_what_is_to_be_pickled_arrives_unwrapped(deserialize: bool) -> None:
+async def test_values_wrapped_for_pickle_arrive_unwrapped(deserialize: bool) -> None:
     value = object()
-    async with pair(deserialize=deserialize) as (client, server):
+    async with INPROC.pair({"deserialize": deserialize}) as (client, server):
         await client.write({"x": ToPickle(value), "y": [ToPickle(value)]})
         assert await server.read() == {"x": value, "y": [value]}
 
 
 @gen_test()
-async def test_wrapped_values_arrive_unwrapped_wherever_they_stand() -> None:
+async def test_wrapped_values_arrive_unwrapped_at_any_depth() -> None:
     value = object()
-    async with pair(deserialize=True) as (client, server):
+    async with INPROC.pair() as (client, server):
         for message, expected in [
             ({"x": to_serialize(value)}, {"x": value}),
             ({"x": {"y": [to_serialize(value)]}}, {"x": {"y": [value]}}),
             ([to_serialize(value)], [value]),
-            # The original leaves these wrapped, though over tcp it does not:
+            # The original leaves these wrapped, unlike over tcp:
             ({"x": (1, to_serialize(value))}, {"x": (1, value)}),
             (to_serialize(value), value),
         ]:
@@ -245,15 +231,15 @@ async def test_wrapped_values_arrive_unwrapped_wherever_they_stand() -> None:
 
 @gen_test()
 async def test_serialized_values_arrive_deserialized() -> None:
-    async with pair(deserialize=True) as (client, server):
+    async with INPROC.pair() as (client, server):
         await client.write({"x": Serialized(*serialize(range(3)))})
         assert await server.read() == {"x": range(3)}
 
 
 @gen_test()
-async def test_without_deserialize_values_stay_as_they_were_wrapped() -> None:
+async def test_without_deserialize_values_stay_wrapped() -> None:
     message: dict[str, Any] = {"x": to_serialize(object()), "y": [Serialized(*serialize(range(3)))]}
-    async with pair(deserialize=False) as (client, server):
+    async with INPROC.pair({"deserialize": False}, deserialize=False) as (client, server):
         await client.write(message)
         received = await server.read()
         assert received["x"] is message["x"]
@@ -261,10 +247,10 @@ async def test_without_deserialize_values_stay_as_they_were_wrapped() -> None:
 
 
 @gen_test()
-async def test_unwrapping_leaves_the_writers_message_alone() -> None:
+async def test_unwrapping_does_not_change_the_message_of_the_writer() -> None:
     wrapped = to_serialize(1)
     message = {"x": wrapped, "y": [wrapped], "z": {"a": wrapped}}
-    async with pair() as (client, server):
+    async with INPROC.pair() as (client, server):
         await client.write(message)
         assert await server.read() == {"x": 1, "y": [1], "z": {"a": 1}}
         assert message == {"x": wrapped, "y": [wrapped], "z": {"a": wrapped}}
@@ -273,7 +259,7 @@ async def test_unwrapping_leaves_the_writers_message_alone() -> None:
 @gen_test()
 async def test_a_value_that_cannot_be_deserialized_leaves_the_comm_usable() -> None:
     header, frames = serialize(range(3))
-    async with pair() as (client, server):
+    async with INPROC.pair() as (client, server):
         await client.write({"x": Serialized(header, [bytes(f)[:-1] for f in frames])})
         await client.write("next")
         with pytest.raises(ValueError, match="could not"):
@@ -285,8 +271,8 @@ async def test_a_value_that_cannot_be_deserialized_leaves_the_comm_usable() -> N
 
 
 @gen_test()
-async def test_a_comm_counts_as_open_until_what_came_before_the_end_was_read() -> None:
-    async with pair() as (client, server):
+async def test_a_comm_is_open_until_all_messages_before_the_end_were_read() -> None:
+    async with INPROC.pair() as (client, server):
         await server.write(1)
         await server.write(2)
         await server.close()
@@ -298,8 +284,8 @@ async def test_a_comm_counts_as_open_until_what_came_before_the_end_was_read() -
 
 
 @gen_test()
-async def test_a_write_to_a_peer_that_is_gone_raises_and_leaves_unread_messages_readable() -> None:
-    async with pair() as (client, server):
+async def test_a_write_to_a_closed_peer_raises_and_unread_messages_stay_readable() -> None:
+    async with INPROC.pair() as (client, server):
         await server.write(1)
         await server.close()
         with pytest.raises(CommClosedError, match="the peer has closed"):
@@ -308,8 +294,8 @@ async def test_a_write_to_a_peer_that_is_gone_raises_and_leaves_unread_messages_
 
 
 @gen_test()
-async def test_a_pending_read_is_told_who_closed() -> None:
-    async with pair() as (client, server):
+async def test_the_error_of_a_pending_read_names_the_side_that_closed() -> None:
+    async with INPROC.pair() as (client, server):
         here, there = asyncio.create_task(client.read()), asyncio.create_task(server.read())
         await asyncio.sleep(0)
         client.abort()
@@ -321,7 +307,7 @@ async def test_a_pending_read_is_told_who_closed() -> None:
 
 @gen_test()
 async def test_a_comm_that_closed_while_its_peer_was_reading_refuses_writes() -> None:
-    async with pair() as (client, server):
+    async with INPROC.pair() as (client, server):
         reading = asyncio.create_task(client.read())
         await asyncio.sleep(0)
         client.abort()
@@ -333,8 +319,8 @@ async def test_a_comm_that_closed_while_its_peer_was_reading_refuses_writes() ->
 
 
 @gen_test()
-async def test_a_read_cancelled_when_its_message_has_come_closes_the_comm() -> None:
-    async with pair() as (client, server):
+async def test_a_read_cancelled_after_its_message_arrived_closes_the_comm() -> None:
+    async with INPROC.pair() as (client, server):
         reading = asyncio.create_task(client.read())
         await asyncio.sleep(0)
         await server.write("lost")
@@ -346,20 +332,9 @@ async def test_a_read_cancelled_when_its_message_has_come_closes_the_comm() -> N
 
 
 @gen_test()
-async def test_a_second_reader_is_refused_and_does_not_disturb_the_first() -> None:
-    async with pair() as (client, server):
-        reading = asyncio.create_task(client.read())
-        await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another coroutine is already reading"):
-            await client.read()
-        await server.write(1)
-        assert await reading == 1
-
-
-@gen_test()
-async def test_a_forgotten_comm_is_closed_and_told_of() -> None:
+async def test_a_garbage_collected_comm_is_closed_and_logged() -> None:
     accepted: list[Comm] = []
-    async with await listen("inproc://", accepted.append) as listener:
+    async with listen("inproc://", accepted.append) as listener:
         client = await connect(listener.contact_address)
         await client.write(1)
         server = accepted.pop()
@@ -378,9 +353,9 @@ async def test_a_forgotten_comm_is_closed_and_told_of() -> None:
 
 
 @gen_test()
-async def test_a_comm_that_was_closed_by_either_side_is_forgotten_in_silence() -> None:
+async def test_a_closed_comm_is_garbage_collected_without_a_log_line() -> None:
     with captured_logger("distributed.comm.inproc") as log:
-        async with pair() as (client, server):
+        async with INPROC.pair() as (client, server):
             await server.close()
             del client, server
         gc.collect()
@@ -391,8 +366,8 @@ async def test_a_comm_that_was_closed_by_either_side_is_forgotten_in_silence() -
 
 
 @gen_test()
-async def test_much_to_read_and_write_does_not_keep_others_from_running() -> None:
-    async with pair() as (client, server):
+async def test_many_reads_and_writes_do_not_block_other_tasks() -> None:
+    async with INPROC.pair() as (client, server):
         turns = 0
 
         async def count_turns() -> None:
@@ -413,8 +388,8 @@ async def test_much_to_read_and_write_does_not_keep_others_from_running() -> Non
 
 
 @gen_test()
-async def test_a_write_that_is_cancelled_while_others_run_closes_the_comm() -> None:
-    async with pair() as (client, server):
+async def test_a_write_cancelled_while_other_tasks_run_closes_the_comm() -> None:
+    async with INPROC.pair() as (client, server):
 
         async def write() -> None:
             while True:
@@ -441,7 +416,7 @@ async def test_two_ends_in_two_threads(other: LoopThread) -> None:
         threads.add(threading.current_thread().name)
         await echo(comm)
 
-    listener = await other.run(listening(tell_thread))
+    listener = await other.run(INPROC.listen(tell_thread))
     client = await connect(listener.contact_address)
     for i in range(500):
         await client.write(i)
@@ -474,10 +449,10 @@ async def test_writing_to_a_loop_that_was_closed_closes_the_comm(other: LoopThre
 
 
 @gen_test()
-async def test_a_listener_whose_loop_was_closed_refuses(other: LoopThread) -> None:
-    listener = await other.run(listening(echo))
+async def test_a_listener_whose_loop_was_closed_refuses_connections(other: LoopThread) -> None:
+    listener = await other.run(INPROC.listen(echo))
     other.close()
-    with pytest.raises(OSError, match=f"no one runs {listener.listen_address}"):
+    with pytest.raises(OSError, match=f"{listener.listen_address} does not run"):
         await connect(listener.contact_address, timeout=0.1)
     listener.stop()
 
@@ -486,13 +461,13 @@ async def test_a_listener_whose_loop_was_closed_refuses(other: LoopThread) -> No
 async def test_handlers_that_end_with_their_loop_close_their_comms() -> None:
     accepted: list[Comm] = []
 
-    async def wait_for_ever(comm: Comm) -> None:
+    async def wait_forever(comm: Comm) -> None:
         accepted.append(comm)
         await asyncio.Event().wait()
 
     def run() -> None:
         async def main() -> None:
-            async with await listen("inproc://", wait_for_ever) as listener:
+            async with listen("inproc://", wait_forever) as listener:
                 comm = await connect(listener.contact_address)
                 while not accepted:
                     await asyncio.sleep(0)
@@ -508,7 +483,7 @@ async def test_handlers_that_end_with_their_loop_close_their_comms() -> None:
 # Listeners and addresses
 
 
-def test_addresses_tell_host_and_process_and_are_new_each_time() -> None:
+def test_new_addresses_name_the_host_and_process_and_are_unique() -> None:
     addresses = [new_address() for _ in range(10)]
     assert len(set(addresses)) == 10
     for address in addresses:
@@ -519,7 +494,7 @@ def test_addresses_tell_host_and_process_and_are_new_each_time() -> None:
 @gen_test()
 async def test_an_address_can_be_chosen() -> None:
     address = new_address()
-    async with await listen(address, echo) as listener:
+    async with listen(address, echo) as listener:
         assert listener.listen_address == listener.contact_address == address
         comm = await connect(address)
         assert comm.peer_address == address
@@ -540,7 +515,7 @@ async def test_a_listener_without_an_address_takes_a_new_one() -> None:
 
 
 @pytest.mark.parametrize("address", ["foo", "a/b", "a/b/c/d", "1.2.3.4/x/1", ":5"])
-def test_what_is_no_inproc_address_is_told_so(address: str) -> None:
+def test_an_invalid_address_is_an_error(address: str) -> None:
     with pytest.raises(ValueError, match=f"invalid inproc address '{address}'"):
         global_manager.validate_address(address)
     with pytest.raises(ValueError, match=f"invalid inproc address '{address}'"):
@@ -557,7 +532,7 @@ async def test_addresses_of_other_processes_are_refused_at_once(address: str) ->
 
 
 @gen_test()
-async def test_where_nobody_listens_connecting_is_an_os_error_that_says_so() -> None:
+async def test_connecting_without_a_listener_is_an_os_error_that_says_so() -> None:
     address = new_address()
     connector = InProcConnector(global_manager)
     with pytest.raises(OSError, match="no endpoint for inproc address"):
@@ -569,17 +544,17 @@ async def test_where_nobody_listens_connecting_is_an_os_error_that_says_so() -> 
 @gen_test()
 async def test_an_address_has_one_listener() -> None:
     address = new_address()
-    async with await listen(address, echo) as listener:
+    async with listen(address, echo) as listener:
         await listener
         with pytest.raises(OSError, match=f"already listening on {address}"):
             await listen(address, echo)
-    async with await listen(address, echo):
+    async with listen(address, echo):
         listener.stop()
         await (await connect(address)).close()
 
 
 @gen_test()
-async def test_a_forgotten_listener_does_not_listen() -> None:
+async def test_a_garbage_collected_listener_does_not_listen() -> None:
     address = new_address()
     await listen(address, echo)
     gc.collect()
@@ -587,19 +562,19 @@ async def test_a_forgotten_listener_does_not_listen() -> None:
 
 
 @gen_test()
-async def test_a_connection_asked_for_before_the_listener_stopped_is_closed() -> None:
+async def test_a_connection_requested_before_the_listener_stopped_is_closed() -> None:
     listener = await listen("inproc://", echo)
     comm = await InProcConnector(global_manager).connect(
         listener.contact_address.removeprefix("inproc://")
     )
     listener.stop()
-    await comm.write("nobody will read this")
+    await comm.write("never read")
     with pytest.raises(CommClosedError, match="closed by the peer"):
         await comm.read()
 
 
 @gen_test()
-async def test_a_stopped_listener_refuses_those_who_still_hold_it() -> None:
+async def test_a_stopped_listener_refuses_requests() -> None:
     listener = InProcListener("", echo)
     request = ConnectionRequest(Queue(), Queue(), asyncio.get_running_loop(), "client")
     with pytest.raises(OSError, match=f"{listener.listen_address} does not listen"):
@@ -632,7 +607,7 @@ def test_the_backend() -> None:
     assert isinstance(backend.get_connector(), InProcConnector)
 
 
-def test_a_comm_says_where_it_leads() -> None:
+def test_the_repr_of_a_comm_has_both_addresses() -> None:
     loop = asyncio.new_event_loop()
     comm = InProc("inproc://a", "inproc://b", Queue(), Queue(), loop, deserialize=False)
     assert repr(comm) == "<InProc  local=inproc://a remote=inproc://b>"

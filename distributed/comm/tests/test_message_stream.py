@@ -1,122 +1,127 @@
-"""A stream of messages: who waits is told at once, and nothing is lost whoever is late."""
+"""Message streams, and the future that resumes their readers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import socket
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
 from tornado.iostream import StreamClosedError
 
-from distributed.comm.message_stream import Arrival, MessageStream
+from distributed.comm.inline_future import InlineFuture
+from distributed.comm.message_stream import MessageStream
+from distributed.comm.stream import StreamComm
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Limits, MessageDecoder, pack_message
 from distributed.utils_test import async_poll_for, gen_test
 
 
 def in_a_callback(function, *args):
-    """Return a future for what a callback of the event loop returns."""
+    """Return a future with the result of *function*, called by the event loop."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     loop.call_soon(lambda: done.set_result(function(*args)))
     return done
 
 
-async def waiting(arrival: Arrival) -> None:
-    await async_poll_for(lambda: arrival.wake is not None)
+async def waiting(future: InlineFuture) -> None:
+    await async_poll_for(lambda: future.wake is not None)
 
 
 @gen_test()
-async def test_who_waits_goes_on_before_the_event_is_over():
-    arrival = Arrival(asyncio.get_running_loop())
+async def test_the_waiter_resumes_inside_resolve():
+    future = InlineFuture(asyncio.get_running_loop())
     seen = []
 
     async def wait():
-        seen.append(await arrival)
-        seen.append(await arrival)
+        seen.append(await future)
+        seen.append(await future)
 
     task = asyncio.create_task(wait())
     for i in range(2):
-        await waiting(arrival)
+        await waiting(future)
 
         def resolve(i=i):
-            arrival.resolve(i)
+            future.resolve(i)
             return list(seen)
 
         assert await in_a_callback(resolve) == list(range(i + 1))
     await task
-    assert arrival.wake is None
+    assert future.wake is None
 
 
 @gen_test()
-async def test_an_error_is_raised_where_it_was_waited_for():
-    arrival = Arrival(asyncio.get_running_loop())
+async def test_the_waiter_gets_the_error():
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         with pytest.raises(ZeroDivisionError, match="now"):
-            await arrival
+            await future
         with pytest.raises(ZeroDivisionError, match="soon"):
-            await arrival
-        return await arrival
+            await future
+        return await future
 
     task = asyncio.create_task(wait())
-    await waiting(arrival)
-    await in_a_callback(lambda: arrival.resolve(error=ZeroDivisionError("now")))
-    await waiting(arrival)
-    arrival.resolve_soon(ZeroDivisionError("soon"))
-    assert arrival.wake is None
-    await waiting(arrival)
-    await in_a_callback(arrival.resolve, "result")
+    await waiting(future)
+    future.error = ZeroDivisionError("now")
+    await in_a_callback(future.resolve)
+    await waiting(future)
+    future.resolve_soon(ZeroDivisionError("soon"))
+    assert future.wake is None
+    await waiting(future)
+    await in_a_callback(future.resolve, "result")
     assert await task == "result"
 
 
 @gen_test()
 async def test_a_wait_can_be_cancelled_and_time_out():
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         try:
-            await arrival
+            await future
         except asyncio.CancelledError as exc:
             return exc.args
 
     for args in ((), ("why",)):
         task = asyncio.create_task(wait())
-        await waiting(arrival)
+        await waiting(future)
         assert task.cancel(*args)
-        assert arrival.wake is None
+        assert future.wake is None
         assert await task == args
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await arrival
-    assert not arrival.cancel()
+            await future
+    assert not future.cancel()
 
-    # And when the task is cancelled before it waits at all.
+    # A task may also be cancelled before it waits.
     asyncio.current_task().cancel()
     with pytest.raises(asyncio.CancelledError):
-        await arrival
+        await future
     asyncio.current_task().uncancel()
-    assert arrival.wake is None
+    assert future.wake is None
 
 
 @gen_test()
-async def test_a_task_goes_on_in_its_own_context():
+async def test_the_waiter_resumes_in_its_own_context():
     variable = contextvars.ContextVar("variable", default="outside")
-    arrival = Arrival(asyncio.get_running_loop())
+    future = InlineFuture(asyncio.get_running_loop())
 
     async def wait():
         variable.set("inside")
-        await arrival
+        await future
         return variable.get(), asyncio.current_task().get_name()
 
     task = asyncio.create_task(wait(), name="me")
-    await waiting(arrival)
+    await waiting(future)
 
     def resolve():
-        arrival.resolve()
+        future.resolve()
         return variable.get()
 
     assert await in_a_callback(resolve) == "outside"
@@ -141,15 +146,15 @@ def packed(*frames):
 
 
 async def read(stream):
-    frames = stream.next_message()
+    frames = stream.read_message()
     return [bytes(frame) for frame in (frames if isinstance(frames, list) else await frames)]
 
 
 @gen_test()
-async def test_what_arrives_while_nobody_reads_is_read_in_order():
+async def test_messages_received_without_a_reader_are_read_in_order():
     async with stream_and_peer() as (stream, peer):
         loop = asyncio.get_running_loop()
-        # Far more than what either of the buffers on the way takes.
+        # This is far more than the buffers of the sockets hold.
         messages = [packed(bytes([i]) * 50_000) for i in range(100)]
         sending = asyncio.create_task(loop.sock_sendall(peer, b"".join(messages)))
         await async_poll_for(lambda: stream._read_buffer_size > 0)
@@ -160,7 +165,7 @@ async def test_what_arrives_while_nobody_reads_is_read_in_order():
 
 @pytest.mark.parametrize("read_before", [False, True])
 @gen_test()
-async def test_what_arrived_before_the_end_is_still_read(read_before):
+async def test_messages_received_before_the_end_are_read(read_before):
     async with stream_and_peer() as (stream, peer):
         if read_before:
             peer.send(packed(b"first") + packed(b"second"))
@@ -177,7 +182,7 @@ async def test_what_arrived_before_the_end_is_still_read(read_before):
 
 
 @gen_test()
-async def test_a_part_of_a_message_before_the_end_is_waited_for_in_vain():
+async def test_a_partial_message_at_the_end_is_an_error():
     async with stream_and_peer() as (stream, peer):
         peer.send(packed(b"x" * 100)[:50])
         await async_poll_for(lambda: stream._read_buffer_size)
@@ -187,11 +192,11 @@ async def test_a_part_of_a_message_before_the_end_is_waited_for_in_vain():
 
 
 @gen_test()
-async def test_the_end_is_noticed_by_nobody_who_reads_before_and_after_something_was_read():
+async def test_the_stream_closes_with_its_peer_even_without_a_reader():
     for early in (False, True):
         async with stream_and_peer() as (stream, peer):
             if early:
-                # It arrives while nobody reads, and Tornado stops to watch the socket.
+                # Tornado stops watching the socket when data comes while no task reads.
                 peer.send(packed(b"x"))
                 await async_poll_for(lambda stream=stream: stream._read_buffer_size)
                 assert await read(stream) == [b"x"]
@@ -200,7 +205,7 @@ async def test_the_end_is_noticed_by_nobody_who_reads_before_and_after_something
 
 
 @gen_test()
-async def test_a_reader_is_told_when_the_stream_is_closed_on_either_side():
+async def test_the_reader_gets_an_error_when_either_side_closes():
     for close in (lambda stream, peer: stream.close(), lambda stream, peer: peer.close()):
         async with stream_and_peer() as (stream, peer):
             reading = asyncio.create_task(read(stream))
@@ -211,7 +216,7 @@ async def test_a_reader_is_told_when_the_stream_is_closed_on_either_side():
 
 
 @gen_test()
-async def test_what_is_no_message_is_told_to_the_reader():
+async def test_the_reader_gets_the_error_of_an_invalid_message():
     async with stream_and_peer() as (stream, peer):
         stream.decoder.limits = Limits(max_message_size=10)
         reading = asyncio.create_task(read(stream))
@@ -222,7 +227,7 @@ async def test_what_is_no_message_is_told_to_the_reader():
 
 
 @gen_test()
-async def test_a_read_that_is_cancelled_takes_nothing():
+async def test_a_cancelled_read_loses_no_data():
     async with stream_and_peer() as (stream, peer):
         reading = asyncio.create_task(read(stream))
         await async_poll_for(stream.reading)
@@ -239,13 +244,13 @@ async def test_a_read_that_is_cancelled_takes_nothing():
     ids=["one", "three", "large", "more than one call takes", "more than fits", "many and large"],
 )
 @gen_test()
-async def test_buffers_arrive_as_they_were_sent_however_many_and_large(sizes):
+async def test_buffers_of_any_number_and_size_are_sent_in_order(sizes):
     async with stream_and_peer() as (stream, peer):
         loop = asyncio.get_running_loop()
         buffers = [bytes([i % 251]) * size for i, size in enumerate(sizes)]
         whole = b"".join(buffers)
         for _ in range(2):
-            # The second one is sent before the first has left.
+            # The second message is sent while a part of the first is waiting.
             written = stream.send(buffers, len(whole))
         received = bytearray()
         while len(received) < 2 * len(whole):
@@ -265,7 +270,7 @@ async def test_nothing_is_sent_on_a_closed_stream():
 
 @pytest.mark.parametrize("buffers", [[b"x"], [b"x", b"y"]])
 @gen_test()
-async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
+async def test_sending_to_a_disconnected_peer_closes_the_stream(buffers):
     async with stream_and_peer() as (stream, peer):
         peer.close()
         with pytest.raises(StreamClosedError) as info:
@@ -274,72 +279,50 @@ async def test_a_peer_that_is_gone_is_noticed_by_who_sends(buffers):
         assert stream.closed()
 
 
-async def read_alike(stream, peer):
-    """Read messages that are laid out alike, until the stream foresees the next one."""
-    data = packed(b"message", b"x" * 100_000)
-    for _ in range(3):
-        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data))
-        assert await read(stream) == [b"message", b"x" * 100_000]
-        await sending
-    return data
-
-
-@pytest.mark.parametrize("cut", [1, 30, 50, 5000])
 @gen_test()
-async def test_a_message_that_was_foreseen_may_end_early(cut):
-    async with stream_and_peer() as (stream, peer):
-        data = await read_alike(stream, peer)
-        reading = asyncio.create_task(read(stream))
-        await async_poll_for(stream.reading)
-        peer.send(data[:cut])
-        await async_poll_for(lambda: stream.decoder.in_message)
-        peer.close()
-        with pytest.raises(StreamClosedError):
-            await reading
-
-
-@gen_test()
-async def test_a_read_that_is_cancelled_amid_what_was_foreseen_takes_nothing():
-    async with stream_and_peer() as (stream, peer):
-        data = await read_alike(stream, peer)
-        reading = asyncio.create_task(read(stream))
-        await async_poll_for(stream.reading)
-        peer.send(data[:5000])
-        await async_poll_for(lambda: stream.decoder.in_message)
-        reading.cancel()
-        await asyncio.wait({reading})
-        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, data[5000:]))
-        assert await read(stream) == [b"message", b"x" * 100_000]
-        await sending
-
-
-@gen_test()
-async def test_something_else_than_was_foreseen_may_come_while_nobody_reads():
-    async with stream_and_peer() as (stream, peer):
-        await read_alike(stream, peer)
-        peer.send(packed(b"a", b"b" * 1000) + packed(b"c") + packed(b"d" * 9000))
-        await async_poll_for(lambda: stream._read_buffer_size)
-        assert await read(stream) == [b"a", b"b" * 1000]
-        assert await read(stream) == [b"c"]
-        assert await read(stream) == [b"d" * 9000]
-
-
-@gen_test()
-async def test_whatever_else_fails_closes_the_stream_and_is_told(monkeypatch):
-    def next_message(decoder, received=0):
-        if received:
-            raise MemoryError("too much")
+async def test_any_other_error_closes_the_stream_and_is_logged(monkeypatch):
+    def buffer_updated(decoder, nbytes):
+        raise MemoryError("too much")
 
     loop = asyncio.get_running_loop()
-    told = []
-    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    logged = []
+    loop.set_exception_handler(lambda loop, context: logged.append(context["exception"]))
     async with stream_and_peer() as (stream, peer):
         reading = asyncio.create_task(read(stream))
         await async_poll_for(stream.reading)
-        monkeypatch.setattr(MessageDecoder, "next_message", next_message)
+        monkeypatch.setattr(MessageDecoder, "buffer_updated", buffer_updated)
         peer.send(packed(b"x"))
         with pytest.raises(StreamClosedError) as info:
             await reading
         assert isinstance(info.value.real_error, MemoryError)
         assert stream.closed()
-    assert list(map(str, told)) == ["too much"]
+    assert list(map(str, logged)) == ["too much"]
+
+
+@pytest.mark.parametrize("ending", ["peer closes", "garbage", "abort", "cancel"])
+@gen_test()
+async def test_a_failed_read_leaves_no_reference_cycle(ending):
+    ours, peer = socket.socketpair()
+    with peer:
+        comm = StreamComm(MessageStream(ours), "inproc://here", "inproc://there")
+        reading = asyncio.create_task(comm.read())
+        await async_poll_for(comm.stream.reading)
+        gc.collect()
+        gc.disable()
+        try:
+            if ending == "peer closes":
+                peer.close()
+            elif ending == "garbage":
+                peer.send(b"\xff" * 100)
+            elif ending == "abort":
+                comm.abort()
+            else:
+                reading.cancel()
+            await asyncio.wait({reading})
+            left = [weakref.ref(comm), weakref.ref(reading)]
+            if not reading.cancelled():
+                left.append(weakref.ref(reading.exception()))
+            del comm, reading
+            await async_poll_for(lambda: not any(ref() for ref in left))
+        finally:
+            gc.enable()

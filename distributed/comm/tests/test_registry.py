@@ -28,7 +28,7 @@ def wrong():
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Install a package with an entry point, as far as ``importlib.metadata`` can tell."""
+    """Return a function that makes ``importlib.metadata`` find a package with an entry point."""
 
     def install(entry_point: str) -> None:
         (tmp_path / "transport_under_test.py").write_text(PROVIDER)
@@ -38,7 +38,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (info / "entry_points.txt").write_text(f"[distributed.comm.backends]\n{entry_point}\n")
         monkeypatch.syspath_prepend(tmp_path)
 
-    # Monkeypatch cannot undo what it did not do: note each key that a test may leave.
+    # Monkeypatch undoes only its own changes, so register each key that a test may add.
     known = set(backends)
     yield install
     sys.modules.pop("transport_under_test", None)
@@ -52,7 +52,7 @@ def test_built_in_schemes_have_their_backends(scheme: str, cls: type[Backend]) -
     assert backends[scheme] is get_backend(scheme)
 
 
-def test_the_package_offers_the_same_registry() -> None:
+def test_the_package_exports_the_registry() -> None:
     assert package_backends is backends
 
 
@@ -81,7 +81,7 @@ def test_assigned_backend_replaces_a_built_in_one(monkeypatch: pytest.MonkeyPatc
     assert type(get_backend("tcp")) is TCPBackend
 
 
-def test_a_built_in_scheme_counts_before_it_is_imported() -> None:
+def test_a_built_in_scheme_is_listed_before_it_is_imported() -> None:
     fresh = Backends({"a": "no_such_module:A", "tcp": "distributed.comm.tcp:TCPBackend"})
     assert "a" in fresh
     assert "b" not in fresh
@@ -104,14 +104,14 @@ def test_a_built_in_scheme_can_be_deleted(used: bool) -> None:
         del fresh["tcp"]
 
 
-def test_threads_that_ask_at_once_get_one_backend() -> None:
+def test_concurrent_lookups_return_one_backend() -> None:
     with ThreadPoolExecutor(4) as threads:
         for _ in range(20):
             fresh = Backends({"tcp": "distributed.comm.tcp:TCPBackend"})
             assert len(set(threads.map(fresh.__getitem__, ["tcp"] * 8))) == 1
 
 
-def test_addresses_are_understood_without_importing_a_transport() -> None:
+def test_parsing_an_address_imports_no_transport() -> None:
     program = (
         "import sys; from distributed.comm.addressing import parse_address, parse_host_port\n"
         "parse_address('tcp://h:1'), parse_host_port('tcp://h:1')\n"
@@ -135,10 +135,10 @@ def test_entry_point_provides_a_scheme(install) -> None:
         ("transport_under_test:broken", "RuntimeError: no such device"),
         ("transport_under_test:missing", "AttributeError: .*missing"),
         ("no_such_module_at_all:x", "ModuleNotFoundError: .*no_such_module_at_all"),
-        ("transport_under_test:wrong", "TypeError: it made 'a string', which is no Backend"),
+        ("transport_under_test:wrong", "TypeError: it made 'a string', which is not a Backend"),
     ],
 )
-def test_entry_point_that_fails_is_named(install, reference: str, reason: str) -> None:
+def test_the_error_names_an_entry_point_that_fails(install, reference: str, reason: str) -> None:
     install(f"udp = {reference}")
     with pytest.raises(
         ImportError, match=f"'udp'.*'{reference}'.*'transport-under-test'.*{reason}"
@@ -147,11 +147,11 @@ def test_entry_point_that_fails_is_named(install, reference: str, reason: str) -
     assert "udp" not in backends
 
 
-def test_entry_points_are_not_looked_at_for_a_known_scheme(install) -> None:
+def test_entry_points_are_not_searched_for_a_known_scheme(install) -> None:
     install("tcp = transport_under_test:broken")
     assert type(get_backend("tcp")) is TCPBackend
 
 
-def test_a_backend_without_ports_need_not_say_so() -> None:
+def test_a_backend_has_no_ports_by_default() -> None:
     with pytest.raises(NotImplementedError, match="InProcBackend"):
         InProcBackend().get_address_host_port("1.2.3.4/5/1")

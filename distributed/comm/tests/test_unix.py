@@ -1,4 +1,4 @@
-"""What is Unix domain sockets' own: names, files, permissions, and who the peer is."""
+"""The ``unix://`` transport: names, files, permissions, and credentials of the peer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from distributed import Server, rpc
 from distributed.base import config
 from distributed.comm import (
     connect,
@@ -29,11 +29,12 @@ from distributed.comm import (
     resolve_address,
     unix,
 )
-from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
-from distributed.comm.registry import backends
-from distributed.comm.tests.transports import echo
-from distributed.protocol import to_serialize
+from distributed.comm.core import CommClosedError, FatalCommClosedError
+from distributed.comm.tests.raw_peers import raw_peer
+from distributed.comm.tests.transports import TRANSPORTS, echo
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
+
+UNIX = TRANSPORTS["unix"]
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="exists on Linux only")
 
@@ -59,15 +60,15 @@ async def assert_echo(address: str, **kwargs: Any) -> None:
 
 @gen_test()
 async def test_a_listener_at_a_path_is_found_there(address):
-    async with await listen(address, echo) as listener:
+    async with listen(address, echo) as listener:
         assert listener.listen_address == listener.contact_address == address
         assert stat.S_ISSOCK(path_of(address).stat().st_mode)
         await assert_echo(address)
 
 
 @gen_test()
-async def test_a_listener_without_a_path_gets_a_new_one_where_nobody_else_can_enter():
-    async with await listen("unix://", echo) as one, await listen("unix://", echo) as two:
+async def test_a_listener_without_a_path_gets_a_new_one_in_a_private_directory():
+    async with listen("unix://", echo) as one, await listen("unix://", echo) as two:
         assert one.contact_address != two.contact_address
         for listener in (one, two):
             directory = path_of(listener.contact_address).parent.stat()
@@ -77,12 +78,14 @@ async def test_a_listener_without_a_path_gets_a_new_one_where_nobody_else_can_en
 
 
 @gen_test()
-async def test_a_new_path_is_short_however_long_that_of_temporary_files(monkeypatch, tmp_path):
+async def test_a_new_path_is_short_even_if_the_directory_for_temporary_files_is_long(
+    monkeypatch, tmp_path
+):
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
     monkeypatch.setattr(unix, "_private_directory", None)
-    async with await listen("unix://", echo) as listener:
+    async with listen("unix://", echo) as listener:
         directory = path_of(listener.contact_address).parent
         assert directory.parent == Path("/tmp")
         assert list(long.iterdir()) == []
@@ -91,21 +94,21 @@ async def test_a_new_path_is_short_however_long_that_of_temporary_files(monkeypa
 
 
 @gen_test()
-async def test_a_new_directory_is_made_where_somebody_has_removed_it(monkeypatch, tmp_path):
+async def test_a_new_directory_is_created_if_the_first_was_removed(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(unix, "_private_directory", None)
-    async with await listen("unix://", echo) as listener:
+    async with listen("unix://", echo) as listener:
         first = path_of(listener.contact_address).parent
     first.rmdir()
-    async with await listen("unix://", echo) as listener:
+    async with listen("unix://", echo) as listener:
         await assert_echo(listener.contact_address)
 
 
 @on_linux
 @gen_test()
-async def test_an_abstract_name_needs_no_file():
+async def test_a_listener_at_an_abstract_name_is_found_there():
     address = f"unix://@distributed-test-{os.getpid()}"
-    async with await listen(address, echo) as listener:
+    async with listen(address, echo) as listener:
         assert listener.contact_address == address
         await assert_echo(address)
         with pytest.raises(OSError, match=re.escape(f"cannot listen at {address}")) as caught:
@@ -113,21 +116,21 @@ async def test_an_abstract_name_needs_no_file():
         assert caught.value.errno == errno.EADDRINUSE
     with pytest.raises(OSError, match="Timed out"):
         await connect(address, timeout=0.1)
-    async with await listen(address, echo):
+    async with listen(address, echo):
         await assert_echo(address)
 
 
 @gen_test()
 async def test_a_relative_path_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    async with await listen("unix://s", echo) as listener:
+    async with listen("unix://s", echo) as listener:
         assert listener.contact_address == f"unix://{tmp_path}/s"
         await assert_echo("unix://s")
 
 
 @pytest.mark.parametrize("kind", ["", "@"])
 @gen_test()
-async def test_a_name_that_is_too_long_is_an_error_that_tells_the_limit(kind):
+async def test_a_name_that_is_too_long_is_an_error_with_the_limit(kind):
     limit = 107 if sys.platform == "linux" else 103
     address = f"unix://{kind}/" + "x" * (limit - len(kind))
     expected = f"at most {limit} bytes, and this one has {limit + 1}: {re.escape(address)}"
@@ -142,7 +145,7 @@ async def test_a_name_that_is_too_long_is_an_error_that_tells_the_limit(kind):
 async def test_the_longest_names_can_be_used(tmp_path):
     path = str(tmp_path / "x")
     for name in (path + "x" * (107 - len(path)), "@" + "x" * 106):
-        async with await listen(f"unix://{name}", echo):
+        async with listen(f"unix://{name}", echo):
             await assert_echo(f"unix://{name}")
 
 
@@ -155,13 +158,13 @@ async def test_the_longest_names_can_be_used(tmp_path):
     ],
 )
 @gen_test()
-async def test_what_is_no_name_cannot_be_connected_to(address, why):
+async def test_connecting_to_an_invalid_name_is_an_error(address, why):
     with pytest.raises(ValueError, match=why):
         await connect(address)
 
 
 @gen_test()
-async def test_abstract_names_are_refused_where_there_are_none(monkeypatch):
+async def test_abstract_names_are_refused_on_platforms_without_them(monkeypatch):
     monkeypatch.setattr(unix, "_HAS_ABSTRACT_NAMES", False)
     with pytest.raises(ValueError, match="on Linux only: unix://@x"):
         await listen("unix://@x", echo)
@@ -170,25 +173,11 @@ async def test_abstract_names_are_refused_where_there_are_none(monkeypatch):
 @gen_test()
 async def test_without_abstract_names_a_client_has_no_name(monkeypatch, address):
     monkeypatch.setattr(unix, "_HAS_ABSTRACT_NAMES", False)
-    async with await listen(address, echo):
+    async with listen(address, echo):
         comm = await connect(address)
         assert comm.local_address == "unix://(unnamed)"
         assert comm.same_host
         await comm.close()
-
-
-def test_a_listener_that_was_not_started_has_no_address(address):
-    listener = unix.UnixListener(address, echo)
-    with pytest.raises(ValueError, match="non-started UnixListener"):
-        _ = listener.contact_address
-    listener.stop()
-
-
-@gen_test()
-async def test_starting_a_listener_again_binds_nothing_more(address):
-    async with await listen(address, echo) as listener:
-        assert await listener is listener
-        await assert_echo(address)
 
 
 # Files
@@ -217,9 +206,9 @@ async def test_the_file_is_removed_when_the_listener_stops(address):
 
 
 @gen_test()
-async def test_the_file_is_removed_when_the_listener_is_forgotten(address):
+async def test_the_file_is_removed_when_the_listener_is_garbage_collected(address):
     listener: Any = await listen(address, echo)
-    listener.server.stop()
+    listener.tcp_server.stop()
     del listener
     gc.collect()
     assert not path_of(address).exists()
@@ -265,13 +254,13 @@ async def test_a_socket_whose_process_was_killed_is_replaced(address):
     assert path_of(address).exists()
     with pytest.raises(OSError, match="Timed out"):
         await connect(address, timeout=0.1)
-    async with await listen(address, echo):
+    async with listen(address, echo):
         await assert_echo(address)
 
 
 @gen_test()
-async def test_a_socket_that_is_alive_is_not_replaced(address):
-    async with await listen(address, echo):
+async def test_a_socket_with_a_listener_is_not_replaced(address):
+    async with listen(address, echo):
         with captured_logger("distributed.comm"):
             expected = f"cannot listen at {address}: another socket listens there already"
             with pytest.raises(OSError, match=re.escape(expected)) as caught:
@@ -281,7 +270,7 @@ async def test_a_socket_that_is_alive_is_not_replaced(address):
 
 
 @gen_test()
-async def test_a_socket_that_is_too_busy_to_accept_is_not_replaced(address):
+async def test_a_socket_with_a_full_backlog_is_not_replaced(address):
     with (
         socket.socket(socket.AF_UNIX) as busy,
         socket.socket(socket.AF_UNIX) as one,
@@ -297,9 +286,9 @@ async def test_a_socket_that_is_too_busy_to_accept_is_not_replaced(address):
 
 
 @gen_test()
-async def test_a_file_that_is_no_socket_is_not_replaced(address):
+async def test_a_file_that_is_not_a_socket_is_not_replaced(address):
     path_of(address).write_text("precious")
-    with pytest.raises(OSError, match="there is a file that is no socket"):
+    with pytest.raises(OSError, match="a file that is not a socket is there"):
         await listen(address, echo)
     assert path_of(address).read_text() == "precious"
 
@@ -308,13 +297,13 @@ async def test_a_file_that_is_no_socket_is_not_replaced(address):
 async def test_a_listener_does_not_remove_the_file_of_its_successor(address):
     listener = await listen(address, echo)
     path_of(address).unlink()
-    async with await listen(address, echo):
+    async with listen(address, echo):
         listener.stop()
         await assert_echo(address)
 
 
 @gen_test()
-async def test_of_many_that_listen_at_once_at_a_stale_socket_one_succeeds(address):
+async def test_one_of_many_listeners_that_start_at_a_stale_socket_succeeds(address):
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path_of(address)))
     with captured_logger("distributed.comm"):
@@ -327,20 +316,22 @@ async def test_of_many_that_listen_at_once_at_a_stale_socket_one_succeeds(addres
 
 
 @gen_test()
-async def test_listening_waits_while_another_process_looks_for_stale_sockets(address):
+async def test_starting_a_listener_waits_for_the_lock_of_the_directory(monkeypatch, address):
     directory = os.open(path_of(address).parent, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
+        flock = Mock(side_effect=fcntl.flock)
+        monkeypatch.setattr(unix.fcntl, "flock", flock)
         listening = asyncio.ensure_future(listen(address, echo))
-        done, _ = await asyncio.wait({listening}, timeout=0.05)
-        assert not done
+        await async_poll_for(lambda: flock.call_count > 2, timeout=5)
+        assert not listening.done()
     finally:
         os.close(directory)
     (await listening).stop()
 
 
 @gen_test()
-async def test_a_directory_that_stays_locked_is_told_of(monkeypatch, address):
+async def test_a_directory_that_stays_locked_is_an_error(monkeypatch, address):
     monkeypatch.setattr(unix, "_LOCK_ATTEMPTS", 3)
     directory = os.open(path_of(address).parent, os.O_RDONLY)
     try:
@@ -352,23 +343,23 @@ async def test_a_directory_that_stays_locked_is_told_of(monkeypatch, address):
 
 
 @gen_test()
-async def test_a_directory_that_is_missing_is_told_of(address):
+async def test_a_missing_directory_is_an_error_with_the_address(address):
     with pytest.raises(FileNotFoundError, match=f"cannot listen at {address}/x"):
         await listen(f"{address}/x", echo)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may do anything")
 @gen_test()
-async def test_a_socket_that_is_forbidden_is_tried_once(address):
-    async with await listen(address, echo):
+async def test_a_forbidden_socket_is_tried_once(address):
+    async with listen(address, echo):
         path_of(address).chmod(0)
         with pytest.raises(FatalCommClosedError, match="Permission denied"):
             await connect(address)
 
 
 @gen_test()
-async def test_what_the_kernel_forbids_is_tried_once(monkeypatch, address):
-    # As the test above, where permissions do not hold for root.
+async def test_a_connection_that_the_kernel_forbids_is_tried_once(monkeypatch, address):
+    # Like the test above, which cannot run as root, because permissions do not apply to root.
     class Forbidden(socket.socket):
         def connect(self, address: Any) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -383,21 +374,17 @@ async def test_what_the_kernel_forbids_is_tried_once(monkeypatch, address):
 
 @on_linux
 @gen_test()
-async def test_extra_info_tells_who_the_peer_is(address):
-    accepted: asyncio.Queue[Comm] = asyncio.Queue()
+async def test_extra_info_has_the_credentials_of_the_peer():
     here = {"pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid()}
-    async with await listen(address, accepted.put):
-        comm = await connect(address)
-        other = await accepted.get()
+    async with UNIX.pair() as (comm, other):
         assert comm.extra_info == other.extra_info == here
         await comm.close()
         assert comm.extra_info == here
-        await other.close()
 
 
 @on_linux
 @gen_test()
-async def test_extra_info_tells_of_another_process(address):
+async def test_extra_info_has_the_process_id_of_another_process(address):
     process, _ = listening_process(address)
     try:
         comm = await connect(address)
@@ -409,25 +396,19 @@ async def test_extra_info_tells_of_another_process(address):
 
 @on_linux
 @gen_test()
-async def test_connections_can_be_told_apart_on_both_sides(address):
-    accepted: asyncio.Queue[Comm] = asyncio.Queue()
-    async with await listen(address, accepted.put):
-        comms = [await connect(address) for _ in range(5)]
-        others = [await accepted.get() for _ in range(5)]
-        names = [comm.local_address for comm in comms]
-        assert len(set(names)) == 5
-        assert sorted(names) == sorted(other.peer_address for other in others)
-        for comm in comms + others:
-            comm.abort()
+async def test_each_connection_has_a_name_that_both_sides_know():
+    async with UNIX.pair() as (one, other_one), UNIX.pair() as (two, other_two):
+        assert one.local_address != two.local_address
+        assert one.local_address == other_one.peer_address
+        assert two.local_address == other_two.peer_address
 
 
 @gen_test()
-async def test_a_peer_that_is_no_peer_is_told_of_once_and_leaves_others_alone(address):
+async def test_garbage_is_logged_once_and_does_not_affect_other_peers(address):
     with captured_logger("distributed.comm") as log:
-        async with await listen(address, echo):
-            with socket.socket(socket.AF_UNIX) as raw:
-                raw.connect(str(path_of(address)))
-                raw.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with listen(address, echo):
+            async with raw_peer(address) as peer:
+                await peer.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 await async_poll_for(lambda: "failed before it began" in log.getvalue(), timeout=5)
             await assert_echo(address)
     assert log.getvalue().count("\n") == 1
@@ -435,50 +416,26 @@ async def test_a_peer_that_is_no_peer_is_told_of_once_and_leaves_others_alone(ad
 
 
 @gen_test()
-async def test_silence_ends_at_the_deadline_of_the_handshake(address):
+async def test_a_silent_peer_is_closed_at_the_deadline_of_the_handshake(address):
     with (
         config.set({"distributed.comm.timeouts.handshake": "100ms"}),
         captured_logger("distributed.comm") as log,
     ):
-        async with await listen(address, echo):
-            with socket.socket(socket.AF_UNIX) as raw:
-                raw.connect(str(path_of(address)))
-                await async_poll_for(lambda: "did not complete" in log.getvalue(), timeout=5)
+        async with listen(address, echo), raw_peer(address) as peer:
+            await peer.wait_closed()
+    assert "did not complete" in log.getvalue()
 
 
 @gen_test()
-async def test_a_token_may_be_required(address):
-    async with await listen(address, echo, token="sesame"):
-        await assert_echo(address, token="sesame")
-        with (
-            captured_logger("distributed.comm"),
-            pytest.raises(FatalCommClosedError, match="token"),
-        ):
-            await connect(address, token="simsalabim")
-
-
-@gen_test()
-async def test_where_encryption_is_required_it_is_refused(address):
-    expected = f"encryption required by Dask configuration.*{address}"
-    with pytest.raises(RuntimeError, match=expected):
-        await listen(address, echo, require_encryption=True)
-    with pytest.raises(RuntimeError, match=expected):
-        await connect(address, require_encryption=True)
-
-
-@gen_test()
-async def test_a_reset_in_the_middle_of_a_message_closes_the_comm(address):
-    accepted: asyncio.Queue[Any] = asyncio.Queue()
-    async with await listen(address, accepted.put):
-        comm = await connect(address)
-        other = await accepted.get()
+async def test_a_reset_in_the_middle_of_a_message_closes_the_comm():
+    async with UNIX.pair() as (comm, other):
         await other.stream.write(b"\xc8\0\0\0")
         other.abort()
         with pytest.raises(CommClosedError, match=r"in the middle of a message|reset"):
             await comm.read()
 
 
-# What other parts make of addresses
+# Addresses
 
 
 def test_all_addresses_are_on_this_host():
@@ -497,42 +454,5 @@ def test_resolving_makes_paths_absolute(monkeypatch, tmp_path):
     assert resolve_address("unix://app.sock") == f"unix://{tmp_path}/app.sock"
 
 
-def test_who_can_reach_an_address_can_reach_a_new_one():
+def test_the_local_address_for_a_peer_is_a_new_path():
     assert get_local_address_for("unix:///run/app.sock") == "unix://"
-
-
-def test_the_backend_is_registered():
-    assert isinstance(backends["unix"], unix.UnixBackend)
-
-
-@gen_test()
-async def test_a_server_is_called_over_a_unix_socket(address):
-    async with Server({"ping": lambda: "pong"}) as server:
-        await server.listen(address)
-        assert server.address == address
-        async with rpc(address) as remote:
-            assert await remote.ping() == "pong"
-            assert (await remote.identity())["type"] == "Server"
-        assert await server.rpc(address).ping() == "pong"
-        answers = await asyncio.gather(*(server.rpc(address).echo(data=i) for i in range(50)))
-        assert answers == list(range(50))
-    assert not path_of(address).exists()
-
-
-@pytest.mark.timeout(300)
-@gen_test(timeout=240)
-async def test_a_message_may_be_larger_than_2_gib(address):
-    accepted: asyncio.Queue[Comm] = asyncio.Queue()
-    size = 2**31 + 200_000_000
-    async with await listen(address, accepted.put):
-        comm = await connect(address)
-        other = await accepted.get()
-        sent = bytearray(size)
-        sent[-5:] = b"tail!"
-        writing = asyncio.create_task(comm.write({"x": to_serialize(sent)}))
-        arrived = memoryview((await other.read())["x"])
-        assert await writing > size
-        assert arrived.nbytes == size
-        assert bytes(arrived[-5:]) == b"tail!"
-        await comm.close()
-        await other.close()

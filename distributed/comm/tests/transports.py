@@ -1,7 +1,6 @@
-"""The transports that the tests of comms run over, and what such a test needs of each.
+"""The transports that the tests of comms run over.
 
-A new transport is one more line in `TRANSPORTS`: every test that takes the `transport` fixture then
-runs over it.
+Every test that takes the `transport` fixture runs over each transport in `TRANSPORTS`.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from distributed.utils_test import tls_security
 
 @dataclass(frozen=True)
 class Transport:
-    """How the tests listen and connect over a transport.
+    """The addresses and arguments with which tests use a transport.
 
     Parameters
     ----------
     listen_at : str
-        An address where a listener gets a contact address of its own.
+        An address that gives each listener its own contact address.
     unused_address : callable
-        Gives an address at which nobody listens, and where one may listen later.
+        Returns an address without a listener, at which a test may listen.
     serializes : bool
-        Whether messages are made bytes: what was read shares nothing with what was written, and
-        writing waits for the reader.
+        Whether messages are converted to bytes: a read message shares no memory with the written
+        one, and a large write waits for the reader.
     listen_args, connect_args : callable
-        Give the keyword arguments of `listen` and `connect`.
+        Return keyword arguments of `listen` and `connect`.
     """
 
     listen_at: str
@@ -64,7 +63,7 @@ class Transport:
     async def pair(
         self, listen_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> AsyncIterator[tuple[Comm, Comm]]:
-        """Give both ends of a new connection: the one that connected, and the one accepted."""
+        """Yield the connecting and the accepted end of a new connection."""
         accepted: asyncio.Queue[Comm] = asyncio.Queue()
         async with self.listening(accepted.put, **(listen_kwargs or {})) as listener:
             client = await self.connect(listener.contact_address, **kwargs)
@@ -85,7 +84,7 @@ async def stop(listener: Listener) -> None:
 
 
 async def echo(comm: Comm) -> None:
-    """Send back what comes, until the other side closes."""
+    """Send each message back, until the peer closes."""
     with contextlib.suppress(OSError):
         while True:
             await comm.write(await comm.read())

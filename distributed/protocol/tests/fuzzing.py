@@ -242,22 +242,21 @@ def take_stream(data: bytes, limits: Limits = LIMITS) -> int:
     """Read the messages of a stream as a receiver does; return the number of valid ones."""
     decoder = MessageDecoder(limits)
     rest = memoryview(data)
-    right = step = 0
+    right = size = 0
     while True:
         try:
-            while (frames := decoder.next_message(step)) is not None:
-                step = 0
+            frames = decoder.buffer_updated(size) if size else None
+            while frames is not None:
                 right += take(frames)
+                frames = decoder.next_message()
         except FramingError:
             return right
         if not rest:
             return right
-        step = 0
-        for memory in (decoder.wanted(), decoder.ahead or bytearray()):
-            part = rest[: len(memory)]
-            memory[: len(part)] = part
-            rest = rest[len(part) :]
-            step += len(part)
+        memory = decoder.get_buffer()
+        size = min(len(memory), len(rest))
+        memory[:size] = rest[:size]
+        rest = rest[size:]
 
 
 def peak_memory() -> int:

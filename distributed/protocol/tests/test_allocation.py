@@ -29,7 +29,7 @@ def resident():
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, MAPPED_SIZE - 1, MAPPED_SIZE, KEPT_SIZE + 1])
-def test_memory_can_be_written_and_cut_and_merged(size):
+def test_memory_can_be_written_split_and_merged(size):
     view = allocate(size)
     assert (view.nbytes, view.ndim, view.format, view.readonly) == (size, 1, "B", False)
     view[:] = b"x" * size
@@ -41,7 +41,7 @@ def test_memory_can_be_written_and_cut_and_merged(size):
         assert view[:2] == b"yx"[:size]
 
 
-def test_memory_that_cannot_be_had_is_an_error_and_nothing_else(capfd):
+def test_a_failed_allocation_is_one_error(capfd):
     for size in (2**60, 2**70):
         with pytest.raises(FramingError, match="cannot allocate"):
             allocate(size)
@@ -49,7 +49,7 @@ def test_memory_that_cannot_be_had_is_an_error_and_nothing_else(capfd):
 
 
 @pytest.mark.parametrize("size", [MAPPED_SIZE - 1, MAPPED_SIZE])
-def test_memory_that_was_not_written_is_not_there(size):
+def test_unwritten_memory_is_not_resident(size):
     before = resident()
     views = [allocate(size) for _ in range(20)]
     for view in views:
@@ -58,7 +58,7 @@ def test_memory_that_was_not_written_is_not_there(size):
 
 
 @keeps
-def test_memory_is_used_again_once_nobody_has_it():
+def test_released_memory_is_reused():
     view = allocate(MAPPED_SIZE + 5)
     view[:] = b"x" * view.nbytes
     part = view[10:20]
@@ -76,7 +76,7 @@ def test_memory_is_used_again_once_nobody_has_it():
 
 
 @keeps
-def test_nobody_gets_what_somebody_has():
+def test_memory_in_use_is_not_reused():
     views = [allocate(MAPPED_SIZE) for _ in range(3)]
     for i, view in enumerate(views):
         view[:1] = bytes([i])
@@ -84,7 +84,7 @@ def test_nobody_gets_what_somebody_has():
 
 
 @keeps
-def test_what_is_kept_is_for_blocks_of_about_its_size():
+def test_a_cached_block_serves_requests_of_about_its_size():
     allocate(3 * MAPPED_SIZE)
     (kept,) = memory._kept
     small, large = allocate(MAPPED_SIZE), allocate(3 * MAPPED_SIZE + 1)
@@ -96,7 +96,7 @@ def test_what_is_kept_is_for_blocks_of_about_its_size():
 
 
 @keeps
-def test_so_much_is_kept_and_no_more():
+def test_the_size_of_cached_blocks_is_limited():
     allocate(KEPT_SIZE + 1)
     assert memory._kept == []
     views = [allocate(MAPPED_SIZE) for _ in range(KEPT_SIZE // MAPPED_SIZE + 3)]
@@ -105,7 +105,7 @@ def test_so_much_is_kept_and_no_more():
 
 
 @keeps
-def test_threads_and_cycles_may_let_go_of_memory_at_any_time():
+def test_threads_and_the_garbage_collector_may_release_memory_at_any_time():
     def use():
         for i in range(50):
             view = allocate(MAPPED_SIZE)

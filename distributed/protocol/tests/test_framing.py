@@ -1,4 +1,4 @@
-"""The length prelude: bytes in, frames or one clear error out."""
+"""The layout of frames on a byte stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.protocol import framing
 from distributed.protocol.allocation import MAPPED_SIZE
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import (
@@ -28,28 +27,18 @@ def wire(*frames, shard=None):
     return b"".join(pack_message(frames, shard)[0])
 
 
-def fill(decoder, data):
-    """Put the beginning of *data* where the decoder wants it; return the size of that."""
-    wanted = [decoder.wanted()] + ([] if decoder.ahead is None else [decoder.ahead])
-    done = 0
-    for memory in wanted:
-        part = data[done : done + len(memory)]
-        memory[: len(part)] = part
-        done += len(part)
-    return done
-
-
 def receive(decoder, data, step=None):
-    """Push *data* into *decoder* at most *step* bytes at a time; yield its messages."""
-    position = size = 0
-    while True:
-        while (frames := decoder.next_message(size)) is not None:
+    """Yield the messages in *data*; pass at most *step* bytes to *decoder* at a time."""
+    position = 0
+    while position < len(data):
+        memory = decoder.get_buffer()
+        part = data[position : position + min(len(memory), step or len(memory))]
+        memory[: len(part)] = part
+        position += len(part)
+        frames = decoder.buffer_updated(len(part))
+        while frames is not None:
             yield frames
-            size = 0
-        if position == len(data):
-            return
-        size = fill(decoder, data[position : position + step] if step else data[position:])
-        position += size
+            frames = decoder.next_message()
 
 
 def feed(decoder, data, step=None):
@@ -75,7 +64,7 @@ def prelude(first, *lengths):
     ],
     ids=["one", "empty", "empties", "gap", "buffer", "large", "split", "many"],
 )
-def test_frames_arrive_however_the_stream_is_cut(frames, step):
+def test_frames_are_decoded_from_any_chunks(frames, step):
     data = wire(*frames) + wire(b"next") + wire(*frames)
     decoder = MessageDecoder(shard=SHARD)
     assert feed(decoder, data, step) == [frames, [b"next"], frames]
@@ -102,7 +91,7 @@ some_messages = st.lists(st.sampled_from(range(4)), min_size=1, max_size=8).flat
 
 @settings(deadline=None)
 @given(messages=some_messages, step=st.integers(1, 200_000))
-def test_any_messages_survive_any_cuts(messages, step):
+def test_any_messages_are_decoded_from_any_chunks(messages, step):
     data = b"".join(wire(*frames, shard=SHARD) for frames in messages)
     decoder = MessageDecoder(shard=SHARD)
     assert feed(decoder, data, step) == [list(map(bytes, frames)) for frames in messages]
@@ -125,10 +114,10 @@ def test_mutated_bytes_give_messages_or_a_framing_error(data, frames):
 
 def test_frames_of_a_message_are_writable_and_outlive_the_decoder():
     decoder = MessageDecoder()
-    memory = decoder.wanted()
+    memory = decoder.get_buffer()
     data = wire(b"first", b"second")
     memory[: len(data)] = data
-    frames = decoder.next_message(len(data))
+    frames = decoder.buffer_updated(len(data))
     memory[:] = bytes(len(memory))
     frames[0][0] = ord("F")
     assert [bytes(frame) for frame in frames] == [b"First", b"second"]
@@ -160,77 +149,6 @@ def test_small_frames_share_memory_up_to_a_bound():
     assert max(blocks.values()) <= SHARED_BUFFER
 
 
-ARRAY = [b"message", b"header", bytes(range(256)) * 400]
-
-
-def looking_ahead(limits=None):
-    """A decoder that has received two messages laid out alike, and foresees a third one."""
-    decoder = MessageDecoder(limits)
-    assert feed(decoder, 2 * wire(*ARRAY)) == [ARRAY, ARRAY]
-    return decoder
-
-
-def test_of_a_message_that_is_foreseen_the_last_frame_is_received_where_it_stays():
-    decoder = looking_ahead()
-    for _ in range(3):
-        wanted = decoder.wanted()
-        ahead = decoder.ahead
-        data = wire(*ARRAY)
-        assert len(wanted) + len(ahead) == len(data)
-        wanted[:], ahead[:] = data[: len(wanted)], data[len(wanted) :]
-        frames = decoder.next_message(len(data))
-        assert [bytes(frame) for frame in frames] == ARRAY
-        assert frames[-1] is ahead
-        assert decoder.ahead is None
-        frames[0][:1] = b"M"
-
-
-@pytest.mark.parametrize("step", [1, 30, 60, 100, 40_000, None])
-@pytest.mark.parametrize(
-    "frames",
-    [
-        [b"x"],
-        [b"x" * 10_000],
-        [b"x" * READ_SIZE],
-        [b"x" * 200_000],
-        [b"message", b"header", ARRAY[2] + b"."],
-        [b"message", b"header", ARRAY[2][:-1]],
-        [b"message", b"header.", ARRAY[2]],
-        [*ARRAY, b"more"],
-        [b""] * 5000,
-    ],
-    ids=range(9),
-)
-def test_what_is_not_as_was_foreseen_arrives_as_well(frames, step):
-    decoder = looking_ahead()
-    data = wire(*frames) + wire(*ARRAY) + 2 * wire(*frames) + 3 * wire(*ARRAY) + wire(*frames)
-    expected = [frames, ARRAY, frames, frames, ARRAY, ARRAY, ARRAY, frames]
-    assert feed(decoder, data, step) == expected
-    assert not decoder.in_message
-
-
-def test_what_is_foreseen_takes_no_memory_before_it_arrives():
-    decoder = looking_ahead()
-    for _ in range(3):
-        wanted = decoder.wanted()
-        assert decoder.ahead is not None
-        assert decoder.next_message() is None
-        assert decoder.ahead is decoder._scratch is None
-    # Nor does anything go amiss while only the beginning is there.
-    data = wire(*ARRAY)
-    decoder.wanted()[:5] = data[:5]
-    assert decoder.next_message(5) is None
-    assert feed(decoder, data[5:]) == [ARRAY]
-    assert len(wanted) < 100
-
-
-def test_what_is_foreseen_is_refused_as_soon_as_it_is_too_much():
-    decoder = looking_ahead()
-    decoder.limits = Limits(max_message_size=1000)
-    with pytest.raises(FramingError, match=r"'distributed.comm.max-message-size' allows 1,000"):
-        feed(decoder, wire(*ARRAY))
-
-
 def test_large_frames_are_written_without_a_copy():
     array = bytearray(SMALL_FRAME + 1)
     view = memoryview(array)
@@ -258,8 +176,8 @@ def test_a_small_message_is_one_buffer():
         ([b"m", b"h", bytearray(SHARD), bytearray(SHARD), bytearray(9), b"h"], 6),
     ],
 )
-def test_n_counts_the_frames_that_the_original_counts(frames, leading):
-    """As observed on the original's connections."""
+def test_n_counts_the_same_frames_as_in_the_original(frames, leading):
+    """The expected values were observed on connections of the original."""
     data = wire(*frames, shard=SHARD)
     (first,) = struct.unpack_from("<Q", data)
     expected = 8 + 8 * len(frames) + sum(map(len, frames[:leading]))
@@ -288,7 +206,7 @@ def test_any_n_that_ends_with_a_frame_is_accepted(leading):
     ],
     ids=range(8),
 )
-def test_a_prelude_that_lies_is_an_error(data, text):
+def test_an_invalid_prelude_is_an_error(data, text):
     with pytest.raises(FramingError, match=text):
         feed(MessageDecoder(), data)
 
@@ -317,7 +235,7 @@ def resident():
     [prelude(16, 2**33), prelude(8 + 8 * 200_000, *[2**31] * 200_000)],
     ids=["one frame", "many frames"],
 )
-def test_memory_is_taken_only_as_bytes_arrive(data):
+def test_memory_becomes_resident_only_as_bytes_are_received(data):
     decoder = MessageDecoder()
     before = resident()
     assert feed(decoder, data + bytes(1000)) == []
@@ -325,7 +243,7 @@ def test_memory_is_taken_only_as_bytes_arrive(data):
     assert resident() - before < 64e6
 
 
-def test_many_lengths_without_data_cost_no_memory_either():
+def test_preludes_without_data_cost_little_memory():
     before = resident()
     decoders = [MessageDecoder() for _ in range(100)]
     for decoder in decoders:
@@ -334,16 +252,7 @@ def test_many_lengths_without_data_cost_no_memory_either():
     assert resident() - before < 100 * 100_000
 
 
-@pytest.mark.parametrize("step", [None, 5000])
-def test_after_a_wrong_guess_large_frames_have_memory_of_their_own(step):
-    decoder = looking_ahead()
-    data = wire(b"message", b"header", bytes(60_000), b"header", bytes(SMALL_FRAME + 1))
-    (frames,) = receive(decoder, data, step)
-    assert len({id(frame.obj) for frame in frames}) == 4
-    assert [len(frame.obj) for frame in frames[2::2]] == [60_000, SMALL_FRAME + 1]
-
-
-def test_messages_stay_what_they_were_while_others_arrive():
+def test_decoded_messages_do_not_change_while_others_are_received():
     decoder = MessageDecoder()
     expected = []
     received = []
@@ -352,26 +261,3 @@ def test_messages_stay_what_they_were_while_others_arrive():
             expected.append([bytes([i]), bytes([i]) * size])
             received += receive(decoder, wire(*expected[-1]))
     assert [list(map(bytes, frames)) for frames in received] == expected
-
-
-@pytest.mark.parametrize("between", [[b"x"], [b"x", b"y"], [b"x" * 100_000, b"y"], [b""] * 5000])
-def test_nothing_is_foreseen_where_messages_alternate(between):
-    decoder = MessageDecoder()
-    for _ in range(4):
-        for frames in (ARRAY, between):
-            assert feed(decoder, wire(*frames)) == [frames]
-            decoder.wanted()
-            assert decoder.ahead is None
-            assert decoder.next_message() is None
-
-
-def test_what_is_foreseen_need_not_fit_the_memory_as_long_as_it_does_not_come(monkeypatch):
-    decoder = looking_ahead()
-
-    def allocate(nbytes):
-        raise FramingError(f"cannot allocate {nbytes:,} bytes")
-
-    monkeypatch.setattr(framing, "allocate", allocate)
-    assert feed(decoder, wire(b"small")) == [[b"small"]]
-    with pytest.raises(FramingError, match="cannot allocate"):
-        feed(decoder, wire(*ARRAY))

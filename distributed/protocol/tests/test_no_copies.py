@@ -9,7 +9,7 @@ import pytest
 
 GIGABYTE = 10**9
 
-# Both ends tell by how many bytes the most memory that they ever had grows with the transfer.
+# Both ends print by how many bytes the transfer increases their peak memory.
 COMMON = """
 import asyncio, sys
 from distributed.comm import connect, listen

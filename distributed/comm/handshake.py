@@ -1,0 +1,176 @@
+"""The handshake: the first messages on a new connection.
+
+Each side sends one map that describes it, reads the map of the other side, and derives from both
+what the two sides agree upon (:func:`handshake_configuration`).  If a token is required, the maps
+also carry the challenges of :mod:`distributed.comm.auth`, and each side then proves that it knows
+the token: the client first, so that a server proves nothing to an unknown peer.
+
+:func:`do_handshake` runs all of this on a comm.  It sets no time limit; its callers
+(:func:`~distributed.comm.core.connect` and the listeners) do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from distributed.comm.auth import Authentication, AuthenticationError
+from distributed.comm.exceptions import FatalCommClosedError
+from distributed.protocol.compression import get_compression_settings
+from distributed.protocol.exceptions import ProtocolError
+from distributed.protocol.pickle import HIGHEST_PROTOCOL
+
+__all__ = ["Endpoint", "do_handshake", "handshake_configuration", "handshake_info"]
+
+#: Maximum number of characters of the peer's map or refusal that an error quotes.
+_QUOTED = 200
+
+
+class Endpoint(Protocol):
+    """The part of a :class:`~distributed.comm.core.Comm` that the handshake uses."""
+
+    @property
+    def local_address(self) -> str: ...
+
+    @property
+    def peer_address(self) -> str: ...
+
+    def handshake_info(self) -> dict[str, Any]: ...
+
+    async def write_handshake(self, msg: dict[str, Any]) -> None: ...
+
+    async def read_handshake(self) -> Any: ...
+
+    def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
+    """Return the map by which this side describes itself.
+
+    Parameters
+    ----------
+    same_host
+        Whether the peer is on this host, where compression does not pay.
+    allow_pickle
+        Whether this side unpickles anything.
+    """
+    info = {
+        "compression": None
+        if same_host
+        else get_compression_settings("distributed.comm.compression"),
+        "python": tuple(sys.version_info)[:3],
+        "pickle-protocol": HIGHEST_PROTOCOL,
+    }
+    if not allow_pickle:
+        # The original does not know this key, and ignores it.
+        info["allow-pickle"] = False
+    return info
+
+
+def handshake_configuration(local: Mapping[str, Any], remote: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that follow from the maps that both sides sent.
+
+    Raises
+    ------
+    ValueError
+        If *remote* lacks a key that every peer sends.
+    """
+    try:
+        protocol = min(local["pickle-protocol"], remote["pickle-protocol"])
+        compression = local["compression"]
+        if compression != remote["compression"]:
+            compression = None
+    except (KeyError, TypeError):
+        raise ValueError(
+            "the peer's handshake lacks 'pickle-protocol' or 'compression': "
+            f"{str(remote)[:_QUOTED]}; does it run a compatible version of distributed?"
+        ) from None
+    options = {"pickle-protocol": protocol, "compression": compression}
+    if remote.get("allow-pickle") is False:
+        options["allow-pickle"] = False
+    return options
+
+
+async def do_handshake(
+    comm: Endpoint,
+    overrides: Mapping[str, Any] | None = None,
+    authentication: Authentication | None = None,
+    delay: float = 0,
+) -> None:
+    """Exchange the maps, authenticate, and let *comm* store the result.
+
+    Parameters
+    ----------
+    comm
+        A comm on which nothing was read or written yet.
+    overrides
+        Replace values of the map that this side sends.
+    authentication
+        This side's half of the authentication, or None if it has no token.
+    delay
+        Seconds that a server waits before it checks the client's proof.
+
+    Raises
+    ------
+    FatalCommClosedError
+        If the peer is not trusted, or does not speak this protocol.
+    OSError
+        If the connection ends before the handshake is complete.
+    """
+    local = {**comm.handshake_info(), **(overrides or {})}
+    hello = local
+    if authentication is not None:
+        hello = {**local, "auth": authentication.challenge()}
+    await comm.write_handshake(hello)
+    try:
+        remote = await comm.read_handshake()
+        challenge = remote.pop("auth", None) if isinstance(remote, dict) else None
+        if authentication is not None:
+            await _authenticate(comm, authentication, challenge, delay)
+        elif challenge is not None:
+            raise AuthenticationError(
+                "it requires a token, and none is given here ('distributed.comm.auth.token')"
+            )
+        if not isinstance(remote, dict):
+            raise ValueError(f"the peer's handshake is not a map but {str(remote)[:_QUOTED]!r}")
+        comm.complete_handshake(local, remote)
+    except AuthenticationError as exc:
+        raise FatalCommClosedError(
+            f"{comm.peer_address} is not trusted by {comm.local_address}: {exc}"
+        ) from exc
+    except OSError as exc:
+        if isinstance(exc.__cause__, ProtocolError):
+            raise FatalCommClosedError(str(exc)) from exc.__cause__
+        raise
+    except Exception as exc:
+        raise FatalCommClosedError(
+            f"handshake between {comm.local_address} and {comm.peer_address} failed: {exc}"
+        ) from exc
+
+
+async def _authenticate(
+    comm: Endpoint, authentication: Authentication, challenge: Any, delay: float
+) -> None:
+    """Prove that this side knows the token, and check the peer's proof."""
+    if authentication.role == "client":
+        authentication.receive_challenge(challenge)
+        await comm.write_handshake({"proof": authentication.proof()})
+        answer = await comm.read_handshake()
+        if isinstance(answer, dict) and "refused" in answer:
+            raise AuthenticationError(f"it refused this side: {str(answer['refused'])[:_QUOTED]}")
+        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
+        return
+    try:
+        authentication.receive_challenge(challenge)
+        answer = await comm.read_handshake()
+        await asyncio.sleep(delay)
+        authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
+    except AuthenticationError as exc:
+        await comm.write_handshake({"refused": str(exc)})
+        await comm.close()
+        raise
+    await comm.write_handshake({"proof": authentication.proof()})

@@ -1,0 +1,99 @@
+"""The listener that all transports over byte streams share.
+
+:class:`StreamListener` makes a comm of each socket that it accepts, does the handshake and calls
+the handler.  :mod:`distributed.comm.tcp` and :mod:`distributed.comm.unix` say how the listening
+sockets are made, which stream a socket gets, and what the addresses are.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from tornado.tcpserver import TCPServer
+
+from distributed.comm.core import (
+    BaseListener,
+    CommHandler,
+    FatalCommClosedError,
+    call_comm_handler,
+)
+from distributed.comm.framed import FramedComm
+from distributed.comm.message_stream import MessageStream
+from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
+
+logger = logging.getLogger(__name__)
+
+
+def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
+    """Log once that the handshake with a peer that connected from *peer* to *local* failed."""
+    # A peer that disconnects is normal; a peer that can never connect needs attention.
+    level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
+    logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
+
+
+class StreamListener(BaseListener):
+    """A listener that accepts sockets and makes a comm of each.
+
+    Parameters
+    ----------
+    comm_handler
+        Called with each new comm after its handshake.
+    deserialize, allow_offload
+        See :class:`~distributed.comm.core.Comm`.
+    """
+
+    prefix: ClassVar[str]
+    comm_class: ClassVar[Callable[..., FramedComm]]
+
+    def __init__(self, comm_handler: CommHandler, deserialize: bool, allow_offload: bool):
+        super().__init__()
+        self.comm_handler = comm_handler
+        self.deserialize = deserialize
+        self.allow_offload = allow_offload
+        #: The server that accepts connections; None before start() and after stop().
+        self.tcp_server: TCPServer | None = None
+
+    def _accept_on(self, server: TCPServer, sockets: Sequence[socket.socket]) -> None:
+        """Let *server* accept connections on listening *sockets*."""
+        server.add_sockets(
+            [ListeningSocket(sock, self._make_room, self.prefix) for sock in sockets]
+        )
+        self.tcp_server = server
+
+    def _make_room(self) -> bool:
+        """Close a connection because file descriptors ran out; return whether there was one."""
+        return self.abort_oldest_handshake()
+
+    def _open_stream(self, sock: socket.socket) -> MessageStream:
+        """Return the stream for a new connection."""
+        return MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
+
+    def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
+        """Return the local and the peer's address of an accepted socket, as URIs."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop accepting connections, and abort those in their handshake."""
+        server, self.tcp_server = self.tcp_server, None
+        if server is not None:
+            server.stop()
+        self.abort_handshaking_comms()
+
+    async def _handle_socket(self, sock: socket.socket, address: Any) -> None:
+        if self.tcp_server is None:
+            # The listener stopped after this socket was accepted.
+            sock.close()
+            return
+        local, peer = self._addresses_of(sock, address)
+        logger.debug("Incoming connection from %s to %s", peer, local)
+        try:
+            comm = self.comm_class(self._open_stream(sock), local, peer, self.deserialize)
+            comm.allow_offload = self.allow_offload
+            await self.on_connection(comm)
+        except OSError as exc:
+            log_failed_connection(peer, local, exc)
+            return
+        await call_comm_handler(self.comm_handler, comm)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pickle import PickleBuffer
 from typing import Any
 
-__all__ = ["ensure_memoryview", "nbytes"]
+__all__ = ["ensure_memoryview", "nbytes", "size_of"]
 
 
 def ensure_memoryview(obj: Any) -> memoryview:
@@ -48,3 +49,19 @@ def nbytes(frame: Any) -> int:
         return int(frame.nbytes)
     except AttributeError:
         return memoryview(frame).nbytes
+
+
+def size_of(obj: Any) -> int:
+    """Return the number of bytes that *obj* takes in memory.
+
+    dask is asked, if it is imported: it knows the sizes of many libraries' objects, and users
+    register those of their own types.
+
+    Raises
+    ------
+    Exception
+        Any error that the object raises.
+    """
+    sizeof = getattr(sys.modules.get("dask.sizeof"), "sizeof", sys.getsizeof)
+    size: int = sizeof(obj)
+    return size

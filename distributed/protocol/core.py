@@ -18,7 +18,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgpack
 
@@ -61,7 +61,10 @@ from distributed.protocol.pieces import (
 from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
-__all__ = ["dumps", "loads"]
+__all__ = ["Weigh", "dumps", "loads"]
+
+#: Takes a value, the result of the previous call, and the codec; see `dumps`.
+Weigh: TypeAlias = Callable[[Any, int, Any], int]
 
 # The keys by which a map is recognized as standing for something else.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
@@ -97,8 +100,11 @@ class _MessageWriter:
         self._on_error: OnError = "message"
         self._context: Any = None
         self._split_size: int | None = None
+        self._weigh: Weigh | None = None
         # The negotiated codec; None or False for no compression.
         self._codec: str | Literal[False] | None = None
+        # The last result of _weigh().
+        self._weight = 0
 
     def write(
         self,
@@ -107,6 +113,7 @@ class _MessageWriter:
         on_error: OnError,
         context: Any,
         frame_split_size: int | None,
+        weigh: Weigh | None,
     ) -> list[Any]:
         self._frames = frames = [b""]
         if context and context.get("allow-pickle") is False:
@@ -115,6 +122,8 @@ class _MessageWriter:
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
+        self._weigh = weigh
+        self._weight = 0
         self._codec = context.get("compression") if context else None
         try:
             frames[0] = self._packer.pack(msg)
@@ -137,6 +146,8 @@ class _MessageWriter:
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
+            if self._weigh is not None:
+                self._weight = self._weigh(obj.data, self._weight, self._codec)
             metered = metering.is_metered()
             # Cached headers are those of the default serializers, without compression.
             if self._serializers is None and not self._codec:
@@ -183,6 +194,8 @@ class _MessageWriter:
             )
 
     def _pickle(self, obj: Any) -> dict[str, int]:
+        if self._weigh is not None:
+            self._weight = self._weigh(obj, self._weight, self._codec)
         try:
             pickled, *buffers = pickle_frames(obj, self._context)
         except Exception as e:
@@ -325,6 +338,7 @@ def dumps(
     on_error: OnError = "message",
     context: Any = None,
     frame_split_size: int | None = None,
+    weigh: Weigh | None = None,
 ) -> list[Any]:
     """Turn a message into frames.
 
@@ -347,6 +361,10 @@ def dumps(
         a ``context`` parameter receive this dict.
     frame_split_size
         Bytes above which a frame is split; ``distributed.comm.shard`` by default.
+    weigh
+        Called before each value that msgpack does not encode, at any depth: with the value, the
+        result of the previous call (0 at first), and the codec.  An error that it raises ends the
+        writing, and is raised here.
 
     Returns
     -------
@@ -372,7 +390,7 @@ def dumps(
     writer = _writers.idle
     if writer._frames is not None:
         writer = _MessageWriter()
-    return writer.write(msg, serializers, on_error, context, frame_split_size)
+    return writer.write(msg, serializers, on_error, context, frame_split_size, weigh)
 
 
 def loads(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pickle import PickleBuffer
 from typing import Any
 
-__all__ = ["ensure_memoryview", "nbytes"]
+__all__ = ["ensure_memoryview", "nbytes", "size_of"]
 
 
 def ensure_memoryview(obj: Any) -> memoryview:
     """Return the memory of *obj* as a one-dimensional contiguous view of unsigned bytes.
 
     Only memory that is not contiguous is copied.  Fortran-contiguous memory is viewed in memory
-    order.
+    order.  The view of no bytes is writable.
 
     Raises
     ------
@@ -28,11 +29,15 @@ def ensure_memoryview(obj: Any) -> memoryview:
     view = obj if type(obj) is memoryview else memoryview(obj)
     if not view.nbytes:
         # Views with a zero in their shape cannot be cast.
-        return memoryview(b"")
+        return memoryview(bytearray())
     if not view.contiguous:
         return memoryview(bytearray(view))
     if view.ndim == 1 and view.format == "B":
         return view
+    if view.c_contiguous:
+        return view.cast("B")
+    # cast() does not accept Fortran order.  raw() does, but its result can crash the garbage
+    # collector of CPython 3.11 if *view* has several dimensions, so nothing else uses it.
     return PickleBuffer(view).raw()
 
 
@@ -44,3 +49,19 @@ def nbytes(frame: Any) -> int:
         return int(frame.nbytes)
     except AttributeError:
         return memoryview(frame).nbytes
+
+
+def size_of(obj: Any) -> int:
+    """Return the number of bytes that *obj* takes in memory.
+
+    dask is asked, if it is imported: it knows the sizes of many libraries' objects, and users
+    register those of their own types.
+
+    Raises
+    ------
+    Exception
+        Any error that the object raises.
+    """
+    sizeof = getattr(sys.modules.get("dask.sizeof"), "sizeof", sys.getsizeof)
+    size: int = sizeof(obj)
+    return size

@@ -9,9 +9,12 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar, cast
+from contextlib import nullcontext
+from typing import ParamSpec, TypeVar
 
 from tornado.ioloop import IOLoop
+
+from distributed.base import metering
 
 __all__ = [
     "OFFLOAD_THREAD_NAME",
@@ -74,9 +77,14 @@ async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     The function sees the caller's context variables.  One thread keeps offloaded calls in order
     and from competing with each other for the GIL.  Cancelling the caller ends its wait but does
     not interrupt a function that is running.
+
+    The time is measured as "offload", without that of the function's own measurements.
     """
-    call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
-    return cast(T, await asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call))
+    with metering.measure("offload") if metering.is_metered() else nullcontext():
+        # Copied inside of the measurement, which has to see those of the function.
+        call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
+        result = asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call)
+        return await result
 
 
 def shutdown_offload() -> None:

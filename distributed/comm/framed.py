@@ -19,7 +19,7 @@ from tornado.iostream import StreamClosedError
 
 from distributed.base.event_loop import offload
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.offloading import dumps_is_expensive, loads_is_expensive
+from distributed.comm.offloading import ExpensiveMessageError, loads_is_expensive, weigh
 from distributed.comm.settings import CommSettings, settings
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.exceptions import FramingError, MessageError
@@ -187,10 +187,14 @@ class FramedComm(Comm):
             raise CommClosedError(f"cannot write: {self!r}")
         mode: Any = "message" if on_error is None else on_error
         context = self._context
-        if self.allow_offload and dumps_is_expensive(msg, context):
+        try:
+            frames = dumps(
+                msg, serializers, mode, context, self._shard, weigh if self.allow_offload else None
+            )
+        except ExpensiveMessageError:
+            frames = None
+        if frames is None:
             frames = await offload(dumps, msg, serializers, mode, context, self._shard)
-        else:
-            frames = dumps(msg, serializers, mode, context, self._shard)
         return await self._write_frames(frames)
 
     async def write_handshake(self, msg: dict[str, Any]) -> None:

@@ -8,40 +8,49 @@ array that becomes a frame as it is, or a view of one, does not count, however l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+import operator
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgpack
 
 from distributed.base import config
-from distributed.base.buffers import nbytes
+from distributed.base.buffers import nbytes, size_of
 from distributed.base.event_loop import offload
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.utils import msgpack_opts
-from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
+from distributed.protocol.wrappers import Serialize, ToPickle
 
 __all__ = [
     "OFFLOAD_THRESHOLD",
-    "dumps_is_expensive",
+    "ExpensiveMessageError",
     "from_frames",
     "loads_is_expensive",
     "to_frames",
+    "weigh",
 ]
 
 #: Minimum number of bytes to convert in a thread; None or 0 for never.  The value of
 #: ``distributed.comm.offload``, which is read at the first use; assign to replace it.
 OFFLOAD_THRESHOLD: int | None
 
-#: Maximum number of values of a message that are examined.
-_EXAMINED: Final = 256
+#: Maximum number of values in containers that are examined.
+_EXAMINED: Final = 4096
+#: Maximum number of headers that are examined, which takes longer.
+_EXAMINED_HEADERS: Final = 256
+#: Size (bytes) up to which copying a value takes less time than asking whether it is copied.
+_SMALL: Final = 1024
 #: Estimated number of bytes that one object in a container is pickled to.
 _BYTES_PER_OBJECT: Final = 64
+#: Number of bytes that are copied in the time in which one byte is compressed.
+_BYTES_PER_COMPRESSED_BYTE: Final = 4
 #: Estimated number of bytes that one compressed byte is inflated to.
 _INFLATION: Final = 4
 
 _CHEAP_TYPES: Final = frozenset({type(None), bool, int, float, str, bytes})
+_CHEAP_TO_COMPRESS: Final = _CHEAP_TYPES - {bytes}
 _CONTAINER_TYPES: Final = frozenset({list, tuple, dict, set, frozenset})
 #: Serializers whose first frame is parsed.  Their other frames are used as they are.
 _PARSED: Final = frozenset({"pickle", "msgpack"})
@@ -81,9 +90,13 @@ async def to_frames(msg: Any, allow_offload: bool = True, **kwargs: Any) -> list
     list
         The frames, objects that support the buffer protocol.
     """
-    if allow_offload and dumps_is_expensive(msg, kwargs.get("context")):
-        return await offload(dumps, msg, **kwargs)
-    return dumps(msg, **kwargs)
+    if not allow_offload:
+        return dumps(msg, **kwargs)
+    try:
+        return dumps(msg, weigh=weigh, **kwargs)
+    except ExpensiveMessageError:
+        pass
+    return await offload(dumps, msg, **kwargs)
 
 
 async def from_frames(
@@ -112,72 +125,90 @@ async def from_frames(
     return loads(frames, deserialize, deserializers, policy)
 
 
-def dumps_is_expensive(msg: Any, context: Mapping[str, Any] | None = None) -> bool:
-    """Return whether to serialize *msg* in a thread.
+class ExpensiveMessageError(Exception):
+    """A message whose serialization takes so long that a thread is to do it."""
+
+
+def weigh(value: Any, weight: int, codec: Any) -> int:
+    """Add to *weight* the number of bytes that are copied, pickled or compressed for *value*.
+
+    This is an argument of :func:`distributed.protocol.dumps`, which calls it for the values that
+    take more than one call of msgpack, wherever they are in the message.
 
     Parameters
     ----------
-    msg
-        The message.
-    context
-        The handshake options of the comm, which name the compression.
+    value
+        The value, without wrappers.
+    weight
+        The weight of the values before it.
+    codec
+        The name of the compression, if any.
+
+    Raises
+    ------
+    ExpensiveMessageError
+        If the sum is larger than `OFFLOAD_THRESHOLD`.
     """
-    kind = type(msg)
-    if kind in _CHEAP_TYPES:
-        return False
-    if kind is dict and len(msg) <= _EXAMINED and _CHEAP_TYPES.issuperset(map(type, msg.values())):
-        return False
-    threshold = _offload_threshold()
-    if not threshold:
-        return False
-    if kind is dict:
-        values = msg.values()
-    elif kind is list or kind is tuple:
-        values = chain.from_iterable(v.values() if type(v) is dict else (v,) for v in msg)
-    else:
-        values = (msg,)
-    examined = [v for v in islice(values, _EXAMINED) if type(v) not in _CHEAP_TYPES]
-    size = len(msg) * _BYTES_PER_OBJECT if kind in _CONTAINER_TYPES else 0
-    if size + sum(map(_size, examined)) <= threshold:
-        # As for nearly all messages.
-        return False
-    if not (context and context.get("compression")):
-        examined = [value for value in examined if not _is_sent_as_it_is(value)]
-    return size + sum(map(_size, examined)) > threshold
-
-
-def _size(value: Any) -> int:
-    """Return the approximate number of bytes that *value* is serialized to, or 0 if unknown."""
     kind = type(value)
-    if kind is Serialize or kind is ToPickle:
-        value = value.data
-        kind = type(value)
+    if kind in _CHEAP_TYPES and (kind is not bytes or not codec):
+        return weight
     if kind in _CONTAINER_TYPES:
-        return len(value) * _BYTES_PER_OBJECT
-    size = 0
+        weight += _bytes_in_container(value, codec)
+    else:
+        weight += _bytes_to_copy(value, codec)
+    threshold = _offload_threshold()
+    if threshold and weight > threshold:
+        raise ExpensiveMessageError
+    return weight
+
+
+def _bytes_in_container(container: Any, codec: Any) -> int:
+    """Return the approximate number of bytes of the elements of a container, at any depth."""
+    cheap = _CHEAP_TO_COMPRESS if codec else _CHEAP_TYPES
+    work = 0
+    left = _EXAMINED
+    pending = [container]
+    # The containers found in a container are appended, so their elements follow later.
+    for value in pending:
+        kind = type(value)
+        if kind is Serialize or kind is ToPickle:
+            value = value.data
+            kind = type(value)
+        if kind in _CONTAINER_TYPES:
+            work += len(value) * _BYTES_PER_OBJECT
+            if left > 0:
+                elements = value.values() if kind is dict else value
+                pending += [v for v in islice(elements, left) if type(v) not in cheap]
+                left -= len(value)
+        elif kind not in cheap:
+            work += _bytes_to_copy(value, codec)
+    return work
+
+
+def _bytes_to_copy(value: Any, codec: Any) -> int:
+    """Return the approximate number of bytes that are copied or compressed for one object."""
+    kind = type(value)
     try:
         # A proxy has any attribute, and may ask another process for it; its type has not.
         if hasattr(kind, "nbytes"):
             size = value.nbytes
-        elif kind is Serialized or kind is Pickled:
-            size = sum(map(nbytes, value.frames))
         elif kind is bytes or kind is bytearray:
-            size = len(value)
+            size = len(value) if codec else 0
         elif hasattr(kind, "shape"):
             # A data frame computes its size in bytes from all of its objects.
             size = math.prod(value.shape) * _BYTES_PER_OBJECT
+        else:
+            size = size_of(value)
+        size = operator.index(size)
+        if codec:
+            return size * _BYTES_PER_COMPRESSED_BYTE
+        return 0 if size > _SMALL and _is_sent_as_it_is(value) else size
     except Exception:  # noqa: BLE001 - an estimate must not fail a write
         return 0
-    return size if isinstance(size, int) else 0
 
 
 def _is_sent_as_it_is(value: Any) -> bool:
     """Return whether the bytes of *value* become frames without being copied."""
-    kind = type(value)
-    if kind is Serialized or kind is Pickled:
-        return True
-    if kind is Serialize or kind is ToPickle:
-        value = value.data
     try:
         view = memoryview(value)
     except (TypeError, ValueError, BufferError):
@@ -202,7 +233,7 @@ def loads_is_expensive(frames: Sequence[Any]) -> bool:
         return False
     work = len(frames[0])
     position = 1
-    for _ in range(_EXAMINED):
+    for _ in range(_EXAMINED_HEADERS):
         if position >= total or work > threshold:
             break
         try:

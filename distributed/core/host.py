@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from tornado.ioloop import IOLoop
 
-from distributed.base import config
+from distributed.base import config, metering
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm import Comm
 from distributed.metrics import context_meter
@@ -33,6 +33,10 @@ __all__ = [
 # Event loop → the open servers on it that want its profile; the thread that takes the profile runs
 # until its set is empty. A set that became empty is not filled again, since its thread has ended.
 _profiled: WeakKeyDictionary[IOLoop, WeakSet[Any]] = WeakKeyDictionary()
+
+# A private attribute, so another version of the meter may lack it; then everything is measured.
+_callbacks = getattr(context_meter, "_callbacks", None)
+metering.connect(context_meter.meter, (lambda: True) if _callbacks is None else _callbacks.get)
 
 
 def replaceable(name: str, default: Any) -> Any:

@@ -116,7 +116,6 @@ def _serialize_array(obj: array[Any]) -> tuple[dict[str, Any], list[Buffer]]:
 @dask_deserialize.register(array)
 def _deserialize_array(header: dict[str, Any], frames: Sequence[Buffer]) -> array[Any]:
     obj = array(header["typecode"])
-    for frame in frames:
-        # Senders split between elements only.
-        obj.frombytes(ensure_memoryview(frame))
+    # Other senders may split inside an element.
+    obj.frombytes(ensure_memoryview(join_frames(frames)))
     return obj

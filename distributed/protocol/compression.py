@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
 from distributed.base.buffers import ensure_memoryview, nbytes
+from distributed.base.metering import metered
 from distributed.protocol.dispatch import takes_keyword
-from distributed.protocol.exceptions import CompressionError
+from distributed.protocol.exceptions import CompressionError, SerializationError
 from distributed.protocol.limits import Reading, reading
 from distributed.protocol.utils import Buffer
 
@@ -35,6 +36,7 @@ __all__ = [
     "decompress",
     "get_compression_settings",
     "maybe_compress",
+    "own_codecs",
 ]
 
 
@@ -103,7 +105,8 @@ def _lz4_decompress(frame: Any, max_size: int | None = None) -> Any:
     if size > _LZ4_RATIO * nbytes(frame):
         raise ValueError(f"it cannot inflate to the {size:,} bytes that it states")
     _check_size(size, max_size)
-    return _function("lz4.block", "decompress")(frame)
+    # A bytearray is writable, so an array needs no copy of it.
+    return _function("lz4.block", "decompress")(frame, return_bytearray=True)
 
 
 def _snappy_compress(frame: Any) -> Any:
@@ -206,10 +209,10 @@ def get_compression_settings(key: str) -> str | None:
     try:
         return compressions[name].name
     except (KeyError, TypeError):
-        known = ", ".join(repr(known) for known in compressions)
+        known = ",".join(repr(known) for known in compressions)
         raise ValueError(
-            f"Invalid compression setting {key}={name!r}. Valid options here are {known}; "
-            "lz4, snappy and zstd need their libraries (lz4, python-snappy, zstandard)"
+            f"Invalid compression setting {key}={name}. Valid options are {known}. "
+            "lz4, snappy and zstd need their libraries (lz4, python-snappy, zstandard)."
         ) from None
 
 
@@ -292,19 +295,44 @@ def maybe_compress(
     return codec.name, compressed
 
 
+def own_codecs(header: Mapping[str, Any], count: int) -> Sequence[str | None]:
+    """Return the codec of each frame that a serializer has stated as ``"compression"``.
+
+    Raises
+    ------
+    SerializationError
+        If the header does not have a codec or None for each of *count* frames.
+    """
+    names: Sequence[str | None] = header["compression"]
+    if not isinstance(names, (tuple, list)) or len(names) != count:
+        raise SerializationError(
+            f"a serializer stated {names!r:.200} as the compression of {count} frames; "
+            "expected the name of a codec or None for each of them"
+        )
+    return names
+
+
+@metered("compress")
 def compress_frames(
     header: dict[str, Any],
     frames: Sequence[Any],
     compression: str | Literal[False] | None,
 ) -> list[Any]:
-    """Compress the frames of a value with `maybe_compress`, and state the codecs in its header."""
+    """Compress the frames of a value with `maybe_compress`, and state the codecs in its header.
+
+    Frames for which *header* already states a codec are left as they are.
+    """
     if not compression:
         return list(frames)
-    compressed = [maybe_compress(frame, compression=compression) for frame in frames]
+    compressed = [
+        (name, frame) if name else maybe_compress(frame, compression=compression)
+        for name, frame in zip(header["compression"], frames, strict=True)
+    ]
     header["compression"] = tuple(name for name, _ in compressed)
     return [frame for _, frame in compressed]
 
 
+@metered("decompress")
 def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]:
     """Inflate the frames of a value that are compressed according to its header.
 

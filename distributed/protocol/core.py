@@ -18,10 +18,12 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgpack
 
+from distributed.base import metering
+from distributed.base.metering import unmetered
 from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
@@ -36,7 +38,12 @@ from distributed.protocol.extension import (
     msgpack_encode_default,
 )
 from distributed.protocol.families import pickle_frames
-from distributed.protocol.header_cache import cache_reader, cached_frames, cached_reader
+from distributed.protocol.header_cache import (
+    cache_reader,
+    cached_frames,
+    cached_reader,
+    cached_types,
+)
 from distributed.protocol.limits import LoadPolicy, reading
 from distributed.protocol.objects import (
     OnError,
@@ -54,7 +61,10 @@ from distributed.protocol.pieces import (
 from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
-__all__ = ["dumps", "loads"]
+__all__ = ["Weigh", "dumps", "loads"]
+
+#: Takes a value, the result of the previous call, and the codec; see `dumps`.
+Weigh: TypeAlias = Callable[[Any, int, Any], int]
 
 # The keys by which a map is recognized as standing for something else.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
@@ -65,6 +75,13 @@ _MAX_SEARCHED_SIZE = 4096
 
 #: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.
 _MAX_PACKER_SIZE = 2**20
+
+
+# The functions that write and read a value, with and without measurements.
+_METERED_WRITING = serialize_and_split, compress_frames
+_WRITING = unmetered(serialize_and_split), unmetered(compress_frames)
+_METERED_READING = decompress, merge_and_deserialize
+_READING = unmetered(decompress), unmetered(merge_and_deserialize)
 
 
 class _MessageWriter:
@@ -83,8 +100,11 @@ class _MessageWriter:
         self._on_error: OnError = "message"
         self._context: Any = None
         self._split_size: int | None = None
+        self._weigh: Weigh | None = None
         # The negotiated codec; None or False for no compression.
         self._codec: str | Literal[False] | None = None
+        # The last result of _weigh().
+        self._weight = 0
 
     def write(
         self,
@@ -93,6 +113,7 @@ class _MessageWriter:
         on_error: OnError,
         context: Any,
         frame_split_size: int | None,
+        weigh: Weigh | None,
     ) -> list[Any]:
         self._frames = frames = [b""]
         if context and context.get("allow-pickle") is False:
@@ -101,6 +122,8 @@ class _MessageWriter:
         self._on_error = on_error
         self._context = context
         self._split_size = frame_split_size
+        self._weigh = weigh
+        self._weight = 0
         self._codec = context.get("compression") if context else None
         try:
             frames[0] = self._packer.pack(msg)
@@ -123,18 +146,26 @@ class _MessageWriter:
             obj = obj.data
             cls = type(obj)
         if cls is Serialize:
+            if self._weigh is not None:
+                self._weight = self._weigh(obj.data, self._weight, self._codec)
+            metered = metering.is_metered()
             # Cached headers are those of the default serializers, without compression.
             if self._serializers is None and not self._codec:
-                pair = cached_frames(obj.data, self._split_size)
+                if metered and type(obj.data) in cached_types:
+                    with metering.measure("serialize"):
+                        pair = cached_frames(obj.data, self._split_size)
+                else:
+                    pair = cached_frames(obj.data, self._split_size)
                 if pair is not None:
                     assert self._frames is not None
                     index = len(self._frames)
                     self._frames += pair
                     return {"__Serialized__": index}
-            header, frames = serialize_and_split(
+            split, compress = _METERED_WRITING if metered else _WRITING
+            header, frames = split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
-            frames = compress_frames(header, frames, self._codec)
+            frames = compress(header, frames, self._codec)
             return {"__Serialized__": self._append(header, frames)}
         if cls is Serialized:
             return {"__Serialized__": self._append(dict(obj.header), obj.frames)}
@@ -163,6 +194,8 @@ class _MessageWriter:
             )
 
     def _pickle(self, obj: Any) -> dict[str, int]:
+        if self._weigh is not None:
+            self._weight = self._weigh(obj, self._weight, self._codec)
         try:
             pickled, *buffers = pickle_frames(obj, self._context)
         except Exception as e:
@@ -170,7 +203,9 @@ class _MessageWriter:
                 f"Could not serialize object of type {type(obj).__name__} in a message: {e}"
             ) from e
         header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
-        return {"__Pickled__": self._append(header, compress_frames(header, buffers, self._codec))}
+        if buffers:
+            buffers = compress_frames(header, buffers, self._codec)
+        return {"__Pickled__": self._append(header, buffers)}
 
     def _append(self, header: dict[str, Any], frames: Sequence[Any]) -> int:
         """Append the header and frames of a value to the message; return the header's index."""
@@ -205,6 +240,8 @@ class _MessageReader:
         # Counts what this message uses of its limits; None until the first value that the header
         # cache cannot read.
         self._reading: AbstractContextManager[Any] | None = None
+        # Whether reading a value has raised an error.
+        self.failed = False
 
     def decode(self, obj: dict[Any, Any]) -> Any:
         """Return the value that a map stands for, or the map itself."""
@@ -225,13 +262,18 @@ class _MessageReader:
         if self._reading is None:
             self._reading = reading(self._policy)
         with self._reading:
-            return read(index)
+            try:
+                return read(index)
+            except Exception:
+                self.failed = True
+                raise
 
     def _serialized(self, index: int) -> Any:
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
-        value = merge_and_deserialize(header, decompress(header, frames), self._deserializers)
+        inflate, merge = _METERED_READING if metering.is_metered() else _READING
+        value = merge(header, inflate(header, frames), self._deserializers)
         if len(frames) == 1:
             cache_reader(self._frames[index], header, value)
         return value
@@ -245,7 +287,13 @@ class _MessageReader:
         ):
             return None
         read = cached_reader(self._frames[index])
-        value = None if read is None else read(self._frames[index + 1])
+        if read is None:
+            return None
+        if metering.is_metered():
+            with metering.measure("deserialize"):
+                value = read(self._frames[index + 1])
+        else:
+            value = read(self._frames[index + 1])
         if value is not None:
             self._next = index + 2
         return value
@@ -254,7 +302,8 @@ class _MessageReader:
         header, frames = self._claim(index)
         if self._deserializers is not None:
             check_family("pickle", self._deserializers)
-        return load_pickled(header, decompress(header, frames))
+        inflate, _ = _METERED_READING if metering.is_metered() else _READING
+        return load_pickled(header, inflate(header, frames))
 
     def _claim(self, index: int) -> tuple[dict[str, Any], Sequence[Any]]:
         """Return the header at *index* and its frames, which no other value may refer to."""
@@ -289,6 +338,7 @@ def dumps(
     on_error: OnError = "message",
     context: Any = None,
     frame_split_size: int | None = None,
+    weigh: Weigh | None = None,
 ) -> list[Any]:
     """Turn a message into frames.
 
@@ -311,6 +361,10 @@ def dumps(
         a ``context`` parameter receive this dict.
     frame_split_size
         Bytes above which a frame is split; ``distributed.comm.shard`` by default.
+    weigh
+        Called before each value that msgpack does not encode, at any depth: with the value, the
+        result of the previous call (0 at first), and the codec.  An error that it raises ends the
+        writing, and is raised here.
 
     Returns
     -------
@@ -336,7 +390,7 @@ def dumps(
     writer = _writers.idle
     if writer._frames is not None:
         writer = _MessageWriter()
-    return writer.write(msg, serializers, on_error, context, frame_split_size)
+    return writer.write(msg, serializers, on_error, context, frame_split_size, weigh)
 
 
 def loads(
@@ -369,6 +423,8 @@ def loads(
         If a value is of a family that is not among *deserializers*; a `TypeError`.
     SerializationError
         If the sender could not serialize a value; a `TypeError`.
+    Exception
+        Any error that an object raises while it is unpickled.  A note says what was unpickled.
     """
     if not frames:
         raise MessageError("a message of no frames")
@@ -378,15 +434,22 @@ def loads(
     if len(frames) == 1:
         # There is no frame to refer to, so a map that looks like a reference is an ordinary map.
         return _unpack(head, msgpack_decode_default)
-    return _unpack(head, _MessageReader(frames, deserialize, deserializers, policy).decode)
+    reader = _MessageReader(frames, deserialize, deserializers, policy)
+    return _unpack(head, reader.decode, reader)
 
 
-def _unpack(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
+def _unpack(
+    head: Buffer,
+    hook: Callable[[dict[Any, Any]], Any] | None,
+    reader: _MessageReader | None = None,
+) -> Any:
     try:
         # These are `msgpack_opts`, spelled out to spare unpacking a dict for each message.
         return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
         raise
     except Exception as e:
-        # msgpack raises several types of error.  decode() raises those above, or RecursionError.
+        if reader is not None and reader.failed:
+            raise
+        # msgpack raises several types of error.
         raise MessageError(f"a message is not msgpack: {type(e).__name__}: {e}") from e

@@ -54,6 +54,26 @@ def takes_keyword(func: Callable[..., Any], keyword: str) -> bool:
         return has_keyword(func, keyword)
 
 
+class _Registry(dict[type, Callable[..., Any]]):
+    """The functions registered in a `Dispatch`.
+
+    It is the original's ``_lookup``, from which tests and other code remove types.
+    """
+
+    def __init__(self, table: Dispatch):
+        super().__init__()
+        self._table = table
+
+    def __delitem__(self, cls: type) -> None:
+        super().__delitem__(cls)
+        self._table._forget(cls)
+
+    def pop(self, cls: type, *default: Any) -> Any:
+        func = super().pop(cls, *default)
+        self._table._forget(cls)
+        return func
+
+
 class Dispatch:
     """Functions by the type of their first argument.
 
@@ -79,9 +99,8 @@ class Dispatch:
 
     def __init__(self, name: str = "dispatch"):
         self.name = name
-        # The functions that were registered.
-        self._functions: dict[type, Callable[..., Any]] = {}
-        # The types in _functions, by `typename`.
+        self._lookup: dict[type, Callable[..., Any]] = _Registry(self)
+        # The types that were registered, by `typename`.
         self._named: dict[str, type] = {}
         self.resolved: dict[type, Callable[..., Any]] = {}
         # Top-level module -> functions that register its types; removed after all of them ran.
@@ -92,7 +111,7 @@ class Dispatch:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"<Dispatch {self.name}: {len(self._functions)} types>"
+        return f"<Dispatch {self.name}: {len(self._lookup)} types>"
 
     @overload
     def register(self, cls: type | tuple[type, ...], func: F) -> F: ...
@@ -110,7 +129,7 @@ class Dispatch:
                         f"types are registered for {self.name}, not {one!r}; "
                         "use register_lazy for a library that is not imported yet"
                     )
-                self._functions[one] = func
+                self._lookup[one] = func
                 self._named[typename(one)] = one
             self.resolved.clear()
             return func
@@ -163,14 +182,14 @@ class Dispatch:
             toplevel = str(getattr(base, "__module__", "")).partition(".")[0]
             if toplevel in self._lazy:
                 self._register_library(toplevel)
-            if base in self._functions:
-                func = self.resolved[cls] = self._functions[base]
+            if base in self._lookup:
+                func = self.resolved[cls] = self._lookup[base]
                 return func
-        raise TypeError(f"nothing is registered for {self.name} of {cls!r}")
+        raise TypeError(f"No dispatch for {cls!r}: nothing is registered for {self.name}")
 
     def is_of_library(self, cls: type) -> bool:
         """Return whether *cls* itself is registered, and belongs to a `register_lazy` library."""
-        return cls in self._functions and cls.__module__.partition(".")[0] in self._libraries
+        return cls in self._lookup and cls.__module__.partition(".")[0] in self._libraries
 
     def find_type(self, name: str) -> type:
         """Return the type that a message names, without running code that the message chooses.
@@ -211,6 +230,10 @@ class Dispatch:
             raise TypeError(f"no type named {name:.100} is registered for {self.name}")
         self.dispatch(cls)
         return cls
+
+    def _forget(self, cls: type) -> None:
+        self._named.pop(typename(cls), None)
+        self.resolved.clear()
 
     def _register_library(self, toplevel: str) -> None:
         with self._lock:

@@ -9,14 +9,15 @@
         │   └── ImportNotAllowedError  it names a module that must not be imported
         ├── HeaderError                the header of a value does not match its frames
         ├── CompressionError           a frame cannot be inflated
-        └── DeserializationError       the deserializer of a value failed
+        └── DeserializationError       the deserializer of a value failed, or a pickle is malformed
 
     TypeError
     ├── SerializationError             no allowed serializer family accepts a value
     └── FamilyNotAllowedError          a value is of a family that this side does not allow
         └── PickleNotAllowedError      a value is pickled, and this side unpickles nothing
 
-:func:`distributed.protocol.loads` raises no other error, whatever the bytes are.  The `TypeError`
+:func:`distributed.protocol.loads` raises no other error, whatever the bytes are, except those that
+an object raises while it is unpickled: they are raised as they are, with a note.  The `TypeError`
 ones do not mean malformed bytes: a well-behaved peer can cause them.
 """
 
@@ -51,7 +52,7 @@ class CompressionError(ProtocolError):
 
 
 class DeserializationError(ProtocolError):
-    """The deserializer of a value failed; its error is the ``__cause__``."""
+    """The deserializer of a value failed, or a pickle is malformed; see the ``__cause__``."""
 
 
 class SerializationError(TypeError):

@@ -175,6 +175,8 @@ def _pickle_type(table: Dispatch, cls: type) -> bytes:
 
 
 def _unpickle_type(table: Dispatch, pickled: bytes) -> type:
+    if not isinstance(pickled, bytes):
+        raise TypeError(f"the type of an object is {pickled!r:.100}, not a pickle")
     cls = _TYPES_BY_PICKLE.get(pickled)
     if cls is None:
         cls = pickle.loads(pickled)

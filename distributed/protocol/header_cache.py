@@ -17,13 +17,20 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from distributed.base.metering import unmetered
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize, typename
 from distributed.protocol.families import families
 from distributed.protocol.objects import Header
 from distributed.protocol.pieces import pack_header, serialize_and_split
 from distributed.protocol.utils import default_shard_size
 
-__all__ = ["cache_reader", "cached_frames", "cached_reader", "register_cached_headers"]
+__all__ = [
+    "cache_reader",
+    "cached_frames",
+    "cached_reader",
+    "cached_types",
+    "register_cached_headers",
+]
 
 #: Maximum number of headers in the cache, for each direction.
 _CAPACITY = 512
@@ -81,8 +88,10 @@ class _CachedType(NamedTuple):
 _DASK = families["dask"]
 _UNKNOWN: tuple[None, None] = None, None
 
-# Types whose headers are cached.
-_types: dict[type, _CachedType] = {}
+cached_types: dict[type, _CachedType] = {}
+"""Types whose headers are cached."""
+
+_serialize_and_split = unmetered(serialize_and_split)
 # Type and the first result of `describe` -> packed header.
 _headers: _Cache[tuple[type, Hashable], bytes] = _Cache()
 # Packed header -> how to read the frame that follows it.
@@ -112,12 +121,12 @@ def register_cached_headers(
         Takes a header that *serialize* made; returns the function that makes objects from frames
         with this header, or None if there is no such function.
     """
-    _types[cls] = _CachedType(cls, serialize, describe, deserialize, prepare)
+    cached_types[cls] = _CachedType(cls, serialize, describe, deserialize, prepare)
 
 
 def cached_frames(obj: Any, split_size: int | None) -> tuple[bytes, memoryview] | None:
     """Return the packed header and the memory of *obj*; None if its header cannot be cached."""
-    known = _types.get(type(obj))
+    known = cached_types.get(type(obj))
     if known is None or not known.has_own_serializer() or (pair := known.describe(obj)) is None:
         return None
     key, memory = pair
@@ -125,7 +134,7 @@ def cached_frames(obj: Any, split_size: int | None) -> tuple[bytes, memoryview] 
         return None
     packed = _headers.get((known.cls, key))
     if packed is None:
-        header, _ = serialize_and_split(obj, size=split_size)
+        header, _ = _serialize_and_split(obj, size=split_size)
         header["num-sub-frames"] = 1
         packed = pack_header(header)
         _headers.add((known.cls, key), packed)
@@ -150,7 +159,7 @@ def cache_reader(packed: Any, header: Header, obj: Any) -> None:
     obj
         The object that was received with it.
     """
-    known = _types.get(type(obj))
+    known = cached_types.get(type(obj))
     if (
         known is None
         or len(packed) > _MAX_HEADER_SIZE

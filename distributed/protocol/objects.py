@@ -211,7 +211,8 @@ def serialize(
     while type(x) is Serialize:
         x, iterate_collection = x.data, True
     if type(x) is Serialized:
-        return merge_frames(x.header, decompress(x.header, x.frames))
+        header, merged = merge_frames(x.header, decompress(x.header, x.frames))
+        return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged
     if _is_iterated(x, serializers, iterate_collection):
         return _serialize_elements(x, serializers, on_error, context)
     failure: Exception | None = None
@@ -299,7 +300,10 @@ def deserialize(
     HeaderError
         If header and frames do not match.
     DeserializationError
-        If the object's own deserializer fails; its error is the ``__cause__``.
+        If the object's own deserializer fails, or a pickle is malformed; the error is the
+        ``__cause__``.
+    Exception
+        Any error that an object raises while it is unpickled.  A note says what was unpickled.
     """
     if not header.get("is-collection"):
         with reading():
@@ -335,6 +339,10 @@ def _deserialize_one(
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
         raise
     except Exception as e:
+        pickled = frames[0] if name == "pickle" and frames else b""
+        if pickle.is_own_error(e):
+            pickle.note_origin(e, pickled)
+            raise
         what = header.get("type") or f"an object with {name}"
         raise DeserializationError(
             f"could not deserialize {what!s:.200}: {type(e).__name__}: {e}"
@@ -445,7 +453,9 @@ def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
     PickleNotAllowedError
         If nothing is unpickled on this connection.
     DeserializationError
-        If unpickling fails; its error is the ``__cause__``.
+        If the pickle is malformed; the error is the ``__cause__``.
+    Exception
+        Any error that the object raises while it is unpickled.  A note says what was unpickled.
     """
     pickled = header.get("pickled-obj")
     if not isinstance(pickled, bytes):
@@ -454,11 +464,14 @@ def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
     try:
         return pickle.loads(pickled, buffers=frames)
     except Exception as e:
+        if pickle.is_own_error(e):
+            pickle.note_origin(e, pickled)
+            raise
         raise DeserializationError(f"could not unpickle: {type(e).__name__}: {e}") from e
 
 
 def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[Any]]:
-    """Join the pieces of each frame, and return header and frames as `serialize` made them."""
+    """Join the pieces of each frame; return the header, with all its keys, and the frames."""
     counts = header.get("split-num-sub-frames")
     if counts is None:
         return header, list(frames)
@@ -470,4 +483,4 @@ def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[An
             raise HeaderError("a frame of a value has no pieces")
         merged.append(join_frames(frames[start : start + count]))
         start += count
-    return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged
+    return header, merged

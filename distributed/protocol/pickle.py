@@ -22,6 +22,7 @@ import pickle
 import pickletools
 import sys
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pickle import HIGHEST_PROTOCOL
 from typing import Any
 
@@ -32,7 +33,14 @@ from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling
 from distributed.protocol.tblib_pickles import is_about_tblib, loads_without_tblib
 
-__all__ = ["HIGHEST_PROTOCOL", "dumps", "loads", "pickled_name"]
+__all__ = [
+    "HIGHEST_PROTOCOL",
+    "dumps",
+    "is_own_error",
+    "loads",
+    "note_origin",
+    "pickled_name",
+]
 
 
 def dumps(
@@ -211,7 +219,11 @@ class _Pickler(cloudpickle.Pickler):
             not self._with_buffers or len(frame) <= _MAX_IN_BAND_SIZE
         ):
             return frame
-        view = ensure_memoryview(frame)
+        try:
+            view = ensure_memoryview(frame)
+        except TypeError:
+            # Not bytes-like, such as text: a pickle can contain any object as a frame.
+            return frame
         return pickle.PickleBuffer(view) if self._with_buffers else bytes(view)
 
 
@@ -244,6 +256,63 @@ def loads(x: Any, *, buffers: Iterable[Any] = ()) -> Any:
         if not is_about_tblib(e):
             raise
     return loads_without_tblib(x, buffers)
+
+
+# Errors in unpickling
+
+
+def is_own_error(e: Exception) -> bool:
+    """Return whether an object has raised *e* while `loads` unpickled it.
+
+    A malformed pickle is not an error of an object.  Neither is the end of an iterator, which
+    coroutines and futures cannot raise.
+    """
+    if isinstance(e, (StopIteration, StopAsyncIteration)):
+        return False
+    code = None
+    unpickled = False
+    traceback = e.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        unpickled = unpickled or code is loads.__code__
+        traceback = traceback.tb_next
+    # An error of pickle itself has no frame below that of loads().
+    malformed = code is loads.__code__ and isinstance(e, (pickle.UnpicklingError, EOFError))
+    return unpickled and not malformed
+
+
+_ORIGIN = "This error was raised while an object was unpickled"
+
+
+def note_origin(e: Exception, pickled: Any) -> None:
+    """Add a note to *e* that it was raised while *pickled* was unpickled."""
+    if not any(note.startswith(_ORIGIN) for note in getattr(e, "__notes__", ())):
+        names = ", ".join(_names(pickled))
+        e.add_note(f"{_ORIGIN}{' that refers to ' * bool(names)}{names}")
+
+
+#: Maximum number of opcodes of a pickle that are read to find names in it.
+_MAX_OPCODES = 1000
+#: Maximum number of names in a note.
+_MAX_NAMES = 3
+
+
+def _names(pickled: Any) -> list[str]:
+    """Return the first functions and classes that a pickle names."""
+    names: dict[str, None] = {}
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in islice(pickletools.genops(bytes(pickled)), _MAX_OPCODES):
+            if opcode.name in _STRING_OPCODES:
+                strings.append(str(argument))
+            elif opcode.name in ("STACK_GLOBAL", "GLOBAL"):
+                name = strings[-2:] if opcode.name == "STACK_GLOBAL" else str(argument).split(" ")
+                names[".".join(name)] = None
+                if len(names) == _MAX_NAMES:
+                    break
+    except Exception:  # noqa: BLE001 - the names before a malformed opcode are still useful
+        return list(names)
+    return list(names)
 
 
 # Names of classes in pickles

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgpack
 
-from distributed.protocol.compression import compress_frames, decompress
+from distributed.base.metering import metered
+from distributed.protocol.compression import compress_frames, decompress, own_codecs
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.extension import (
     EXTENSIONS,
@@ -49,13 +50,14 @@ __all__ = [
 ]
 
 
+@metered("serialize")
 def serialize_and_split(
     x: Any,
     serializers: Sequence[str] | None = None,
     on_error: OnError = "message",
     context: Any = None,
     size: int | None = None,
-) -> tuple[Header, list[memoryview]]:
+) -> tuple[Header, list[Any]]:
     """Serialize an object as `serialize` does, and split its large frames.
 
     Parameters
@@ -69,24 +71,30 @@ def serialize_and_split(
     -------
     tuple of dict and list
         The arguments of `merge_and_deserialize`.  The header states the number of pieces of each
-        frame, and None as the codec of each piece.
+        frame, and the codec of each piece: None, unless the serializer has compressed the frame
+        and stated its codec.  Such a frame is not split.
     """
     header, frames = serialize(x, serializers, on_error, context)
     header = dict(header)
-    pieces: list[memoryview] = []
+    own = own_codecs(header, len(frames)) if "compression" in header else None
+    pieces: list[Any] = []
     counts: list[int] = []
     offsets: list[int] = []
-    for frame in frames:
-        split = frame_split_size(frame, size)
+    codecs: list[str | None] = []
+    for i, frame in enumerate(frames):
+        codec = own[i] if own else None
+        split = [frame] if codec else frame_split_size(frame, size)
         counts.append(len(split))
         offsets.append(len(pieces))
         pieces += split
+        codecs += [codec] * len(split)
     header["split-num-sub-frames"] = tuple(counts)
     header["split-offsets"] = tuple(offsets)
-    header["compression"] = (None,) * len(pieces)
+    header["compression"] = tuple(codecs)
     return header, pieces
 
 
+@metered("deserialize")
 def merge_and_deserialize(
     header: Header, frames: Sequence[Any], deserializers: Sequence[str] | None = None
 ) -> Any:

@@ -171,20 +171,20 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     Parameters
     ----------
     mvs
-        Contiguous views of one object, with one format; each starts where the previous one ends.
-        Empty views are ignored.
+        Contiguous one-dimensional views of one object, with one format; each starts where the
+        previous one ends.  Empty views are ignored.
 
     Returns
     -------
     memoryview
-        A view of unsigned bytes; read-only if the buffer or any of *mvs* is.
+        A view with the format of *mvs*; read-only if the buffer or any of *mvs* is.
 
     Raises
     ------
     TypeError
         If any of *mvs* is not a memoryview.
     ValueError
-        If they are not adjacent, or belong to several buffers.
+        If they are not adjacent, belong to several buffers, or have several dimensions or formats.
 
     Examples
     --------
@@ -194,9 +194,9 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     """
     for i, view in enumerate(mvs):
         if type(view) is not memoryview:
-            raise TypeError(f"buffer {i} to merge is a {type(view).__name__}, not a memoryview")
+            raise TypeError(f"{i}: expected memoryview; got {type(view)}")
         if not view.contiguous:
-            raise ValueError(f"memoryview {i} is not contiguous")
+            raise ValueError(f"{i}: memoryview non-contiguous")
     views = [view for view in mvs if view.nbytes]
     if not views:
         return memoryview(bytearray())
@@ -206,14 +206,20 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     owner = first.obj
     expected = begin = _address(first)
     for i, view in enumerate(views):
+        if view.ndim != 1:
+            raise ValueError(f"{i}: memoryview has {view.ndim} dimensions, not 1")
         if view.obj is not owner:
-            raise ValueError(f"memoryview {i} belongs to another buffer than memoryview 0")
+            raise ValueError(
+                f"{i}: memoryview has different buffer than memoryview 0: "
+                f"another {type(view.obj).__name__}"
+            )
         if view.format != first.format:
-            raise ValueError(f"memoryview {i} has format {view.format}, not {first.format}")
+            raise ValueError(f"{i}: inconsistent format: {view.format} vs {first.format}")
         address = _address(view)
         if address != expected:
             raise ValueError(
-                f"memoryview {i} starts {address - expected} bytes after the end of the one before"
+                f"memoryview {i} does not start where the previous ends. "
+                f"Expected {expected:x}, starts {address - expected} byte(s) away."
             )
         expected += view.nbytes
     whole = memoryview(owner)
@@ -222,6 +228,8 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     whole = ensure_memoryview(whole)
     offset = begin - _address(whole)
     merged = whole[offset : offset + expected - begin]
+    if first.format != "B":
+        merged = merged.cast(first.format)  # type: ignore[call-overload]
     return merged.toreadonly() if any(view.readonly for view in views) else merged
 
 
@@ -271,7 +279,7 @@ def unpack_frames(b: Buffer, *, remainder: bool = False, partial: bool = False) 
     b
         The packed bytes.
     remainder
-        Whether to append the bytes after the last frame, if any, as one more view.
+        Whether to append the bytes after the last frame as one more view, also if there are none.
     partial
         Whether the last frames may be missing.  Then the result is a tuple: the complete frames,
         and the lengths (bytes) of the others.
@@ -308,6 +316,6 @@ def unpack_frames(b: Buffer, *, remainder: bool = False, partial: bool = False) 
             f"frame {len(frames)} of {count} should have {missing[0]} bytes, "
             f"but only {len(view) - start} are left"
         )
-    if remainder and start < len(view):
+    if remainder:
         frames.append(view[start:])
     return (frames, missing) if partial else frames

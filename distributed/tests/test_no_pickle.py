@@ -92,11 +92,7 @@ def registered():
     yield
     for table in (dask_serialize, dask_deserialize):
         for cls in (Temperature, Record):
-            del table._functions[cls]
-        table._named.clear()
-        table.resolved.clear()
-        for cls in table._functions:
-            table.register(cls, table._functions[cls])
+            del table._lookup[cls]
 
 
 # Messages

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 
+from distributed.base import buffers
 from distributed.base.buffers import ensure_memoryview, nbytes
 
 
@@ -51,7 +52,15 @@ def test_memory_that_is_not_contiguous_is_copied():
 
 
 def test_memory_with_a_zero_in_its_shape_gives_an_empty_view():
-    assert ensure_memoryview(memoryview(array.array("I"))).nbytes == 0
+    view = ensure_memoryview(memoryview(array.array("I")))
+    assert (view.nbytes, view.format, view.readonly) == (0, "B", False)
+
+
+def test_memory_in_c_order_is_viewed_without_a_pickle_buffer(monkeypatch):
+    # The result of PickleBuffer.raw() can crash the garbage collector of CPython 3.11.
+    monkeypatch.setattr(buffers, "PickleBuffer", None)
+    rows = memoryview(bytes(range(12))).cast("H", (2, 3))
+    assert ensure_memoryview(rows).tolist() == list(range(12))
 
 
 def test_a_string_is_not_a_buffer():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import sys
 import threading
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -15,10 +17,11 @@ from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload
 from distributed.comm import addressing, framed, offloading
 from distributed.comm import utils as comm_utils
 from distributed.comm.offloading import (
-    dumps_is_expensive,
+    ExpensiveMessageError,
     from_frames,
     loads_is_expensive,
     to_frames,
+    weigh,
 )
 from distributed.core import Server, rpc
 from distributed.protocol import Serialized, ToPickle, dumps, loads, to_serialize
@@ -55,6 +58,37 @@ class ThreadTeller:
 
 def _tell_thread(dumped_in):
     return dumped_in, threading.current_thread().name
+
+
+class Sized:
+    """An object that states its size, or raises an error instead of it."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __sizeof__(self):
+        if self.size is None:
+            raise ConnectionError
+        return self.size
+
+
+class Index:
+    """A number that is not an int, such as those of NumPy."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __index__(self):
+        return self.number
+
+
+def dumps_is_expensive(message, context=None):
+    """Return whether a comm serializes *message* in a thread."""
+    try:
+        dumps(message, context=context, weigh=weigh)
+    except ExpensiveMessageError:
+        return True
+    return False
 
 
 def odd(**attributes):
@@ -122,8 +156,9 @@ async def test_options_reach_the_protocol_and_errors_the_caller(low_threshold):
         ("." * 20 * KIB, None, False),
         ({"op": "x", "a": 1, "b": [1, 2], "c": {"d": None}}, None, False),
         ([{"op": "x", "key": i} for i in range(100)], None, False),
-        (dict.fromkeys(range(KIB)), None, True),
-        ({"x": MANY}, None, True),
+        # msgpack packs all of it in one call, which does not release the GIL.
+        (dict.fromkeys(range(KIB)), None, False),
+        ({"x": MANY}, None, False),
         ({"x": to_serialize(tuple(MANY))}, None, True),
         ({"x": ToPickle(dict.fromkeys(range(KIB)))}, None, True),
         ({i: to_serialize(MANY[:100]) for i in range(10)}, None, True),
@@ -133,7 +168,7 @@ async def test_options_reach_the_protocol_and_errors_the_caller(low_threshold):
         ({"x": to_serialize(bytes(20 * KIB))}, ZLIB, True),
         ({i: to_serialize(bytearray(4 * KIB)) for i in range(10)}, None, False),
         ({"x": Serialized({}, [bytes(20 * KIB)])}, None, False),
-        ({"x": Serialized({}, [bytes(20 * KIB)])}, ZLIB, True),
+        ({"x": Serialized({}, [bytes(20 * KIB)])}, ZLIB, False),
         ({"x": to_serialize(memoryview(bytes(40 * KIB))[::2])}, None, True),
         ({"x": to_serialize(odd(shape=(KIB, 3)))}, None, True),
         ({"x": to_serialize(odd(shape=(10, 3)))}, None, False),
@@ -142,8 +177,20 @@ async def test_options_reach_the_protocol_and_errors_the_caller(low_threshold):
         ({"x": to_serialize(odd(nbytes="many"))}, None, False),
         ({"x": to_serialize(Broken())}, None, False),
         ({"x": to_serialize(Proxy())}, None, False),
+        ({"x": {"y": [(1, {"z": to_serialize(MANY)})]}}, None, True),
+        ({"x": {"y": [(1, {"z": odd(nbytes=20 * KIB)})]}}, None, True),
+        ([{"x": [[to_serialize(b""), odd(nbytes=20 * KIB)]]}], None, True),
+        ({"x": to_serialize({"y": [odd(nbytes=20 * KIB)]})}, None, True),
+        ({"x": ToPickle({"y": [MANY[:100]] * 10})}, None, True),
+        ({"x": [*range(2 * KIB), odd(nbytes=20 * KIB)]}, None, True),
+        ({"x": to_serialize({"y": [bytearray(20 * KIB)]})}, None, False),
+        ({"x": to_serialize({"y": [bytes(20 * KIB)]})}, ZLIB, True),
+        ({"x": to_serialize(Sized(20 * KIB))}, None, True),
+        ({"x": to_serialize(Sized(10))}, None, False),
+        ({"x": to_serialize(Sized(None))}, None, False),
+        ({"x": to_serialize(odd(nbytes=Index(20 * KIB)))}, None, True),
     ],
-    ids=range(24),
+    ids=range(36),
 )
 def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
     low_threshold, message, context, expensive
@@ -173,6 +220,20 @@ def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
 )
 def test_parsed_and_inflated_bytes_make_a_read_expensive(low_threshold, message, kwargs, expensive):
     assert loads_is_expensive(dumps(message, **kwargs)) is expensive
+
+
+def test_dask_is_asked_for_the_size_of_other_objects(low_threshold, monkeypatch):
+    message = {"x": [to_serialize(odd())]}
+    monkeypatch.setitem(sys.modules, "dask.sizeof", SimpleNamespace(sizeof=lambda x: 20 * KIB))
+    assert dumps_is_expensive(message)
+    monkeypatch.setitem(sys.modules, "dask.sizeof", SimpleNamespace(sizeof=lambda x: 1 / 0))
+    assert not dumps_is_expensive(message)
+
+
+def test_a_container_that_contains_itself_is_examined_only_once(low_threshold):
+    container = [None]
+    container.append(container)
+    assert dumps_is_expensive(ToPickle(container))
 
 
 def test_only_arrays_of_objects_and_gaps_are_expensive(low_threshold):
@@ -235,6 +296,9 @@ async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkey
             assert offloaded == [loads]
             assert await remote.size(data=ToPickle(dict.fromkeys(range(10**6)))) == 10**6
             assert offloaded == [loads, dumps]
+            nested = [{"x": [ToPickle(dict.fromkeys(range(10**6)))]}]
+            assert await remote.size(data=nested) == 1
+            assert offloaded == [loads, dumps, dumps]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed.protocol import Serialize, deserialize, dumps, loads, serialize
+from distributed.protocol import Serialize, ToPickle, deserialize, dumps, loads, serialize
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.tests.round_trips import family, in_each_way, received
 
@@ -100,3 +100,38 @@ def test_a_stream_of_two_batches_is_refused_in_place_of_one():
     _, frames = serialize(pa.concat_tables([pa.table({"a": [1]})] * 2))
     with pytest.raises(ProtocolError, match="stream of 2 batches"):
         deserialize(header, frames)
+
+
+class Fragment:
+    """An object that contains information about a file, as in dask's graphs for Parquet files."""
+
+    def __init__(self, info):
+        self.info = info
+
+
+@pytest.mark.parametrize("put", [Fragment, lambda info: [info], lambda info: lambda: info])
+def test_information_about_a_file_travels_in_a_pickle(put):
+    fs = pytest.importorskip("pyarrow.fs")
+    info = fs.FileInfo("/data/x.parquet", fs.FileType.File, size=5, mtime_ns=10**9)
+    arrived = loads(dumps({"x": ToPickle(put(info))}))["x"]
+    match arrived:
+        case Fragment():
+            arrived = arrived.info
+        case [arrived]:
+            pass
+        case _:
+            arrived = arrived()
+    assert (arrived.path, arrived.type, arrived.size) == (info.path, info.type, info.size)
+    assert arrived.mtime_ns == info.mtime_ns
+
+
+def test_information_about_a_file_that_the_original_has_pickled_is_read():
+    # The original does not send the type, and its pickles name this function.
+    arrived = arrow().serialize_filesystem({}, [("/data/x.parquet", 5, None)])
+    assert (arrived.path, arrived.size) == ("/data/x.parquet", 5)
+
+
+def arrow():
+    from distributed.protocol import arrow
+
+    return arrow

@@ -104,15 +104,38 @@ class TestMerge:
             [view[:3], memoryview(bytearray(b"abc"))],
             [view[:2], view[2:4].cast("H")],
             [view[:4:2], view[4:]],
+            [view[:4].cast("B", (2, 2)), view[4:]],
         ],
     )
     def test_views_that_are_not_adjacent_are_refused(self, views):
-        with pytest.raises(ValueError, match="memoryview"):
+        with pytest.raises(ValueError, match=r"memoryview|format"):
             merge_memoryviews(views)
+
+    @pytest.mark.parametrize(
+        ("views", "text"),
+        [
+            (
+                [view[:3], view[4:]],
+                r"memoryview 1 does not start where the previous ends. Expected",
+            ),
+            ([view[:3], view[2:]], r"starts -1 byte\(s\) away"),
+            ([view[:3], memoryview(bytearray(b"abc"))], "1: memoryview has different buffer"),
+            ([view[:2].cast("H"), view[2:]], "1: inconsistent format: B vs H"),
+            ([view[:4:2], view[4:]], "0: memoryview non-contiguous"),
+            ([view[:4].cast("B", (2, 2)), view[4:]], "0: memoryview has 2 dimensions, not 1"),
+        ],
+    )
+    def test_the_texts_of_errors_are_those_of_the_original(self, views, text):
+        with pytest.raises(ValueError, match=text):
+            merge_memoryviews(views)
+
+    def test_the_format_of_the_views_is_kept(self):
+        whole = memoryview(array("H", range(5)))
+        assert merge_memoryviews([whole[:2], whole[2:4]]).tolist() == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("frames", [[b"a", b"b"], [view[:1], bytearray(b"1")]])
     def test_other_buffers_are_refused(self, frames):
-        with pytest.raises(TypeError, match="not a memoryview"):
+        with pytest.raises(TypeError, match="expected memoryview; got <class 'byte"):
             merge_memoryviews(frames)
 
     @pytest.mark.parametrize("owner", [b"0123456789", bytearray(b"0123456789")])
@@ -160,6 +183,13 @@ class TestPack:
         packed = pack_frames([b"ab"]) + b"zz"
         assert unpack_frames(packed) == [b"ab"]
         assert unpack_frames(packed, remainder=True) == [b"ab", b"zz"]
+
+    @pytest.mark.parametrize("frames", [[], [b"ab"]])
+    def test_the_remainder_is_appended_even_if_it_is_empty(self, frames):
+        # The original's p2p shuffle reads one value after the other until nothing remains.
+        packed = pack_frames(frames)
+        assert unpack_frames(packed, remainder=True) == [*frames, b""]
+        assert unpack_frames(packed, remainder=True, partial=True) == ([*frames, b""], [])
 
     def test_with_partial_the_last_frames_may_be_missing(self):
         packed = pack_frames([b"ab", b"c", b"def"])

@@ -134,3 +134,11 @@ def test_memoryviews_with_invalid_headers_are_refused(sub_header, content, memor
         pytest.raises(ValueError, match="could not deserialize memoryview"),
     ):
         deserialize(header | {"sub-header": sub_header}, [content])
+
+
+def test_an_array_that_was_split_inside_an_element_is_joined_first():
+    header, (frame,) = serialize(array("d", range(5)))
+    memory = memoryview(frame).cast("B")
+    pieces = [bytes(piece) for piece in (memory[:5], memory[5:6], memory[6:])]
+    assert deserialize(header, pieces) == array("d", range(5))
+    assert deserialize(header, []) == array("d")

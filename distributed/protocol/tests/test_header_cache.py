@@ -187,7 +187,7 @@ def test_a_cached_header_is_not_used_for_other_serializers():
 
 def test_serializers_that_are_registered_later_replace_the_cache(monkeypatch):
     for table in (dask_serialize, dask_deserialize):
-        monkeypatch.setattr(table, "_functions", dict(table._functions))
+        monkeypatch.setattr(table, "_lookup", dict(table._lookup))
         monkeypatch.setattr(table, "resolved", dict(table.resolved))
     x = np.arange(5)
     loads(dumps(to_serialize(x)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import tracemalloc
 from collections import OrderedDict, namedtuple
 from enum import Enum, IntEnum
+from fractions import Fraction
+from pickle import UnpicklingError
 
 import msgpack
 import pytest
@@ -68,6 +71,18 @@ class FailsToArrive:
 
 def _fail():
     raise KeyError("in the constructor")
+
+
+class Raises:
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        return (_raise, (self.error,))
+
+
+def _raise(error):
+    raise error("in the constructor")
 
 
 def sent(msg, **kwargs):
@@ -306,10 +321,63 @@ class TestErrorsOfTheReceiver:
         assert loads(dumps(Serialize(1)), deserializers=["pickle", "foo"]) == 1
 
     @pytest.mark.parametrize("wrap", [ToPickle, Serialize])
-    def test_an_error_in_unpickling_is_the_cause(self, wrap):
-        with pytest.raises(DeserializationError, match="KeyError: 'in the constructor'") as info:
-            loads(dumps({"x": wrap(FailsToArrive())}))
-        assert isinstance(info.value.__cause__, KeyError)
+    @pytest.mark.parametrize("put", [lambda x: x, lambda x: [b"", x], lambda x: {"a": x}])
+    def test_an_error_that_an_object_raises_is_raised_as_it_is(self, wrap, put):
+        with pytest.raises(KeyError, match="in the constructor") as info:
+            loads(dumps({"x": wrap(put(FailsToArrive()))}))
+        assert info.value.__cause__ is None
+        (note,) = info.value.__notes__
+        assert note.startswith("This error was raised while an object was unpickled")
+        assert "_fail" in note
+
+    def test_an_error_of_an_object_in_an_array_is_raised_as_it_is(self):
+        np = pytest.importorskip("numpy")
+        array = np.array([FailsToArrive()], dtype=object)
+        with pytest.raises(KeyError, match="in the constructor"):
+            loads(dumps({"x": Serialize(array)}))
+
+    def test_an_error_of_an_object_leaves_no_reference_to_the_message(self):
+        # A reference cycle would keep the memory of the message until garbage is collected.
+        memory = bytearray(100)
+        frames = dumps({"x": Serialize(memory), "y": ToPickle(FailsToArrive())})
+        gc.disable()
+        try:
+            try:
+                loads(frames)
+            except KeyError:
+                del frames
+            memory.append(1)  # raises an error while a view of it exists
+        finally:
+            gc.enable()
+
+    @pytest.mark.parametrize("error", [EOFError, OSError, UnpicklingError])
+    def test_an_object_may_raise_the_errors_of_pickle_itself(self, error):
+        with pytest.raises(error, match="in the constructor"):
+            loads(dumps(ToPickle(Raises(error))))
+
+    def test_the_end_of_an_iterator_is_wrapped_because_futures_cannot_raise_it(self):
+        with pytest.raises(DeserializationError, match="StopIteration"):
+            loads(dumps(ToPickle(Raises(StopIteration))))
+
+    def test_a_name_that_cannot_be_imported_is_an_error_of_the_object(self):
+        frames = dumps(ToPickle(Fraction))
+        frames[1] = bytes(frames[1]).replace(b"fractions", b"fractionz")
+        with pytest.raises(ModuleNotFoundError, match="fractionz") as info:
+            loads(frames)
+        assert "fractionz.Fraction" in info.value.__notes__[0]
+
+    @pytest.mark.parametrize("wrap", [ToPickle, Serialize])
+    @pytest.mark.parametrize("pickled", [b"", b"garbage", b"\x80\x05.", b"\x80\x05K"])
+    def test_a_malformed_pickle_is_a_protocol_error(self, wrap, pickled):
+        header, *frames = dumps(wrap(Fraction(1)))[1:]
+        if wrap is ToPickle:
+            header = msgpack.packb({**msgpack.unpackb(header), "pickled-obj": pickled})
+            head = {"__Pickled__": 1}
+        else:
+            frames = [pickled]
+            head = {"__Serialized__": 1}
+        with pytest.raises(DeserializationError):
+            loads([msgpack.packb(head), header, *frames])
 
     @pytest.mark.parametrize("msg", [{"__Serialized__": 1}, {"__Pickled__": 2}, {"__Set__": 1}])
     def test_a_map_like_a_reference_arrives_unchanged_in_a_single_frame(self, msg):

@@ -27,7 +27,6 @@ from distributed.protocol import (
 )
 from distributed.protocol import dumps as dumps_message
 from distributed.protocol import loads as loads_message
-from distributed.protocol.dispatch import typename
 from distributed.protocol.pickle import pickled_name
 from distributed.protocol.tblib_pickles import loads_without_tblib
 
@@ -296,9 +295,7 @@ class TestRegisteredTypes:
         yield
         for table in (dask_serialize, dask_deserialize):
             for cls in (Handle, Box):
-                table._functions.pop(cls, None)
-                table._named.pop(typename(cls), None)
-            table.resolved.clear()
+                table._lookup.pop(cls, None)
 
     @pytest.mark.parametrize("protocol", [4, 5])
     @pytest.mark.parametrize("data", [b"abc", bytearray(b"abc"), memoryview(b"abc" * 5000)])
@@ -343,6 +340,12 @@ class TestRegisteredTypes:
 
         register_serialization(Odd, refuse, refuse)
         assert type(pickle.loads(pickle.dumps(Box(Odd()))).content).__name__ == "Odd"
+
+    def test_may_have_frames_that_are_not_bytes(self):
+        register_serialization(
+            Box, lambda box: ({}, ["text", 5]), lambda header, frames: Box(tuple(frames))
+        )
+        assert pickle.loads(pickle.dumps(lambda box=Box(1): box))().content == ("text", 5)  # noqa: B008
 
     def test_are_pickled_directly_if_plain_pickle_can(self):
         register_serialization(Box, lambda box: ({}, [b"box"]), lambda header, frames: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 import threading
 from array import array
 from collections import defaultdict, namedtuple
@@ -20,6 +21,8 @@ from distributed.protocol import (
     dask_serialize,
     deserialize,
     deserialize_bytes,
+    dumps,
+    loads,
     pickle,
     register_generic,
     register_serialization,
@@ -438,3 +441,23 @@ def test_a_type_without_a_deserializer_is_refused():
         dask_deserialize.dispatch(OneWay)
     with pytest.raises(DeserializationError, match="OneWay"):
         deserialize(header, frames)
+
+
+@pytest.mark.parametrize("value", [2**100, "a" * 1000, bytearray(1000)])
+def test_the_size_of_a_wrapped_value_is_that_of_the_value(value):
+    # dask's sizeof asks for it, which decides about spilling, for example.
+    assert sys.getsizeof(Serialize(value)) == sys.getsizeof(value)
+    assert sys.getsizeof(ToPickle(value)) == sys.getsizeof(value)
+
+
+def test_the_size_of_a_serialized_value_contains_its_frames():
+    for kind in (Serialized, Pickled):
+        assert sys.getsizeof(kind({}, [])) == sys.getsizeof({}) + sys.getsizeof([])
+        assert sys.getsizeof(kind({}, [bytes(5000), memoryview(bytes(5000))])) > 10_000
+
+
+def test_a_serialized_value_equals_the_one_that_arrives():
+    sent = Serialized({"serializer": "x", "compression": (None,)}, [b"abc"])
+    assert loads(dumps({"x": sent}), deserialize=False)["x"] == sent
+    assert "num-sub-frames" not in sent.header
+    assert sent != Serialized({"serializer": "y", "compression": (None,)}, [b"abc"])

@@ -19,7 +19,7 @@ from tornado.ioloop import IOLoop
 from distributed.base.quantities import parse_timedelta
 from distributed.core.status import Status
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class LifeCycle:
@@ -29,8 +29,8 @@ class LifeCycle:
     #: None for no maximum.
     death_timeout: float | str | None = None
 
-    # `_status` moves init → running → closing → closed, or init → failed.  Subclasses may set
-    # other states in between.
+    # `_status` moves init → running → closing → closed, or init → closing → failed.  Subclasses may
+    # set other states in between.
     def __init__(self) -> None:
         #: A unique name: ``"ClassName-<uuid>"``.
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
@@ -68,7 +68,7 @@ class LifeCycle:
     @status.setter
     def status(self, value: Status) -> None:
         if not isinstance(value, Status):
-            raise TypeError(f"expected a member of Status, got {value!r}")
+            raise TypeError(f"Expected Status; got {value!r}")
         self._status = value
 
     @property
@@ -147,11 +147,11 @@ class LifeCycle:
 
     async def _fail_to_start(self, failure: Exception) -> None:
         self._start_failure = failure
-        if self._close_begun:
-            # close() may be waiting for this task: waiting for close() would be a deadlock.
-            return
-        await self.close(reason=f"failure-to-start-{type(failure)}")
-        self.status = Status.failed
+        # close() may be waiting for this task: waiting for close() would be a deadlock.
+        if not self._close_begun:
+            await self.close(reason=f"failure-to-start-{type(failure)}")
+        if self._event_finished.is_set():
+            self.status = Status.failed
 
     async def start_unsafe(self) -> Self:
         """Do the work of starting.  Subclasses override this method and call it.
@@ -182,7 +182,7 @@ class LifeCycle:
         try:
             await self._close_unsafe(grace)
         finally:
-            self.status = Status.closed
+            self.status = Status.closed if self._start_failure is None else Status.failed
             self._event_finished.set()
 
     async def _close_unsafe(self, timeout: float | None) -> None:

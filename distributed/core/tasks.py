@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 
 __all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 P = ParamSpec("P")
 
@@ -119,7 +119,8 @@ class AsyncTaskGroup:
     def _check_open(self, afunc: Callable[..., Any]) -> None:
         if self.closed:
             raise AsyncTaskGroupClosedError(
-                f"Cannot schedule {_name(afunc)}: the group of background tasks is already closed."
+                f"Cannot schedule a new coroutine function as the group is already closed: "
+                f"{_name(afunc)}"
             )
 
     def _start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
@@ -146,7 +147,5 @@ def _make_coroutine(
 ) -> Coroutine[Any, Any, Any]:
     coroutine = afunc(*args, **kwargs)
     if not asyncio.iscoroutine(coroutine):
-        raise TypeError(
-            f"Background tasks need a coroutine function, but {_name(afunc)} returned {coroutine!r}"
-        )
+        raise TypeError(f"a coroutine was expected, got {coroutine!r} from {_name(afunc)}")
     return coroutine

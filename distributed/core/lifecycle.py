@@ -40,6 +40,8 @@ class LifeCycle:
         self._start_lock = asyncio.Lock()
         # The error that each later call of start() raises.  Set once, with Status.failed.
         self._start_failure: Exception | None = None
+        # The status at the end of close(): closed, or failed if start_unsafe() raised.
+        self._last_status = Status.closed
         # Set by the first call of close(), and never reset.
         self._close_begun = False
         # Set at the end of the first call of close(), also if that call fails.
@@ -134,6 +136,7 @@ class LifeCycle:
                 else:
                     failure = RuntimeError(f"{name} failed to start.")
                 failure.__cause__ = exc
+                self._last_status = Status.failed
                 await self._fail_to_start(failure)
                 raise failure from exc
             except BaseException:
@@ -147,11 +150,13 @@ class LifeCycle:
 
     async def _fail_to_start(self, failure: Exception) -> None:
         self._start_failure = failure
-        # close() may be waiting for this task: waiting for close() would be a deadlock.
         if not self._close_begun:
+            self._last_status = Status.failed
             await self.close(reason=f"failure-to-start-{type(failure)}")
+        # Otherwise, close() may be waiting for this task: waiting for it would be a deadlock.
         if self._event_finished.is_set():
-            self.status = Status.failed
+            # Subclasses may have set the status at the end of their close().
+            self.status = self._last_status
 
     async def start_unsafe(self) -> Self:
         """Do the work of starting.  Subclasses override this method and call it.
@@ -182,7 +187,7 @@ class LifeCycle:
         try:
             await self._close_unsafe(grace)
         finally:
-            self.status = Status.closed if self._start_failure is None else Status.failed
+            self.status = self._last_status
             self._event_finished.set()
 
     async def _close_unsafe(self, timeout: float | None) -> None:

@@ -165,7 +165,10 @@ class Streams:
             error.__cause__ = exc
             exc = error
         else:
-            exc.add_note(f"In the {what}")
+            try:
+                exc.add_note(f"In the {what}")
+            except Exception:
+                logger.warning("%s accepts no note", type(exc), exc_info=True)
         if stream.failure is not None or stream.ended or isinstance(exc, CommClosedError):
             # The error is not raised, or is mistaken for one about the comm of the stream.
             logger.error("Exception in the %s", what, exc_info=exc)

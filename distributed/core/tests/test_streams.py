@@ -290,6 +290,11 @@ async def fail_by_cancellation(x=None):
     raise asyncio.CancelledError("no luck")
 
 
+class RefusesNotes(ZeroDivisionError):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
 FAILING = pytest.mark.parametrize(
     "handler", [fail, fail_later, fail_about_another_comm, fail_by_cancellation]
 )
@@ -397,6 +402,21 @@ async def test_a_handler_that_fails_ends_a_stream_that_waits_and_cancels_its_oth
             await async_poll_for(lambda: not server._comms)
         assert log.getvalue().count("ZeroDivisionError: no luck") == 1
         assert "'wait'" not in log.getvalue()
+
+
+@gen_test()
+async def test_an_error_that_refuses_notes_ends_the_stream_too():
+    async def refuse():
+        raise RefusesNotes("no luck")
+
+    async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["fail"] = refuse
+        with quiet(logging.WARNING) as log:
+            await comm.write({"op": "fail"})
+            with pytest.raises(CommClosedError):
+                await comm.read()
+            await async_poll_for(lambda: not server._comms)
+        assert "RefusesNotes: no luck" in log.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -588,29 +608,36 @@ async def test_a_stream_ends_when_its_running_handlers_have_ended(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_close_lets_running_handlers_finish_and_then_cancels_them(transport):
-    ends = []
+async def test_close_lets_running_handlers_finish(transport):
     gate = Gate()
-
-    async def wait(x):
-        try:
-            await gate.handle(x)
-            if x:
-                await asyncio.Event().wait()
-            ends.append("finished")
-        except asyncio.CancelledError:
-            ends.append("cancelled")
-            raise
-
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+
+        async def wait():
+            await gate.handle()
+            server.note(ended=True)
+
         server.stream_handlers["wait"] = wait
-        await comm.write([{"op": "wait", "x": 0}, {"op": "wait", "x": 1}])
-        await gate.entered[1].wait()
-        closing = asyncio.create_task(server.close(timeout=0.05))
+        await comm.write({"op": "wait"})
+        await gate.entered[None].wait()
+        closing = asyncio.create_task(server.close(timeout=60))
         await async_poll_for(lambda: server._close_begun)
         gate.open()
         await closing
-        assert ends == ["finished", "cancelled"]
+        assert server.got == [{"ended": True}]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_cancels_handlers_that_do_not_finish(transport):
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["wait"] = gate.handle
+        await comm.write({"op": "wait"})
+        await gate.entered[None].wait()
+        with quiet(logging.WARNING) as log:
+            await server.close(timeout=0)
+        assert gate.cancelled[None].is_set()
+        assert log.getvalue() == ""
 
 
 @TRANSPORTS

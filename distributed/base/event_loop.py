@@ -15,6 +15,7 @@ from tornado.ioloop import IOLoop
 
 __all__ = [
     "OFFLOAD_THREAD_NAME",
+    "AsyncTaskGroupClosedError",
     "asyncio_loop_of",
     "offload",
     "shutdown_offload",
@@ -23,6 +24,10 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class AsyncTaskGroupClosedError(RuntimeError):
+    """A task was added to a group that is closed."""
 
 
 def asyncio_loop_of(io_loop: IOLoop) -> asyncio.AbstractEventLoop:

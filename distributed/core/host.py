@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from distributed._async_taskgroup import AsyncTaskGroupClosedError
 from distributed.comm import Comm
 from distributed.metrics import context_meter
 
-__all__ = ["connect", "context_meter", "replaceable"]
+__all__ = ["AsyncTaskGroupClosedError", "connect", "context_meter", "replaceable"]
 
 
 def replaceable(name: str, default: Any) -> Any:

@@ -76,7 +76,7 @@ class Streams:
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
-        self._tasks: dict[asyncio.Task[Any], tuple[_Stream, str]] = {}
+        self._tasks: dict[asyncio.Task[Any], tuple[_Stream, Any]] = {}
 
     async def handle(self, comm: Comm, extra: Mapping[str, Any] | None = None) -> None:
         """Call stream handlers with the messages from *comm* until the stream ends; close *comm*.
@@ -133,7 +133,7 @@ class Streams:
             stream.ended = True
             self._streams.discard(stream)
 
-    async def _start(self, stream: _Stream, op: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+    async def _start(self, stream: _Stream, op: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run the coroutine of a handler in a task, and return when it has started."""
         task = asyncio.create_task(coroutine, name=f"stream handler {op}")
         self._tasks[task] = stream, op
@@ -155,7 +155,7 @@ class Streams:
             self._failed(stream, op, asyncio.CancelledError())
         stream.wake()
 
-    def _failed(self, stream: _Stream, op: str, exc: BaseException) -> None:
+    def _failed(self, stream: _Stream, op: Any, exc: BaseException) -> None:
         """Let the error of a handler end its stream."""
         name, peer = self._server._name_in_messages, stream.comm.peer_address
         what = f"stream handler of op {op!r} in {name}, called with a message from {peer}"

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec
 
+from distributed.core.host import AsyncTaskGroupClosedError
+
 __all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
 
 logger = logging.getLogger("distributed.core")
@@ -20,10 +22,6 @@ class NoOpAwaitable:
     def __await__(self) -> Generator[Any, None, None]:
         return
         yield
-
-
-class AsyncTaskGroupClosedError(RuntimeError):
-    """A task was added to a group that is closed."""
 
 
 class AsyncTaskGroup:

@@ -179,8 +179,8 @@ def test_the_pickles_of_causes_are_bounded():
     try:
         try:
             deep(500)
-        except ZeroDivisionError as cause:
-            raise KeyError("another") from cause
+        except ZeroDivisionError as e:
+            raise KeyError("another") from e
     except KeyError as e:
         message = error_message(e)
     assert len(message["exception"].data) <= 2 * config.get_bytes(LIMIT) + 1_000

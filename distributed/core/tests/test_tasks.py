@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 
 import pytest
@@ -218,6 +219,15 @@ async def test_a_cancellation_is_not_logged():
         await asyncio.sleep(0)
         await group.stop()
     assert log.getvalue() == ""
+
+
+def test_a_closed_group_raises_the_error_that_roles_catch_by_its_faithful_name():
+    # A Nanny of the original imports it from there.
+    module = importlib.import_module("distributed._async_taskgroup")
+    group = AsyncTaskGroup()
+    group.close()
+    with pytest.raises(module.AsyncTaskGroupClosedError):
+        group.call_soon(asyncio.sleep, 0)
 
 
 @gen_test()

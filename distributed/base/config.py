@@ -88,6 +88,8 @@ DEFAULTS: Mapping[str, Any] = {
             # Maximum number of connections to a server, in total and per host; null: unlimited.
             "max-connections": 100_000,
             "max-connections-per-host": 50_000,
+            # Maximum number of running coroutine handlers of one stream; null: unlimited.
+            "max-stream-handlers": 1000,
             # The secret that both sides of a connection share, as text or in a file; null: none.
             "auth": {"token": None, "token-file": None},
             "zstd": {"level": 3, "threads": 0},

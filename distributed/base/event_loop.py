@@ -18,6 +18,7 @@ from distributed.base import metering
 
 __all__ = [
     "OFFLOAD_THREAD_NAME",
+    "AsyncTaskGroupClosedError",
     "asyncio_loop_of",
     "offload",
     "shutdown_offload",
@@ -26,6 +27,10 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class AsyncTaskGroupClosedError(RuntimeError):
+    """A task was added to a group that is closed."""
 
 
 def asyncio_loop_of(io_loop: IOLoop) -> asyncio.AbstractEventLoop:

@@ -37,7 +37,7 @@ def coerce_to_address(o: str | tuple[str, int | None] | list[Any]) -> str:
     if isinstance(o, list | tuple):
         o = unparse_host_port(*o)
     if not isinstance(o, str):
-        raise TypeError(f"expected an address or (host, port), got {o!r}")
+        raise TypeError(f"expected str, got {type(o).__name__!r}: {o!r} is not an address")
     return normalize_address(o)
 
 
@@ -88,7 +88,7 @@ async def send_recv(
     Raises
     ------
     Exception
-        The handler's exception.
+        The handler's exception.  If *comm* does not deserialize, an `Exception` with its text.
     OSError
         If the connection breaks.  *comm* is then closed, as after a cancellation or a timeout.
     RuntimeError
@@ -115,8 +115,10 @@ async def send_recv(
         raise
     if kwargs.get("close"):
         await comm.close()
-    if isinstance(response, dict) and response.get("status") == "uncaught-error":
-        raise exception_from(response, peer=comm.peer_address, unpickle=comm.allow_pickle)
+    # Not isinstance(): answers may be subclasses of dict whose methods differ, such as a matrix.
+    if type(response) is dict and response.get("status") == "uncaught-error":
+        unpickle = comm.allow_pickle and comm.deserialize
+        raise exception_from(response, peer=comm.peer_address, unpickle=unpickle)
     return response
 
 
@@ -129,6 +131,8 @@ class RemoteCalls(ABC):
     deserializers: Sequence[str] | None
     #: First part of a comm's name during a call, before a dot and the operation.
     _comm_name: ClassVar[str]
+    #: Qualified name of the coroutines of calls.
+    _call_name: ClassVar[str]
 
     @abstractmethod
     def _take(self) -> Comm | None:
@@ -157,7 +161,7 @@ class RemoteCalls(ABC):
             # Python and its tools look these up; they are not operations.
             raise AttributeError(name)
 
-        async def remote_call(**kwargs: Any) -> Any:
+        async def send_recv_from_rpc(**kwargs: Any) -> Any:
             if self.serializers is not None and kwargs.get("serializers") is None:
                 kwargs["serializers"] = self.serializers
             if self.deserializers is not None and kwargs.get("deserializers") is None:
@@ -181,9 +185,9 @@ class RemoteCalls(ABC):
             finally:
                 self._release(comm)
 
-        # Python shows this name when a call is not awaited or gets positional arguments.
-        remote_call.__qualname__ = f"{type(self).__name__}.{name}"
-        return remote_call
+        # The original's name: tools that list coroutines and tasks look for it.
+        send_recv_from_rpc.__qualname__ = self._call_name
+        return send_recv_from_rpc
 
 
 def _failed(name: str) -> str:

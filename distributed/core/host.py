@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from tornado.ioloop import IOLoop
 
+from distributed._async_taskgroup import AsyncTaskGroupClosedError
 from distributed.base import config, metering
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm import Comm
@@ -21,6 +22,7 @@ from distributed.metrics import context_meter
 from distributed.system_monitor import SystemMonitor
 
 __all__ = [
+    "AsyncTaskGroupClosedError",
     "SystemMonitor",
     "connect",
     "context_meter",

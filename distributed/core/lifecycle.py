@@ -19,7 +19,7 @@ from tornado.ioloop import IOLoop
 from distributed.base.quantities import parse_timedelta
 from distributed.core.status import Status
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class LifeCycle:
@@ -29,8 +29,8 @@ class LifeCycle:
     #: None for no maximum.
     death_timeout: float | str | None = None
 
-    # `_status` moves init → running → closing → closed, or init → failed.  Subclasses may set
-    # other states in between.
+    # `_status` moves init → running → closing → closed, or init → closing → failed.  Subclasses may
+    # set other states in between.
     def __init__(self) -> None:
         #: A unique name: ``"ClassName-<uuid>"``.
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
@@ -40,6 +40,8 @@ class LifeCycle:
         self._start_lock = asyncio.Lock()
         # The error that each later call of start() raises.  Set once, with Status.failed.
         self._start_failure: Exception | None = None
+        # The status at the end of close(): closed, or failed if start_unsafe() raised.
+        self._last_status = Status.closed
         # Set by the first call of close(), and never reset.
         self._close_begun = False
         # Set at the end of the first call of close(), also if that call fails.
@@ -68,7 +70,7 @@ class LifeCycle:
     @status.setter
     def status(self, value: Status) -> None:
         if not isinstance(value, Status):
-            raise TypeError(f"expected a member of Status, got {value!r}")
+            raise TypeError(f"Expected Status; got {value!r}")
         self._status = value
 
     @property
@@ -134,6 +136,7 @@ class LifeCycle:
                 else:
                     failure = RuntimeError(f"{name} failed to start.")
                 failure.__cause__ = exc
+                self._last_status = Status.failed
                 await self._fail_to_start(failure)
                 raise failure from exc
             except BaseException:
@@ -147,11 +150,13 @@ class LifeCycle:
 
     async def _fail_to_start(self, failure: Exception) -> None:
         self._start_failure = failure
-        if self._close_begun:
-            # close() may be waiting for this task: waiting for close() would be a deadlock.
-            return
-        await self.close(reason=f"failure-to-start-{type(failure)}")
-        self.status = Status.failed
+        if not self._close_begun:
+            self._last_status = Status.failed
+            await self.close(reason=f"failure-to-start-{type(failure)}")
+        # Otherwise, close() may be waiting for this task: waiting for it would be a deadlock.
+        if self._event_finished.is_set():
+            # Subclasses may have set the status at the end of their close().
+            self.status = self._last_status
 
     async def start_unsafe(self) -> Self:
         """Do the work of starting.  Subclasses override this method and call it.
@@ -182,7 +187,7 @@ class LifeCycle:
         try:
             await self._close_unsafe(grace)
         finally:
-            self.status = Status.closed
+            self.status = self._last_status
             self._event_finished.set()
 
     async def _close_unsafe(self, timeout: float | None) -> None:

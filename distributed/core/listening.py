@@ -14,7 +14,7 @@ from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm import listen, unparse_host_port
 from distributed.comm.core import Listener
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class ListeningServer(Protocol):

@@ -28,7 +28,7 @@ from distributed.core.tasks import NoOpAwaitable
 
 __all__ = ["ConnectionPool", "PoolState", "PooledRPCCall"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class PoolState:
@@ -208,6 +208,7 @@ class PooledRPCCall(RemoteCalls):
     """
 
     _comm_name = "ConnectionPool"
+    _call_name = "PooledRPCCall.__getattr__.<locals>.send_recv_from_rpc"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from distributed.core.tasks import NoOpAwaitable
 
 __all__ = ["rpc"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class rpc(RemoteCalls):
@@ -59,6 +59,7 @@ class rpc(RemoteCalls):
     #: All ``rpc`` objects that are not closed.
     active: ClassVar[weakref.WeakSet[rpc]] = weakref.WeakSet()
     _comm_name = "rpc"
+    _call_name = "rpc.__getattr__.<locals>.send_recv_from_rpc"
 
     # Invariant: a comm in use has the value False in `comms`.  `_released` only makes idle comms
     # quick to find: it may lack idle comms, and may contain comms that are not idle any more.

@@ -22,7 +22,7 @@ from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 #: Maximum number of seconds that a refused peer has to send a request, which the refusal answers.
 _REFUSAL_TIME = 10.0
@@ -278,10 +278,16 @@ class Requests:
     async def _write(
         self, comm: Comm, op: Any, result: Any, serializers: Sequence[str] | None = None
     ) -> bool:
-        """Write the answer to a request, and return whether *comm* is still open."""
+        """Write the answer to a request, and return whether *comm* is still open.
+
+        A wrapped value that cannot be serialized is replaced by an error, which the reader raises
+        when it deserializes the value: also if the value passes through servers that do not.
+        """
+        is_error = type(result) is dict and result.get("status") == "uncaught-error"
         try:
             families = None if serializers is _ANY else serializers
-            await comm.write(result, serializers=families, on_error="raise")
+            on_error = "raise" if is_error else "message"
+            await comm.write(result, serializers=families, on_error=on_error)
         except CommClosedError as exc:
             logger.debug(
                 "%s disconnected before op %.500r was answered: %s", comm.peer_address, op, exc
@@ -293,7 +299,6 @@ class Requests:
             message = "Cannot serialize the result of op %.500s for %s"
             logger.error(message, op, comm.peer_address, exc_info=True)
             # Write the error in the caller's families; if *result* was an error, in any family.
-            is_error = isinstance(result, dict) and result.get("status") == "uncaught-error"
             error = _protocol_error(exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers)
         return True

@@ -14,12 +14,12 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Self
 
 from distributed.base import config
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
-from distributed.core.errors.messages import error_message
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -36,7 +36,7 @@ from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
 from distributed.telemetry.statistics import Statistics
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 #: Seconds before running handlers are cancelled when their server is closed.
 CLOSE_GRACE = 1.0
@@ -219,7 +219,9 @@ class Server(LifeCycle):
             try:
                 self.stop()
                 self._server_streams.abort_idle()
-                await self._server_requests.finish(CLOSE_GRACE if timeout is None else timeout)
+                deadline = monotonic() + (CLOSE_GRACE if timeout is None else timeout)
+                for part in (self._server_streams, self._server_requests):
+                    await part.finish(max(deadline - monotonic(), 0))
             finally:
                 await self._ongoing_background_tasks.stop()
                 self._server_requests.abort_comms()
@@ -264,17 +266,28 @@ class Server(LifeCycle):
     ) -> Coroutine[Any, Any, None]:
         """Call the stream handlers with the messages from *comm*, until the stream ends.
 
-        Each message, or list of messages, is handled before the next one is read, both by
-        functions and by coroutine functions.  If a handler fails, the error is logged and the next
-        message is handled.  The stream ends with ``{"op": "close-stream"}``, or when the peer
-        closes *comm*; *comm* is closed then.
+        Handlers start in the order of the messages.  Coroutine handlers then run concurrently, up
+        to ``distributed.comm.max-stream-handlers`` of one stream; above that, the next message is
+        handled when one of them has ended.
+
+        The stream ends with ``{"op": "close-stream"}``, when the peer closes *comm*, or when a
+        handler fails.  *comm* is closed then, and this method returns when the coroutine handlers
+        of the stream have ended; if one failed, the others are cancelled.  Messages without a
+        handler are logged and skipped.
 
         Parameters
         ----------
         comm
             The comm to read from.
         extra
-            Further keyword arguments for every handler.
+            Further keyword arguments for every handler.  If the message has an argument of the
+            same name, that of the message is used.
+
+        Raises
+        ------
+        Exception
+            The exception of the first handler that failed.  The server logs it if a request, such
+            as ``connection_stream``, opened the stream.
         """
         # Not a coroutine function: another coroutine between the comm and the handlers would be
         # resumed for each message.
@@ -357,7 +370,7 @@ class Server(LifeCycle):
         """The address at which peers can contact this server; ValueError if it does not listen."""
         if self._address is None:
             if not self.listeners:
-                raise ValueError(f"cannot get address of non-running {type(self).__name__}")
+                raise ValueError(f"cannot get address of non-running Server ({self.id})")
             self._address = self.listeners[0].contact_address
         return self._address
 
@@ -377,7 +390,7 @@ class Server(LifeCycle):
         """
         if self._listen_address is None:
             if not self.listeners:
-                raise ValueError(f"cannot get listen address of non-running {type(self).__name__}")
+                raise ValueError(f"cannot get listen address of non-running Server ({self.id})")
             self._listen_address = self.listeners[0].listen_address
         return self._listen_address
 
@@ -448,13 +461,9 @@ class Server(LifeCycle):
     ) -> dict[str, Any]:
         """Write a file into the scratch directory, and import it if *load*; an operation.
 
-        As :meth:`ScratchDirectory.upload_file`, but an error is returned as an error message.
+        As :meth:`ScratchDirectory.upload_file`, in a thread.
         """
-        try:
-            return await self._scratch_directory.upload_file_async(filename, data, load=load)
-        except Exception as exc:
-            logger.exception("Cannot upload file %r to %s", filename, self._name_in_messages)
-            return dict(error_message(exc))
+        return await self._scratch_directory.upload_file_async(filename, data, load=load)
 
 
 def _check_callable(kind: str, handlers: Mapping[str, Callable[..., Any]]) -> None:

@@ -1,36 +1,82 @@
-"""One-way streams of messages: read them from a comm and call their handlers."""
+"""One-way streams of messages: read them from a comm and call their handlers.
+
+Handlers start in the order of the messages.  A plain function ends before the next handler starts.
+A coroutine runs in a task of its own, concurrently with later handlers; if too many run, the
+stream is not read until one of them ends.  A handler that fails ends its stream, because later
+messages may depend on the failed one, and the peer has to notice.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from distributed.base import config
 from distributed.comm.core import Comm, CommClosedError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 
 class StreamServer(Protocol):
     """The attributes of a server that :class:`Streams` uses."""
 
     stream_handlers: dict[str, Callable[..., Any]]
-    _event_finished: asyncio.Event
+    _close_begun: bool
 
     @property
     def _name_in_messages(self) -> str: ...
 
-    def _cancels_current_task(self) -> bool: ...
+
+class _EndOfStream(Exception):
+    """A stream ends, but not because its comm was closed."""
+
+
+class _Stream:
+    """The state of one stream."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        # Whether the stream waits for its next message.
+        self.idle = False
+        # The coroutine handlers that have not ended.
+        self.running: set[asyncio.Task[Any]] = set()
+        # The error of the first handler that failed; read once, by `end`.
+        self.failure: BaseException | None = None
+        # Whether nothing will raise `failure` any more.
+        self.ended = False
+        # What the reader waits for, if it waits for handlers.
+        self._change: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Wake the reader if it waits for handlers."""
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    async def change(self) -> None:
+        """Wait until `wake` is called."""
+        self._change = asyncio.get_running_loop().create_future()
+        try:
+            await self._change
+        finally:
+            self._change = None
 
 
 class Streams:
     """The streams that one server receives."""
 
+    # A task is in `_tasks` and in `running` of its stream from its start until it has ended.
     def __init__(self, server: StreamServer):
         self._server = server
-        # The comms on which a stream waits for its next message.
-        self._idle: set[Comm] = set()
+        # Maximum number of coroutine handlers of one stream that run at a time; None for no
+        # maximum.
+        limit = config.get_int("distributed.comm.max-stream-handlers")
+        self._limit = None if limit is None else max(limit, 1)
+        # The streams that have not ended.
+        self._streams: set[_Stream] = set()
+        # Each coroutine handler that runs → its stream and its op.
+        self._tasks: dict[asyncio.Task[Any], tuple[_Stream, Any]] = {}
 
     async def handle(self, comm: Comm, extra: Mapping[str, Any] | None = None) -> None:
         """Call stream handlers with the messages from *comm* until the stream ends; close *comm*.
@@ -40,61 +86,132 @@ class Streams:
         server = self._server
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
-        logger.debug("Starting stream from %s to %s", comm.peer_address, server._name_in_messages)
+        logger.info("Starting established connection to %s", comm.peer_address)
+        stream = _Stream(comm)
+        self._streams.add(stream)
         try:
-            # Not `while not comm.closed()`: messages that arrived before the end are still read.
-            while True:
-                self._idle.add(comm)
-                try:
-                    msgs = await comm.read()
-                finally:
-                    self._idle.discard(comm)
-                for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
-                    op = msg.pop("op", None) if isinstance(msg, dict) else None
-                    handler = server.stream_handlers.get(op) if isinstance(op, str) else None
-                    if handler is None or op == "close-stream":
-                        if self._ends_stream(comm, op, msg):
-                            return
-                        continue
+            try:
+                # Not `while not comm.closed()`: messages that arrived before the end are read.
+                while not server._close_begun:
+                    stream.idle = True
                     try:
-                        result = handler(**extra, **msg) if extra else handler(**msg)
-                        if result is None or not asyncio.iscoroutine(result):
+                        msgs = await comm.read()
+                    finally:
+                        stream.idle = False
+                    for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
+                        op = msg.pop("op", None) if isinstance(msg, dict) else None
+                        handler = server.stream_handlers.get(op) if isinstance(op, str) else None
+                        if handler is None or op == "close-stream":
+                            if self._ends_stream(comm, op, msg):
+                                raise _EndOfStream
                             continue
-                        await result
-                    except (Exception, asyncio.CancelledError) as exc:
-                        if isinstance(exc, asyncio.CancelledError) and (
-                            server._cancels_current_task()
-                        ):
-                            raise
-                        logger.exception(
-                            "Stream handler of op %s in %s failed on a message from %s",
-                            op,
-                            server._name_in_messages,
-                            comm.peer_address,
-                        )
-                    if server._event_finished.is_set():
-                        # The handler of this message has closed the server.
-                        return
-                # Release the memory of these messages before the next one arrives.
-                msgs = msg = result = None
-        except CommClosedError as exc:
-            logger.debug(
-                "Stream from %s to %s ended: %s", comm.peer_address, server._name_in_messages, exc
-            )
+                        try:
+                            result = handler(**{**extra, **msg}) if extra else handler(**msg)
+                        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (raised later)
+                            self._failed(stream, op, exc)
+                            raise _EndOfStream from None
+                        if result is not None and asyncio.iscoroutine(result):
+                            await self._start(stream, op, result)
+                            if stream.failure is not None:
+                                raise _EndOfStream
+                    # Release the memory of these messages before the next one arrives.
+                    msgs = msg = result = None
+            except _EndOfStream:
+                pass
+            except CommClosedError as exc:
+                if stream.failure is None:
+                    logger.info("Connection to %s has been closed.", comm.peer_address)
+                    logger.debug("Stream to %s ended: %s", server._name_in_messages, exc)
+            finally:
+                await comm.close()
+            await self._end(stream)
+        except BaseException:
+            stream.ended = True
+            self._cancel_handlers(stream)
+            raise
         finally:
-            await comm.close()
+            stream.ended = True
+            self._streams.discard(stream)
+
+    async def _start(self, stream: _Stream, op: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run the coroutine of a handler in a task, and return when it has started."""
+        task = asyncio.create_task(coroutine, name=f"stream handler {op}")
+        self._tasks[task] = stream, op
+        stream.running.add(task)
+        task.add_done_callback(self._done)
+        # The task starts now, before the handler of the next message.
+        await asyncio.sleep(0)
+        limit = self._limit
+        while limit is not None and len(stream.running) >= limit and not self._server._close_begun:
+            await stream.change()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        stream, op = self._tasks.pop(task)
+        stream.running.discard(task)
+        if not task.cancelled():
+            if (exc := task.exception()) is not None:
+                self._failed(stream, op, exc)
+        elif stream.failure is None and not stream.ended and not self._server._close_begun:
+            self._failed(stream, op, asyncio.CancelledError())
+        stream.wake()
+
+    def _failed(self, stream: _Stream, op: Any, exc: BaseException) -> None:
+        """Let the error of a handler end its stream."""
+        name, peer = self._server._name_in_messages, stream.comm.peer_address
+        what = f"stream handler of op {op!r} in {name}, called with a message from {peer}"
+        if isinstance(exc, asyncio.CancelledError):
+            # A CancelledError from handle_stream() would look as if its caller was cancelled.
+            error = RuntimeError(f"The {what}, was cancelled")
+            error.__cause__ = exc
+            exc = error
+        else:
+            try:
+                exc.add_note(f"In the {what}")
+            except Exception:
+                logger.warning("%s accepts no note", type(exc), exc_info=True)
+        if stream.failure is not None or stream.ended or isinstance(exc, CommClosedError):
+            # The error is not raised, or is mistaken for one about the comm of the stream.
+            logger.error("Exception in the %s", what, exc_info=exc)
+        if stream.failure is None and not stream.ended:
+            stream.failure = exc
+            # Ends a read that is in progress.
+            stream.comm.abort()
+
+    async def _end(self, stream: _Stream) -> None:
+        """Wait for the handlers of a stream, and raise the error of one that failed.
+
+        If a handler failed, the others are cancelled.  If the server closes, it ends them.
+        """
+        cancelled = False
+        while stream.running and not self._server._close_begun:
+            if stream.failure is not None and not cancelled:
+                cancelled = True
+                self._cancel_handlers(stream)
+            await stream.change()
+        stream.ended = True
+        if stream.failure is not None:
+            try:
+                raise stream.failure
+            finally:
+                # Its traceback has this frame.
+                stream.failure = None
+
+    def _cancel_handlers(self, stream: _Stream) -> None:
+        # A closing server cancels them itself, except the one that closes it.
+        if not self._server._close_begun:
+            for task in stream.running:
+                task.cancel()
 
     def _ends_stream(self, comm: Comm, op: Any, msg: Any) -> bool:
         """Return whether a message without a handler ends the stream; log it if it does not."""
-        name = self._server._name_in_messages
         if op == "close-stream":
-            logger.debug("Stream from %s to %s was closed", comm.peer_address, name)
+            logger.info("Received 'close-stream' from %s; closing.", comm.peer_address)
             return True
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
             logger.error(
                 "%s has no stream handler for op %.500r in the stream from %s, and ignores %.500r",
-                name,
+                self._server._name_in_messages,
                 op,
                 comm.peer_address,
                 msg,
@@ -102,6 +219,21 @@ class Streams:
         return False
 
     def abort_idle(self) -> None:
-        """End the streams that wait for a message, without calling any handler."""
-        for comm in list(self._idle):
-            comm.abort()
+        """End the streams that wait, without calling any handler."""
+        for stream in list(self._streams):
+            stream.wake()
+            if stream.idle:
+                stream.comm.abort()
+
+    async def finish(self, grace: float) -> None:
+        """Let coroutine handlers finish within *grace* seconds, then cancel them."""
+        me = asyncio.current_task()
+        if running := [task for task in self._tasks if task is not me]:
+            await asyncio.wait(running, timeout=grace)
+        left = {task for task in self._tasks if task is not me}
+        for task in left:
+            task.cancel()
+        if left:
+            _, left = await asyncio.wait(left, timeout=max(grace, 1))
+        for task in left:
+            logger.error("A stream handler does not end although it was cancelled: %s", task)

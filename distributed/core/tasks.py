@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec
 
+from distributed.core.host import AsyncTaskGroupClosedError
+
 __all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 P = ParamSpec("P")
 
@@ -20,10 +22,6 @@ class NoOpAwaitable:
     def __await__(self) -> Generator[Any, None, None]:
         return
         yield
-
-
-class AsyncTaskGroupClosedError(RuntimeError):
-    """A task was added to a group that is closed."""
 
 
 class AsyncTaskGroup:
@@ -119,7 +117,8 @@ class AsyncTaskGroup:
     def _check_open(self, afunc: Callable[..., Any]) -> None:
         if self.closed:
             raise AsyncTaskGroupClosedError(
-                f"Cannot schedule {_name(afunc)}: the group of background tasks is already closed."
+                f"Cannot schedule a new coroutine function as the group is already closed: "
+                f"{_name(afunc)}"
             )
 
     def _start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
@@ -146,7 +145,5 @@ def _make_coroutine(
 ) -> Coroutine[Any, Any, Any]:
     coroutine = afunc(*args, **kwargs)
     if not asyncio.iscoroutine(coroutine):
-        raise TypeError(
-            f"Background tasks need a coroutine function, but {_name(afunc)} returned {coroutine!r}"
-        )
+        raise TypeError(f"a coroutine was expected, got {coroutine!r} from {_name(afunc)}")
     return coroutine

@@ -71,6 +71,7 @@ OURS = {
     "distributed.comm.max-frames",
     "distributed.comm.max-handshake-size",
     "distributed.comm.max-message-size",
+    "distributed.comm.max-stream-handlers",
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
     "distributed.nanny.blocked-handlers",

@@ -13,15 +13,19 @@ the traceback depends on what is installed:
   receiver without tblib adds one from the message's ``traceback_text``.  Each hop adds its own
   note, so an error that passed several servers shows all of them.
 
+Tracebacks consist of the user's frames: those of the event loop, of this core and of roles that
+stand on it are left out, except after the user's last frame.
+
 Making the message never fails, because something has failed already when it is made: ``str`` and
 ``repr`` of the exception may raise, its message may fill the memory, and its traceback may have ten
 thousand frames.  Therefore each text is limited to ``distributed.admin.max-error-length``
-characters, and the sender unpickles each pickle to test it.  An exception that fails this test
-travels as an `Exception` that carries its ``repr``.
+characters, and the pickle of each traceback to as many bytes.  The sender unpickles each pickle to
+test it.  An exception that fails this test travels as an `Exception` that carries its ``repr``.
 
 =============  =====================================================================
 `.messages`    exceptions to messages and back: the functions that other code calls
 `.pickles`     exceptions and tracebacks to pickles that can be unpickled
+`.frames`      tracebacks without the frames of this core
 `.text`        texts of limited length, made without raising
 =============  =====================================================================
 """

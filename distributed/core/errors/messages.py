@@ -23,7 +23,7 @@ from distributed.protocol import Serialize, Serialized, deserialize, to_serializ
 from distributed.protocol import pickle as wire_pickle
 from distributed.protocol.tblib_pickles import loads_exception
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -83,7 +83,7 @@ def error_message(e: BaseException, status: str = "error") -> ErrorMessage:
     limit = max_error_length()
     e = truncate_exception(e, limit)
     text = format_traceback(e.__traceback__, limit)
-    frames = pickle_traceback(e)
+    frames = pickle_traceback(e, limit)
     pickled = pickle_exception(e, text if frames is None else None, limit)
     return {
         "status": status,

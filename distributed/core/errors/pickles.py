@@ -19,11 +19,12 @@ import logging
 import pickle
 from collections import deque
 from collections.abc import Mapping, Set
-from types import GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType
+from types import GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, TracebackType
 from typing import Any
 
 import cloudpickle
 
+from distributed.core.errors.frames import frames_of, shorten, traceback_of, without_middle
 from distributed.core.errors.text import (
     bounded,
     format_traceback,
@@ -36,31 +37,62 @@ from distributed.core.errors.text import (
 )
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 #: Maximum number of exceptions of a chain or group in one pickle.  Each adds to the pickle's depth.
 MAX_CHAIN = 50
+
+#: Minimum number of bytes of a frame in a pickle of a traceback.
+_MIN_FRAME_SIZE = 60
 
 
 # A "reduction" is the value that `object.__reduce__` returns: how to rebuild an object.
 
 
 class _ExceptionPickler(cloudpickle.Pickler):
-    """A pickler with given reductions for certain objects, by their `id`."""
+    """A pickler with given reductions for certain objects, by their `id`.
 
-    def __init__(self, file: io.BytesIO, reductions: Mapping[int, Any]) -> None:
+    With *limit*, each traceback is pickled without the frames of this core, and without frames in
+    its middle if its pickle would be longer than *limit* bytes.
+    """
+
+    def __init__(
+        self, file: io.BytesIO, reductions: Mapping[int, Any], limit: int | None = None
+    ) -> None:
         super().__init__(file, protocol=HIGHEST_PROTOCOL)
         self._reductions = reductions
+        self._limit = limit
 
     def reducer_override(self, obj: Any) -> Any:
         reduction = self._reductions.get(id(obj))
-        return super().reducer_override(obj) if reduction is None else reduction
+        if reduction is not None:
+            return reduction
+        if self._limit is not None and isinstance(obj, TracebackType):
+            return _traceback_reduction(obj, self._limit)
+        return super().reducer_override(obj)
 
 
-def pickle_traceback(e: BaseException) -> bytes | None:
-    """Return a pickle of an exception's traceback, as tblib makes it.
+def _traceback_reduction(tb: TracebackType, limit: int) -> Any:
+    """Return tblib's reduction of a traceback, shortened; its pickle has at most *limit* bytes."""
+    reduce = copyreg.dispatch_table[TracebackType]
+    entries = frames_of(shorten(tb))
+    # No pickle of a frame is shorter; a traceback of many more frames is too deep for pickle.
+    entries = without_middle(entries, limit // _MIN_FRAME_SIZE)
+    while True:
+        short = traceback_of(entries)
+        size = len(_round_trip(short, {})[0])
+        if size <= limit:
+            return reduce(short)
+        if len(entries) == 1:
+            # Even the name of the file is too long.  The pickle of None:
+            return type(None), ()
+        entries = without_middle(entries, len(entries) * limit // size)
 
-    None without tblib, or if the traceback is too deep for pickle.
+
+def pickle_traceback(e: BaseException, limit: int) -> bytes | None:
+    """Return a pickle of an exception's traceback, as tblib makes it, of about *limit* bytes.
+
+    None without tblib, without a traceback, or if the limit is too low for one frame.
     """
     try:
         from tblib import pickling_support
@@ -68,10 +100,11 @@ def pickle_traceback(e: BaseException) -> bytes | None:
         return None
     try:
         pickling_support.install(e)
-        return _round_trip(e.__traceback__, {})[0]
+        data, tb = _round_trip(e.__traceback__, {}, limit)
     except Exception:
         logger.debug("The traceback of %s is sent as text only", type(e), exc_info=True)
         return None
+    return None if tb is None else data
 
 
 def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
@@ -88,7 +121,8 @@ def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
     """
     if text is None:
         try:
-            return _round_trip(e, {})[0]
+            if len(_chain(e)) < MAX_CHAIN:
+                return _round_trip(e, {}, limit)[0]
         except Exception:
             logger.debug("%s is sent without the frames of its causes", type(e), exc_info=True)
     problem = ""
@@ -100,10 +134,12 @@ def pickle_exception(e: BaseException, text: str | None, limit: int) -> bytes:
     return _round_trip(e, {id(e): _stand_in(e, problem, limit)})[0]
 
 
-def _round_trip(obj: Any, reductions: Mapping[int, Any]) -> tuple[bytes, Any]:
+def _round_trip(
+    obj: Any, reductions: Mapping[int, Any], limit: int | None = None
+) -> tuple[bytes, Any]:
     """Return a pickle of an object, and the object that it unpickles to."""
     file = io.BytesIO()
-    _ExceptionPickler(file, reductions).dump(obj)
+    _ExceptionPickler(file, reductions, limit).dump(obj)
     data = file.getvalue()
     copy = pickle.loads(data)
     if isinstance(obj, BaseException) and not isinstance(copy, BaseException):

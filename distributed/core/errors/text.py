@@ -11,8 +11,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from distributed.base import config
+from distributed.core.errors.frames import shorten
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distributed.core")
 
 #: Configuration key of the maximum number of characters in a text.
 MAX_ERROR_LENGTH_KEY = "distributed.admin.max-error-length"
@@ -31,9 +32,9 @@ def this_process() -> str:
 
 
 def format_traceback(tb: TracebackType | None, limit: int) -> str:
-    """Return the frames of a traceback as Python prints them; an empty text for None."""
+    """Return the user's frames of a traceback as Python prints them; an empty text for None."""
     try:
-        return bounded("".join(tracebacks.format_tb(tb)), limit)
+        return bounded("".join(tracebacks.format_tb(shorten(tb))), limit)
     except Exception as e:  # noqa: BLE001  (unreadable source, no memory, ...)
         return f"  (the traceback could not be formatted: {safe_repr(e)})\n"
 

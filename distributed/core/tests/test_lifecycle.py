@@ -277,7 +277,7 @@ async def test_a_failure_of_the_start_by_a_connection_closes_that_connection(tra
 
     server = FailingLate({})
     await server.listen(transport, **listen_args(transport))
-    with captured_logger("distributed.core.requests") as log:
+    with captured_logger("distributed.core") as log:
         comm = await core.connect(server.address)
         with pytest.raises(CommClosedError):
             await comm.read()
@@ -398,7 +398,7 @@ async def test_a_close_while_the_first_connection_starts_the_server(transport):
     await server.listen(transport, **listen_args(transport))
     comm = await core.connect(server.address)
     await server.gate.entered[None].wait()
-    with captured_logger("distributed.core.requests") as log:
+    with captured_logger("distributed.core") as log:
         await server.close(timeout=0.05)
     assert log.getvalue() == ""
     assert server.status is Status.closed
@@ -431,9 +431,45 @@ async def test_start_unsafe_may_close_the_server():
 
 
 @gen_test()
+async def test_a_server_that_closes_itself_while_it_starts_and_then_raises_has_failed():
+    class Worker(Server):
+        async def start_unsafe(self):
+            await super().start_unsafe()
+            await self.close()
+            raise ValueError("the scheduler refuses this worker")
+
+        async def close(self, timeout=None, reason=""):
+            await super().close(timeout, reason)
+            self.status = Status.closed
+
+    worker = Worker({})
+    with pytest.raises(RuntimeError, match=r"^Worker failed to start\.$"):
+        await worker
+    assert worker.status is Status.failed
+    await worker.finished()
+
+
+@gen_test()
+async def test_a_server_that_is_closed_while_it_starts_and_then_raises_has_failed():
+    class Failing(Gated):
+        async def start_unsafe(self):
+            await super().start_unsafe()
+            raise ValueError("no luck")
+
+    server = Failing({})
+    start = asyncio.create_task(server.start())
+    await server.gate.entered[None].wait()
+    await server.close()
+    server.gate.open()
+    with pytest.raises(RuntimeError, match="Failing failed to start"):
+        await start
+    assert server.status is Status.failed
+
+
+@gen_test()
 async def test_the_reason_of_close_is_logged():
     server = await Server({})
-    with captured_logger("distributed.core.lifecycle", level=logging.DEBUG) as log:
+    with captured_logger("distributed.core", level=logging.DEBUG) as log:
         await server.close(reason="the power is out")
     assert server.id in log.getvalue()
     assert "the power is out" in log.getvalue()

@@ -361,9 +361,8 @@ async def test_the_answer_is_written_with_the_serializers_of_the_request():
         connected(server) as comm,
     ):
         assert await ask(comm, {"op": "f"}) is print
-        with quiet():
-            answer = await ask(comm, {"op": "f", "serializers": ["msgpack"]})
-        assert answer["status"] == "uncaught-error"
+        with pytest.raises(TypeError, match="Could not serialize object of type builtin"):
+            await ask(comm, {"op": "f", "serializers": ["msgpack"]})
         await assert_usable(comm)
 
 

@@ -133,7 +133,7 @@ async def test_comms_show_the_op_in_progress(transport):
 @gen_test()
 async def test_an_error_leaves_no_op_in_progress(transport):
     async with serving(transport, {"f": throws}) as server, connected(server) as comm:
-        with captured_logger("distributed.core.requests"):
+        with captured_logger("distributed.core"):
             await ask(comm, {"op": "f", "x": 1})
         await async_poll_for(lambda: list(server._comms.values()) == [None])
 
@@ -202,7 +202,7 @@ async def test_a_peer_that_is_killed_during_its_request_does_not_disturb_others(
 @gen_test()
 async def test_a_peer_that_disconnects_within_a_message_is_not_an_error():
     async with serving(TCP) as server:
-        with captured_logger("distributed.core.requests", level=logging.INFO) as log:
+        with captured_logger("distributed.core", level=logging.INFO) as log:
             async with connected(server) as comm:
                 await async_poll_for(lambda: server._comms)
                 await comm.stream.write((100).to_bytes(8, "little"))
@@ -217,7 +217,7 @@ async def test_a_handler_may_close_its_own_comm(transport):
         await comm.close()
 
     async with serving(transport, {"f": f}) as server, connected(server) as comm:
-        with captured_logger("distributed.core.requests", level=logging.INFO) as log:
+        with captured_logger("distributed.core", level=logging.INFO) as log:
             with pytest.raises(CommClosedError):
                 await ask(comm, {"op": "f"})
             await async_poll_for(lambda: not server._comms)
@@ -367,7 +367,7 @@ async def test_a_handler_that_ignores_cancellation_is_logged_and_does_not_delay_
     async with serving(TCP, {"stubborn": stubborn}) as server, connected(server) as comm:
         await comm.write({"op": "stubborn"})
         await entered.wait()
-        with captured_logger("distributed.core.requests", level=logging.ERROR) as log:
+        with captured_logger("distributed.core", level=logging.ERROR) as log:
             await server.close(timeout=0.05)
         assert "does not end although it was cancelled" in log.getvalue()
         leave.set()

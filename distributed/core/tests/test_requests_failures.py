@@ -234,18 +234,53 @@ class Unpicklable:
         raise ZeroDivisionError("cannot be pickled")
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, to_serialize, lambda x: {"deep": [to_serialize(x)]}])
 @gen_test()
-async def test_a_result_that_cannot_be_pickled_is_an_error_at_the_caller(wrap):
-    async with (
-        serving(TCP, {"f": lambda: wrap(Unpicklable())}) as server,
-        connected(server) as comm,
-    ):
+async def test_a_result_that_cannot_be_pickled_is_an_error_at_the_caller():
+    async with serving(TCP, {"f": Unpicklable}) as server, connected(server) as comm:
         with quiet() as log:
             answer = await ask(comm, {"op": "f"})
         assert answer["status"] == "uncaught-error"
         assert "Cannot serialize the result of op f" in log.getvalue()
         await assert_usable(comm)
+
+
+WRAPPED = pytest.mark.parametrize("wrap", [to_serialize, lambda x: {"deep": [to_serialize(x)]}])
+
+
+@WRAPPED
+@gen_test()
+async def test_a_wrapped_result_that_cannot_be_pickled_is_an_error_at_the_reader(wrap):
+    async with (
+        serving(TCP, {"f": lambda: wrap(Unpicklable())}) as server,
+        rpc(server.address) as remote,
+    ):
+        with pytest.raises(TypeError, match="Could not serialize object of type Unpicklable"):
+            await remote.f()
+        assert await remote.echo(data=1) == 1
+        assert len(remote.comms) == 1
+
+
+@WRAPPED
+@gen_test()
+async def test_a_result_that_cannot_be_pickled_passes_through_a_server_that_does_not_deserialize(
+    wrap,
+):
+    # As the result of Client.run: from a worker, through the scheduler, to the client.
+    async with (
+        serving(TCP, {"f": lambda: wrap(Unpicklable())}) as worker,
+        serving(TCP, deserialize=False) as scheduler,
+        rpc(scheduler.address) as remote,
+    ):
+
+        async def forward():
+            return await scheduler.rpc(worker.address).f()
+
+        scheduler.handlers["f"] = forward
+        message = "Could not serialize object of type Unpicklable"
+        with quiet() as log, pytest.raises(TypeError, match=message):
+            await remote.f()
+        assert log.getvalue() == ""
+        assert await remote.echo(data=1) == 1
 
 
 @TRANSPORTS

@@ -133,7 +133,7 @@ async def test_ops_are_counted(transport):
     async with serving(transport, {"f": throws}) as server, connected(server) as comm:
         for _ in range(3):
             await ask(comm, {"op": "echo"})
-        with captured_logger("distributed.core.requests"):
+        with captured_logger("distributed.core"):
             await ask(comm, {"op": "f", "x": 1})
         assert dict(server.counters["op"].components[0]) == {"echo": 3, "f": 1}
 
@@ -142,7 +142,7 @@ async def test_ops_are_counted(transport):
 async def test_ops_that_do_not_exist_are_not_counted():
     # Otherwise a peer could fill the memory of the server with invented names.
     async with serving(TCP, blocked_handlers=["echo"]) as server, connected(server) as comm:
-        with captured_logger("distributed.core.requests"):
+        with captured_logger("distributed.core"):
             for op in ("nope", "echo", ("echo",), None):
                 await ask(comm, {"op": op})
         assert dict(server.counters["op"].components[0]) == {}

@@ -243,7 +243,7 @@ async def test_a_listen_that_is_awaited_twice_binds_once():
 @gen_test()
 async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
     async with serving(TCP) as one, Server({}) as other:
-        with captured_logger("distributed.core.listening") as log:
+        with captured_logger("distributed.core") as log:
             other.listen(one.address)
             await async_poll_for(lambda: log.getvalue())
         assert other.id in log.getvalue()
@@ -256,7 +256,7 @@ async def test_a_listen_that_is_not_awaited_and_fails_is_logged():
 async def test_a_listen_that_is_awaited_and_fails_is_not_logged():
     async with serving(TCP) as one, Server({}) as other:
         with (
-            captured_logger("distributed.core.listening") as log,
+            captured_logger("distributed.core") as log,
             pytest.raises(OSError, match="listen"),
         ):
             await other.listen(one.address)
@@ -335,7 +335,7 @@ def test_a_listen_whose_loop_never_runs_leaves_nothing(loop):
 def test_a_listen_before_the_loop_runs_that_fails_is_logged(loop):
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        captured_logger("distributed.core.listening") as log,
+        captured_logger("distributed.core") as log,
     ):
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         server = Server({})

@@ -7,6 +7,8 @@ import sys
 import threading
 import types
 
+import pytest
+
 from distributed.base.event_loop import shutdown_offload
 from distributed.core import Server, rpc
 from distributed.tests.servers import TCP, TRANSPORTS, assert_usable, connected, serving
@@ -125,20 +127,21 @@ async def test_upload_file_without_load_imports_nothing(tmp_path):
 
 
 @gen_test()
-async def test_upload_file_of_code_that_fails_is_an_error_message(tmp_path):
+async def test_upload_file_of_code_that_fails_raises_also_at_the_caller(tmp_path):
     async with Server({}, local_directory=str(tmp_path)) as server:
-        with captured_logger("distributed.core.server") as log:
-            answer = await server.upload_file("does_not_import.py", "1 / 0")
-        assert answer["status"] == "error"
-        assert "ZeroDivisionError" in answer["exception_text"]
-        assert "does_not_import.py" in log.getvalue()
+        await server.listen("tcp://127.0.0.1:0")
+        with pytest.raises(ZeroDivisionError):
+            await server.upload_file("does_not_import.py", "1 / 0")
+        server.handlers["upload_file"] = server.upload_file
+        async with rpc(server.address) as remote:
+            with captured_logger("distributed.core") as log, pytest.raises(ZeroDivisionError):
+                await remote.upload_file(filename="does_not_import_either.py", data=b"1 / 0")
+        assert "does_not_import_either.py" in log.getvalue()
 
 
 @gen_test()
 async def test_upload_file_refuses_a_path_outside_the_directory(tmp_path):
     async with Server({}, local_directory=str(tmp_path)) as server:
-        with captured_logger("distributed.core.server"):
-            answer = await server.upload_file("../escaped.txt", "x")
-        assert answer["status"] == "error"
-        assert "ValueError" in answer["exception_text"]
+        with pytest.raises(ValueError, match=r"escaped\.txt"):
+            await server.upload_file("../escaped.txt", "x")
         assert not list(tmp_path.rglob("escaped.txt"))

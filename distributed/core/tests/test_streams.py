@@ -8,6 +8,7 @@ import logging
 
 import pytest
 
+from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.core import CommClosedError, Server, Status
 from distributed.protocol import to_serialize
@@ -181,13 +182,15 @@ async def test_messages_of_a_batched_send_arrive_in_order(transport):
 
 @TRANSPORTS
 @gen_test()
-async def test_coroutine_handlers_run_one_after_the_other_in_the_order_of_the_messages(transport):
+async def test_handlers_start_in_the_order_of_the_messages_and_coroutines_run_concurrently(
+    transport,
+):
+    gate = Gate()
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
 
         async def slowly(x):
             server.got.append(("begin", x))
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await gate.handle()
             server.got.append(("end", x))
 
         server.stream_handlers["slowly"] = slowly
@@ -197,14 +200,57 @@ async def test_coroutine_handlers_run_one_after_the_other_in_the_order_of_the_me
         await comm.write({"op": "at_once", "x": 4})
         await comm.write({"op": "done"})
         await server.done.wait()
-        assert server.got == [
-            ("begin", 1),
-            ("end", 1),
-            ("at once", 2),
-            ("begin", 3),
-            ("end", 3),
-            ("at once", 4),
-        ]
+        assert server.got == [("begin", 1), ("at once", 2), ("begin", 3), ("at once", 4)]
+        gate.open()
+        await async_poll_for(lambda: server.got[4:] == [("end", 1), ("end", 3)])
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_stream_is_not_read_while_the_maximum_number_of_its_handlers_runs(transport):
+    limit = config.get_int("distributed.comm.max-stream-handlers")
+    assert limit is not None
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+
+        async def wait(x):
+            server.got.append(x)
+            await gate.handle()
+
+        server.stream_handlers["wait"] = wait
+        await comm.write([{"op": "wait", "x": i} for i in range(limit + 5)])
+        await comm.write({"op": "done"})
+        await async_poll_for(lambda: len(server.got) >= limit)
+        async with connected(server) as another:
+            # The server had every opportunity to read on.
+            for _ in range(20):
+                await assert_usable(another)
+        assert server.got == list(range(limit))
+        assert not server.done.is_set()
+        gate.open()
+        await server.done.wait()
+        assert server.got == list(range(limit + 5))
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+@gen_test()
+async def test_with_a_maximum_of_one_handlers_run_one_after_the_other(limit):
+    with config.set({"distributed.comm.max-stream-handlers": limit}):
+        server = Recorder({})
+    async with server:
+        await server.listen(TCP)
+
+        async def slowly(x):
+            server.got.append(("begin", x))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            server.got.append(("end", x))
+
+        server.stream_handlers["slowly"] = slowly
+        async with streaming(server) as comm:
+            await comm.write([{"op": "slowly", "x": 1}, {"op": "slowly", "x": 2}, {"op": "done"}])
+            await server.done.wait()
+        assert server.got == [("begin", 1), ("end", 1), ("begin", 2), ("end", 2)]
 
 
 @TRANSPORTS
@@ -244,22 +290,133 @@ async def fail_by_cancellation(x=None):
     raise asyncio.CancelledError("no luck")
 
 
-@TRANSPORTS
-@pytest.mark.parametrize(
+class RefusesNotes(ZeroDivisionError):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
+FAILING = pytest.mark.parametrize(
     "handler", [fail, fail_later, fail_about_another_comm, fail_by_cancellation]
 )
+
+
+@TRANSPORTS
+@FAILING
 @gen_test()
-async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(transport, handler):
+async def test_a_handler_that_fails_is_logged_once_and_ends_the_stream(transport, handler):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = handler
-        with quiet(logging.ERROR) as log:
-            await comm.write([{"op": "fail", "x": 1}, {"op": "note", "x": 2}])
+        with quiet(logging.INFO) as log:
+            await comm.write([{"op": "note", "x": 1}, {"op": "fail", "x": 2}])
+            with pytest.raises(CommClosedError):
+                await comm.read()
+            await async_poll_for(lambda: not server._comms)
+        assert server.got == [{"x": 1}]
+        lines = [line for line in log.getvalue().splitlines() if line.startswith("Exception")]
+        assert len(lines) == 1
+        assert "no luck" in log.getvalue() or handler is fail_by_cancellation
+        assert f"tream handler of op 'fail' in Recorder {server.address}" in log.getvalue()
+        assert f"message from {comm.local_address}" in log.getvalue()
+        async with connected(server) as another:
+            await assert_usable(another)
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("handler", [fail, fail_later])
+@gen_test()
+async def test_messages_behind_the_one_whose_handler_failed_are_not_handled(transport, handler):
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["fail"] = handler
+        with quiet(logging.ERROR):
             await comm.write({"op": "fail"})
-            await comm.write({"op": "done"})
+            with pytest.raises(CommClosedError):
+                await comm.read()
+        async with streaming(server) as another:
+            await another.write({"op": "note"})
+            await async_poll_for(lambda: server.got)
+        server.got.clear()
+        async with streaming(server) as comm:
+            server.stream_handlers["fail"] = fail
+            with quiet(logging.ERROR):
+                await comm.write([{"op": "fail", "x": 1}, {"op": "note", "x": 2}])
+                await async_poll_for(lambda: not server._comms)
+        assert server.got == []
+
+
+@TRANSPORTS
+@FAILING
+@gen_test()
+async def test_handle_stream_raises_the_error_of_a_handler_as_a_role_expects(transport, handler):
+    caught = []
+
+    class Scheduler(Recorder):
+        async def register(self, comm):
+            try:
+                await self.handle_stream(comm, extra={"x": "alice"})
+            except Exception as exc:
+                caught.append(exc)
+                raise
+            finally:
+                self.done.set()
+
+    async with serving(transport, cls=Scheduler) as server, connected(server) as comm:
+        server.handlers["register"] = server.register
+        server.stream_handlers["fail"] = handler
+        await comm.write({"op": "register"})
+        with quiet(logging.ERROR):
+            await comm.write({"op": "fail"})
             await server.done.wait()
-        assert server.got == [{"x": 2}]
-        assert "no luck" in log.getvalue()
-        assert log.getvalue().count(f"op fail in Recorder {server.address} failed") == 2
+            await async_poll_for(lambda: not server._comms)
+        (error,) = caught
+        assert isinstance(error, ZeroDivisionError | CommClosedError | RuntimeError)
+        assert "op 'fail'" in "".join([str(error), *getattr(error, "__notes__", ())])
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_handler_that_fails_ends_a_stream_that_waits_and_cancels_its_other_handlers(
+    transport,
+):
+    gate = Gate()
+    cancelled = asyncio.Event()
+
+    async def wait():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def fail_at_the_gate():
+        await gate.handle()
+        raise ZeroDivisionError("no luck")
+
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers.update(wait=wait, fail=fail_at_the_gate)
+        await comm.write([{"op": "wait"}, {"op": "fail"}])
+        await gate.entered[None].wait()
+        with quiet(logging.ERROR) as log:
+            gate.open()
+            with pytest.raises(CommClosedError):
+                await comm.read()
+            await cancelled.wait()
+            await async_poll_for(lambda: not server._comms)
+        assert log.getvalue().count("ZeroDivisionError: no luck") == 1
+        assert "'wait'" not in log.getvalue()
+
+
+@gen_test()
+async def test_an_error_that_refuses_notes_ends_the_stream_too():
+    async def refuse():
+        raise RefusesNotes("no luck")
+
+    async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["fail"] = refuse
+        with quiet(logging.WARNING) as log:
+            await comm.write({"op": "fail"})
+            with pytest.raises(CommClosedError):
+                await comm.read()
+            await async_poll_for(lambda: not server._comms)
+        assert "RefusesNotes: no luck" in log.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -268,29 +425,28 @@ async def test_a_handler_that_fails_is_logged_and_the_next_message_handled(trans
     ids=["unexpected", "no name"],
 )
 @gen_test()
-async def test_arguments_that_do_not_fit_are_logged_and_the_next_message_handled(message):
+async def test_arguments_that_do_not_fit_are_logged_and_end_the_stream(message):
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = fail
         with quiet(logging.ERROR) as log:
-            await comm.write([message, {"op": "done"}])
-            await server.done.wait()
+            await comm.write([message])
+            with pytest.raises(CommClosedError):
+                await comm.read()
+            await async_poll_for(lambda: not server._comms)
         assert "TypeError" in log.getvalue()
 
 
+@TRANSPORTS
 @gen_test()
-async def test_an_argument_that_is_also_in_extra_is_logged_and_the_next_message_handled():
+async def test_an_argument_of_a_message_replaces_that_of_extra(transport):
     async with (
-        serving(TCP, cls=Recorder) as server,
-        streaming(server, extra={"x": "ours"}) as comm,
+        serving(transport, cls=Recorder) as server,
+        streaming(server, extra={"client": "ours"}) as comm,
     ):
-        server.stream_handlers["note_y"] = server.note
-        server.stream_handlers["done"] = lambda x: server.done.set()
-        with quiet(logging.ERROR) as log:
-            await comm.write([{"op": "note", "x": "theirs"}, {"op": "note_y", "y": 1}])
-            await comm.write({"op": "done"})
-            await server.done.wait()
-        assert "TypeError" in log.getvalue()
-        assert server.got == [{"x": "ours", "y": 1}]
+        # As a Client of the original does when it subscribes to a topic.
+        await comm.write([{"op": "note", "client": "theirs", "topic": 1}, {"op": "note", "y": 1}])
+        await async_poll_for(lambda: len(server.got) == 2)
+        assert server.got == [{"client": "theirs", "topic": 1}, {"client": "ours", "y": 1}]
 
 
 @TRANSPORTS
@@ -373,12 +529,35 @@ async def test_a_stream_is_not_answered(transport):
 @gen_test()
 async def test_a_peer_that_disconnects_ends_the_stream_without_an_error(transport):
     async with serving(transport, cls=Recorder) as server:
-        with captured_logger("distributed", level=logging.INFO) as log:
+        with captured_logger("distributed", level=logging.WARNING) as log:
             async with streaming(server) as comm:
                 await comm.write({"op": "note", "x": 1})
                 await async_poll_for(lambda: server.got)
             await async_poll_for(lambda: not server._comms)
         assert log.getvalue() == ""
+
+
+@TRANSPORTS
+@gen_test()
+async def test_the_life_of_a_stream_is_logged_as_by_the_original(transport, caplog):
+    async with serving(transport, cls=Recorder) as server:
+        with caplog.at_level(logging.INFO, "distributed"):
+            async with streaming(server) as one:
+                await one.write({"op": "close-stream"})
+                await async_poll_for(lambda: not server._comms)
+            async with streaming(server) as other:
+                await other.write({"op": "done"})
+                await server.done.wait()
+            await async_poll_for(lambda: not server._comms)
+    assert [record for record in caplog.record_tuples if record[0] == "distributed.core"] == [
+        ("distributed.core", logging.INFO, text)
+        for text in (
+            f"Starting established connection to {one.local_address}",
+            f"Received 'close-stream' from {one.local_address}; closing.",
+            f"Starting established connection to {other.local_address}",
+            f"Connection to {other.local_address} has been closed.",
+        )
+    ]
 
 
 @TRANSPORTS
@@ -408,6 +587,87 @@ async def test_handle_stream_returns_when_the_stream_ends(transport):
         async with connected(server) as comm:
             await comm.write({"op": "register"})
         await ended.wait()
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_stream_ends_when_its_running_handlers_have_ended(transport):
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server:
+        server.stream_handlers["wait"] = gate.handle
+        async with streaming(server) as comm:
+            await comm.write([{"op": "wait"}, {"op": "close-stream"}])
+            with pytest.raises(CommClosedError):
+                await comm.read()
+        async with connected(server) as another:
+            await assert_usable(another)
+            assert "connection_stream" in server._comms.values()
+            gate.open()
+            await async_poll_for(lambda: "connection_stream" not in server._comms.values())
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_lets_running_handlers_finish(transport):
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+
+        async def wait():
+            await gate.handle()
+            server.note(ended=True)
+
+        server.stream_handlers["wait"] = wait
+        await comm.write({"op": "wait"})
+        await gate.entered[None].wait()
+        closing = asyncio.create_task(server.close(timeout=60))
+        await async_poll_for(lambda: server._close_begun)
+        gate.open()
+        await closing
+        assert server.got == [{"ended": True}]
+
+
+@TRANSPORTS
+@gen_test()
+async def test_close_cancels_handlers_that_do_not_finish(transport):
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
+        server.stream_handlers["wait"] = gate.handle
+        await comm.write({"op": "wait"})
+        await gate.entered[None].wait()
+        with quiet(logging.WARNING) as log:
+            await server.close(timeout=0)
+        assert gate.cancelled[None].is_set()
+        assert log.getvalue() == ""
+
+
+@TRANSPORTS
+@gen_test()
+async def test_cancelling_handle_stream_cancels_its_handlers(transport):
+    gate = Gate()
+    async with serving(transport, cls=Recorder) as server, connected(server) as comm:
+        cancelled = asyncio.Event()
+
+        async def wait():
+            try:
+                await gate.handle()
+            finally:
+                cancelled.set()
+
+        async def start(comm):
+            await comm.write({"op": "wait"})
+            return Status.dont_reply
+
+        server.handlers["start"] = start
+        async with Recorder({}) as peer:
+            peer.stream_handlers["wait"] = wait
+            await comm.write({"op": "start"})
+            handling = asyncio.create_task(peer.handle_stream(comm))
+            await gate.entered[None].wait()
+            handling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await handling
+            await cancelled.wait()
+            assert comm.closed()
 
 
 @TRANSPORTS

@@ -1,5 +1,6 @@
 # One verb per habit. Each target makes what it needs, on a machine with only make and Python 3.11 or newer:
-# environments live in .venv (everything that the tests use) and .venv-demo (the package and its three requirements).
+# environments live in .venv (everything that the tests use), .venv-demo (the package and its three requirements)
+# and .dask (dask as released, and on this core).
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ QUICK ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
+.PHONY: help demo dask test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -25,6 +26,9 @@ help:  ## what can be made
 
 demo: $(VENV_DEMO)/.made  ## a server in one process answers three clients in others
 	@$(VENV_DEMO)/bin/python examples/demo.py
+
+dask: $(VENV)/.made  ## dask's own scheduler and workers run on this core, beside dask as released
+	@$(BIN)/python examples/dask/demo.py
 
 test: check docs pytest  ## everything that must hold: check, docs and the test suite
 
@@ -58,7 +62,7 @@ bench: $(VENV)/.made  ## measure this project beside the original, its peers and
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 clean:  ## remove the environments and all that was built
-	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info
+	rm -rf $(VENV) $(VENV_DEMO) .dask .environments docs/_build build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -69,7 +69,11 @@ def test_a_token_is_required_from_all(protocol):
     with (
         dask.config.set({"distributed.comm.auth.token": "a-token-of-the-cluster"}),
         LocalCluster(
-            n_workers=1, threads_per_worker=1, protocol=protocol, dashboard_address=":0"
+            n_workers=1,
+            threads_per_worker=1,
+            processes=protocol != "inproc",
+            protocol=protocol,
+            dashboard_address=":0",
         ) as cluster,
         Client(cluster) as client,
     ):

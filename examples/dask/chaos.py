@@ -142,7 +142,7 @@ class Fleet:
 
 @contextlib.asynccontextmanager
 async def dask(log: Path, *arguments: str):
-    """Run ``python -m dask ARGUMENTS`` in a session of its own while the context is entered."""
+    """Run ``python -m dask ARGUMENTS`` while the context is entered."""
     with log.open("a") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -151,13 +151,12 @@ async def dask(log: Path, *arguments: str):
             stderr=output,
             env=os.environ | ENVIRON,
             cwd=log.parent,
-            start_new_session=True,
         )
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # a worker ends when it loses its nanny
         await process.wait()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 
 class Process:
-    """A process in a session of its own, with everything that it prints in a file."""
+    """A process that writes everything that it prints to a file."""
 
     def __init__(self, argv: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.argv = argv
@@ -27,7 +26,6 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=os.environ | dict(env or {}),
                 cwd=log.parent,
-                start_new_session=True,
             )
 
     @property
@@ -42,18 +40,14 @@ class Process:
         return self._process.wait(timeout)
 
     def end(self) -> None:
-        """Ask the process to terminate, and kill it and its children if it does not."""
+        """Ask the process to terminate, and kill it if it does not; workers end with their nanny."""
         if self.is_running():
             self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 @contextmanager

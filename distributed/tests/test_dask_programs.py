@@ -25,7 +25,8 @@ def test_dask_runs_on_this_core(grafted_python, name):
 @pytest.mark.timeout(200)
 def test_every_result_is_right_while_workers_are_killed_and_connections_cut(grafted_python):
     chaos = ROOT / "examples" / "dask" / "chaos.py"
-    options = ["--tasks", "400", "--task-seconds", "0.05", "--cut-every", "3", "--deadline", "150"]
+    options = ["--tasks", "400", "--task-seconds", "0.05", "--cut-every", "3", "--at-least", "2"]
+    options += ["--deadline", "150"]
     done = run_in(grafted_python, [str(chaos), *options], timeout=180)
     figures = re.search(r"(\d+) kills, (\d+) cuts .* 0 wrong, 0 failed$", done.stdout.rstrip())
     assert figures, done.stdout

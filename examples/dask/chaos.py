@@ -196,9 +196,11 @@ async def compute_group(client: Client, group: int, seconds: float, counts: Coun
             counts["wrong"] += 1
 
 
-async def every(seconds: float, action) -> None:
+async def every(seconds: float, action, condition=None) -> None:
     while True:
         await asyncio.sleep(seconds)
+        while condition is not None and not await condition():
+            await asyncio.sleep(0.1)
         action()
 
 
@@ -219,6 +221,12 @@ async def compute(
         counts["cuts"] += 1
         counts["connections"] += choose.choice(relays).cut()
 
+    def workers_of(dask_scheduler):
+        return len(dask_scheduler.workers)
+
+    async def enough_workers() -> bool:
+        return await client.run_on_scheduler(workers_of) >= options.at_least
+
     def report() -> None:
         seconds = round(time.perf_counter() - start)
         print(f"{seconds:4} s: {counts['tasks']} tasks, {counts['kills']} kills", flush=True)
@@ -234,8 +242,8 @@ async def compute(
     await client.wait_for_workers(options.workers)
     start = time.perf_counter()
     chaos = [
-        asyncio.create_task(every(options.kill_every, kill)),
-        asyncio.create_task(every(options.cut_every, cut)),
+        asyncio.create_task(every(options.kill_every, kill, enough_workers)),
+        asyncio.create_task(every(options.cut_every, cut, enough_workers)),
         asyncio.create_task(every(10, report)),
     ]
     try:
@@ -300,6 +308,13 @@ def main() -> int:
     parser.add_argument("--task-seconds", type=float, default=0.02, help="duration of each task")
     parser.add_argument("--kill-every", type=float, default=2, metavar="SECONDS")
     parser.add_argument("--cut-every", type=float, default=5, metavar="SECONDS")
+    parser.add_argument(
+        "--at-least",
+        type=int,
+        default=0,
+        metavar="WORKERS",
+        help="kill and cut only while this number of workers is connected, for slow machines",
+    )
     parser.add_argument("--deadline", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", type=Path, help="directory for the logs of all processes")

@@ -40,7 +40,7 @@ class Process:
         return self._process.wait(timeout)
 
     def end(self) -> None:
-        """Ask the process to terminate, and kill it if it does not; workers end with their nanny."""
+        """Terminate the process, or kill it after 10 s; a worker ends when it loses its nanny."""
         if self.is_running():
             self._process.terminate()
         try:

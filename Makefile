@@ -1,5 +1,6 @@
 # Each target creates the environment that it needs; make and Python 3.11 or newer are the only requirements.
-# .venv holds everything that the tests use, .venv-demo only the package and its three requirements.
+# .venv holds everything that the tests use, .venv-demo only the package and its three requirements, and .dask
+# dask.distributed as released and on this core.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ QUICK ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
+.PHONY: help demo dask test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -25,6 +26,9 @@ help:  ## list the targets
 
 demo: $(VENV_DEMO)/.made  ## run a server and three clients, each in its own process
 	@$(VENV_DEMO)/bin/python examples/demo.py
+
+dask: $(VENV)/.made  ## run a dask program on dask.distributed as released, and on this core
+	@$(BIN)/python examples/dask/compare.py
 
 test: check docs pytest  ## run check, docs and the test suite
 
@@ -59,7 +63,7 @@ bench: $(VENV)/.made  ## measure this project, the original, similar libraries a
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 clean:  ## remove the environments and all generated files
-	rm -rf $(VENV) $(VENV_DEMO) .environments docs/_build build *.egg-info
+	rm -rf $(VENV) $(VENV_DEMO) .dask .environments docs/_build build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from distributed.tests.environments import CACHE, EnvironmentUnavailable, clean_
 
 VERSION = TESTED_VERSIONS[-1]
 
-#: What the programs under ``dask_programs`` need beside dask.distributed.
+#: Requirements of the programs under ``dask_programs``.
 _REQUIREMENTS = (
     f"dask[array,dataframe,diagnostics,distributed]=={VERSION}",
     "cryptography>=42",
@@ -24,6 +26,9 @@ _REQUIREMENTS = (
     "pytest",
     "pytest-timeout",
 )
+
+#: Libraries that compute on dask.
+_LIBRARIES = ("dask-ml", "scikit-learn")
 
 
 def original_wheel() -> Path:
@@ -67,7 +72,7 @@ def grafted_environment(directory: Path) -> Path:
         Where the grafted wheel is written.
     """
     wheel = graft(str(original_wheel()), directory)
-    python = environment("dask-on-core", _REQUIREMENTS)
+    python = environment("dask-on-core", [*_REQUIREMENTS, *_LIBRARIES])
     pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel, python=python)
     return python
 
@@ -77,6 +82,22 @@ def released_environment() -> Path:
     return environment("dask-released", _REQUIREMENTS)
 
 
+def _or_skip(make: Callable[..., Path], *arguments: Path) -> Path:
+    try:
+        return make(*arguments)
+    except EnvironmentUnavailable as exc:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(exc))
+
+
 @pytest.fixture(scope="session")
 def grafted_python(tmp_path_factory):
-    return grafted_environment(tmp_path_factory.mktemp("grafted"))
+    """An interpreter with dask.distributed on this core."""
+    return _or_skip(grafted_environment, tmp_path_factory.mktemp("grafted"))
+
+
+@pytest.fixture(scope="session")
+def released_python():
+    """An interpreter with dask.distributed as released."""
+    return _or_skip(released_environment)

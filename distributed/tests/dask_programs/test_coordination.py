@@ -8,6 +8,7 @@ from distributed import (
     Event,
     Lock,
     MultiLock,
+    NannyPlugin,
     Queue,
     SchedulerPlugin,
     Semaphore,
@@ -64,7 +65,7 @@ def test_a_queue_and_a_variable(client):
     wait(puts, timeout=20)
     wait(puts, timeout=20)
     variable = Variable("v")
-    variable.set(client.scatter({"a": 1}))
+    variable.set(client.scatter([{"a": 1}])[0])
     assert variable.get(timeout=20).result(timeout=20) == {"a": 1}
 
 
@@ -117,6 +118,18 @@ def test_plugins(client):
     assert all(client.run(lambda dask_worker: dask_worker.plugin_was_here).values())
     assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugin_was_here)
     client.unregister_worker_plugin("on-worker")
+
+
+def test_a_plugin_of_nannies(client):
+    class OnNanny(NannyPlugin):
+        name = "on-nanny"
+
+        def setup(self, nanny):
+            nanny.plugin_was_here = True
+
+    client.register_plugin(OnNanny())
+    assert all(client.run(lambda dask_worker: dask_worker.plugin_was_here, nanny=True).values())
+    client.unregister_worker_plugin("on-nanny", nanny=True)
 
 
 def test_an_uploaded_module_can_be_imported(client, tmp_path):

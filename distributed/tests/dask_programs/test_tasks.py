@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from distributed import as_completed, get_client, wait
+from distributed import as_completed, get_client, rejoin, secede, wait, worker_client
 from distributed.client import FutureCancelledError
 
 
@@ -77,14 +77,22 @@ def test_a_task_submits_tasks(client):
             return n
         with_client = get_client()
         futures = with_client.map(fibonacci, [n - 1, n - 2], pure=False)
-        from distributed import rejoin, secede
-
         secede()
         result = sum(with_client.gather(futures))
         rejoin()
         return result
 
     assert client.submit(fibonacci, 6).result(timeout=60) == 8
+
+
+def test_a_task_that_waits_for_others_leaves_its_thread_to_them(client):
+    def total(n):
+        with worker_client(timeout=30) as inner:
+            return sum(inner.gather(inner.map(lambda x: x * x, range(n), pure=False)))
+
+    # Without the secession of worker_client, both threads of the cluster would be occupied.
+    futures = client.map(total, [10, 20, 30])
+    assert client.gather(futures) == [sum(x * x for x in range(n)) for n in (10, 20, 30)]
 
 
 def test_large_results_travel_between_workers(client):

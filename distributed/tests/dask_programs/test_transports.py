@@ -10,6 +10,8 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker
 from distributed.security import Security
 
+UNIX = pytest.param("unix", marks=pytest.mark.only_this_core)
+
 
 def _work(client):
     assert client.gather(client.map(lambda x: x + 1, range(50), pure=False)) == list(range(1, 51))
@@ -17,7 +19,7 @@ def _work(client):
     assert client.submit(len, data).result(timeout=60) == 3_000_000
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "ws", "unix"])
+@pytest.mark.parametrize("protocol", ["tcp", "ws", UNIX])
 def test_processes_over(protocol):
     with (
         LocalCluster(
@@ -46,7 +48,7 @@ def test_processes_over_encrypted(protocol):
         _work(client)
 
 
-@pytest.mark.parametrize("protocol", ["inproc", "tcp", "unix"])
+@pytest.mark.parametrize("protocol", ["inproc", "tcp", UNIX])
 def test_threads_over(protocol):
     with (
         LocalCluster(
@@ -61,19 +63,26 @@ def test_threads_over(protocol):
         _work(client)
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "unix"])
+@pytest.mark.only_this_core
+@pytest.mark.parametrize("protocol", ["tcp", "ws", "inproc", "unix"])
 def test_a_token_is_required_from_all(protocol):
     with (
         dask.config.set({"distributed.comm.auth.token": "a-token-of-the-cluster"}),
         LocalCluster(
-            n_workers=1, threads_per_worker=1, protocol=protocol, dashboard_address=":0"
+            n_workers=1,
+            threads_per_worker=1,
+            processes=protocol != "inproc",
+            protocol=protocol,
+            dashboard_address=":0",
         ) as cluster,
         Client(cluster) as client,
     ):
         _work(client)
-        with dask.config.set({"distributed.comm.auth.token": None}):
-            with pytest.raises(OSError, match="token"):
-                Client(cluster.scheduler_address, timeout="5s")
+        with (
+            dask.config.set({"distributed.comm.auth.token": None}),
+            pytest.raises(OSError, match="token"),
+        ):
+            Client(cluster.scheduler_address, timeout="5s")
 
 
 def test_a_client_in_a_users_event_loop():

@@ -1,11 +1,11 @@
 """A server's scratch directory: created at first use, on ``sys.path``, removed at close.
 
-A `ScratchDirectory` is a `distributed.diskutils.WorkDir` for the files of one server and for code
+A `ScratchDirectory` is a `WorkDir` for the files of one server and for code
 uploaded to it. It does not depend on servers or messages; a ``Server`` has one and passes its
 ``upload_file`` operation to it.
 
-Each operation that accesses the disk is a plain method, and a coroutine with the suffix ``_async``
-that runs the method in the offload thread, so that it does not block the event loop.
+`upload_file` and `close` access the disk. Each also exists as a coroutine with the suffix
+``_async``, which runs it in the offload thread, so that it does not block the event loop.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]
 
 logger = logging.getLogger(__name__)
 
+#: The name of the directory that contains the scratch directories of all servers.
 SCRATCH_SPACE = "dask-scratch-space"
-"""The name of the directory that contains the scratch directories of all servers."""
 
 _ZIP_EXTENSIONS = (".zip", ".egg", ".pyz")
 
@@ -140,10 +140,6 @@ class ScratchDirectory:
                     )
                 self._path = self._open()
             return self._path
-
-    async def path_async(self) -> str:
-        """Return `path`; the offload thread creates it if necessary."""
-        return self._path if self._path is not None else await offload(lambda: self.path)
 
     def _open(self) -> str:
         workspace = WorkSpace(self.original)
@@ -277,7 +273,7 @@ def _top_level_names(archive: str) -> list[str]:
                 names.add(first.removesuffix(".py"))
             elif rest == "__init__.py":
                 names.add(first)
-    # __main__ is an entry point to run, and the name of another module in every process.
+    # `__main__` is meant to be run; a module of this name exists in every process already.
     return sorted(names - {"__main__"})
 
 

@@ -300,9 +300,6 @@ def test_the_coroutines_run_in_another_thread(scratch, module):
     code = "import threading; thread = threading.current_thread()"
 
     async def main():
-        path = await scratch.path_async()
-        assert scratch.opened
-        assert await scratch.path_async() == path
         answer = await scratch.upload_file_async(f"{module}.py", code)
         await scratch.close_async()
         return answer

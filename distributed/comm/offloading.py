@@ -156,7 +156,7 @@ def _size(value: Any) -> int:
         return len(value) * _BYTES_PER_OBJECT
     size = 0
     try:
-        # A proxy has any attribute, and may ask another process for it; its type has not.
+        # Ask the type: a proxy has any attribute, and may ask another process for its value.
         if hasattr(kind, "nbytes"):
             size = value.nbytes
         elif kind is Serialized or kind is Pickled:
@@ -164,7 +164,7 @@ def _size(value: Any) -> int:
         elif kind is bytes or kind is bytearray:
             size = len(value)
         elif hasattr(kind, "shape"):
-            # A data frame computes its size in bytes from all of its objects.
+            # Not `nbytes`: a data frame would look at each of its objects to compute it.
             size = math.prod(value.shape) * _BYTES_PER_OBJECT
     except Exception:  # noqa: BLE001 - an estimate must not fail a write
         return 0

@@ -42,7 +42,7 @@ class Streams:
         comm.name = comm.name or "stream"
         logger.debug("Starting stream from %s to %s", comm.peer_address, server._name_in_messages)
         try:
-            # Not `while not comm.closed()`: messages that arrived before the end are still read.
+            # Not `while not comm.closed()`: messages received before the end are still read.
             while True:
                 self._idle.add(comm)
                 try:

@@ -33,11 +33,11 @@ class Case:
     contestants: tuple[str, ...]
     command: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "tcp"
-    seconds: float = 0.6  #: duration of a slice in a full run
+    seconds: float = 0.6  #: number of seconds of a slice in a full run
     cores: int = 2  #: number of cores that server and client share
     rounds: int = 100  #: maximum number of rounds in which it is measured
     quick: bool = True  #: whether it is part of a quick run
-    how: str = "slice"  #: or "memory", "import", "flat", or "cluster"
+    how: str = "slice"  #: the kind of measurement: "slice", "memory", "import", "flat" or "cluster"
 
 
 def _calls() -> Iterator[Case]:
@@ -139,7 +139,7 @@ def _dask() -> Iterator[Case]:
 
 
 def _with_transport(transport: str) -> tuple[str, ...]:
-    """Return which of this project and the original have this transport."""
+    """Return the contestants that have *transport*: this project, and mostly the original."""
     return CORE if transport != "unix" else CORE[:1]
 
 

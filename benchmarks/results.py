@@ -1,7 +1,7 @@
-"""The measurements of a run, and what is computed from them: medians, spreads and ratios.
+"""The measurements of a run, and their medians, spreads and ratios.
 
-A ratio is computed within each round, in which both sides were measured one after the other; the
-median over the rounds comes last.  The spread is the range of the middle half of the rounds.
+A ratio is computed for each round, in which both sides were measured one after the other; the
+result is the median over the rounds.  The spread is the range of the middle half of the rounds.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from benchmarks.lineup import Contestant
 from benchmarks.processes import ContestantFailed, Pair
 from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 
-#: Number of idle connections whose memory is measured, and of those opened before them, so that
-#: modules and caches that the first connections load do not count.
+#: Number of idle connections whose memory is measured, and number of those opened before them.
+#: The first connections load modules and caches, which are not measured.
 MEASURED_CONNECTIONS, FIRST_CONNECTIONS = 1_000, 20
 
 #: Loads that must not make a call slower: measure → the command that adds the load, its count.

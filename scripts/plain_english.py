@@ -57,7 +57,7 @@ PATTERNS = [
     (re.compile(rf"\b(?:{words})\b".replace(" ", r"\s+"), re.IGNORECASE), suggestion)
     for words, suggestion in SUGGESTIONS.items()
 ]
-#: What is right although it contains one of those words, and code in prose.
+#: Correct phrases that contain one of those words, and code in prose; neither is a finding.
 ALLOWED = re.compile(
     r"``[^`]+``|`[^`\n]+`"
     r"|\b(?:users?|people|persons?|readers?|developers?|authors?|operators?|those|anyone)\s+who\b"

@@ -52,7 +52,7 @@ def echo_arrays(data: Any) -> Any:
 
 
 class MessageCounter:
-    """Counts the messages of a stream, and waits for a number of them."""
+    """A counter of the messages of a stream, which can wait for a number of them."""
 
     def __init__(self) -> None:
         self.count = 0

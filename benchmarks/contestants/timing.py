@@ -36,7 +36,7 @@ def repeat(call: Callable[[], Any], seconds: float) -> Result:
 
 
 async def repeat_async(call: Callable[[], Awaitable[Any]], seconds: float) -> Result:
-    """Repeat a coroutine function like `repeat`."""
+    """Repeat a call of a coroutine function, as `repeat` does for a function."""
     return await repeat_together([call], seconds)
 
 

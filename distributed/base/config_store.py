@@ -104,8 +104,8 @@ def update(
         The dictionary to change, and the values to add.  Sections of *new* are copied, values are
         not.
     priority : {"new", "old", "new-defaults"}
-        The value to keep if both have one.  "new-defaults": the new one if the old one equals that
-        of *defaults*, else the old one.
+        The value to keep if both have one.  "new-defaults": the old value, unless it is the one in
+        *defaults*.
     defaults : Mapping, optional
         The previous defaults, for "new-defaults".
 

@@ -79,9 +79,9 @@ def _get_offload_executor() -> ThreadPoolExecutor:
 async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call ``func(*args, **kwargs)`` in the offload thread of this process and return the result.
 
-    The function sees the caller's context variables.  One thread keeps offloaded calls in order
-    and from competing with each other for the GIL.  Cancelling the caller ends its wait but does
-    not interrupt a function that is running.
+    The function sees the caller's context variables.  There is only one thread, so that offloaded
+    calls stay in order and do not compete with each other for the GIL.  Cancelling the caller ends
+    its wait but does not interrupt a function that is running.
 
     The time is measured as "offload", without that of the function's own measurements.
     """

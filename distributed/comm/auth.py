@@ -117,7 +117,7 @@ class Authentication:
         self._token = token.encode() if isinstance(token, str) else token
         self._channel = channel
         self._nonce = secrets.token_bytes(NONCE_SIZE)
-        #: None until the peer's challenge was received.
+        # None until the peer's challenge was received.
         self._peer_nonce: bytes | None = None
 
     def __repr__(self) -> str:
@@ -213,7 +213,7 @@ class Penalties:
         self._forgotten_after = forgotten_after
         self._max_hosts = max_hosts
         self._clock = clock
-        #: Host → (number of failures, time of the last one), in the order of these times.
+        # Host → (number of failures, time of the last one), in the order of these times.
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def delay(self, host: str) -> float:

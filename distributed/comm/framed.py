@@ -48,7 +48,9 @@ class FramedComm(Comm):
         super().__init__(deserialize, configured.load_policy)
         self._local_addr = local_addr
         self._peer_addr = peer_addr
+        # Maximum number of seconds that close() waits for written data to be sent.
         self._linger = configured.tcp_timeout
+        # The size at which frames are split, and the limits of received messages.
         self._shard = self._choose_shard(configured)
         self._limits = configured.message_limits
         self._handshake_limits = configured.handshake_limits
@@ -212,10 +214,10 @@ class FramedComm(Comm):
         return nbytes
 
     def _end(self, exc: BaseException) -> None:
-        """Abort the comm because of *exc*; raise the error that callers get instead of *exc*.
+        """Abort the comm because of *exc*; raise the error that replaces *exc*, if there is one.
 
-        Without such an error, most likely, the caller was cancelled in the middle of a message.
-        Another read or write would continue in the middle of that message.
+        If there is none, the caller was most likely cancelled in the middle of a message.  The comm
+        is aborted, because the next read or write would continue in the middle of that message.
         """
         if isinstance(exc, CommClosedError):
             # This side has closed the comm; the last written data may still be on its way.

@@ -32,8 +32,8 @@ class InlineFuture:
     # The part of a future's interface that asyncio's tasks use is `_asyncio_future_blocking` (see
     # `asyncio.isfuture`), `get_loop`, `add_done_callback`, `cancel` and `result`.
     #
-    # Invariant: `_result` and `error` are set only from the call that resumes the waiter, or its
-    # request, until the waiter has them.
+    # Invariant: `_result` and `error` are set when the waiter is about to resume, and reset when it
+    # has received them.
     __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_result", "error", "wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):

@@ -83,8 +83,9 @@ class Queue:
     def __init__(self) -> None:
         #: Whether no more items will be read or written; the queue itself does not check it.
         self.finished = False
+        # The items that are not read yet, oldest first.
         self._items: deque[Any] = deque()
-        #: The future of the last `get`.  Only the reader's loop resolves it.
+        # The future of the last `get`.  Only the reader's loop resolves it.
         self._waiter: asyncio.Future[Any] | None = None
 
     def get(self) -> asyncio.Future[Any]:
@@ -186,12 +187,13 @@ class InProc(Comm):
         self._read_q = read_q
         self._write_q = write_q
         self._write_loop = write_loop
-        #: Whether this side has closed the comm or has read `_EOF`.
+        # Whether this side has closed the comm or has read `_EOF`.
         self._closed = False
-        #: Whether a read is in progress.
+        # Whether a read is in progress.
         self._reading = False
-        #: Number of reads and writes since this comm last waited.
+        # Number of reads and writes since this comm last waited.
         self._served = 0
+        # Closes the comm, with a warning, if it is garbage-collected while open.
         self._finalizer = weakref.finalize(self, _close_dangling, read_q, write_q, repr(self))
         self._finalizer.atexit = False
 
@@ -342,7 +344,9 @@ class Manager:
         self.listeners: weakref.WeakValueDictionary[str, InProcListener] = (
             weakref.WeakValueDictionary()
         )
+        # The numbers of new addresses.
         self._numbers = itertools.count(1)
+        # Held while `listeners` changes.
         self._lock = threading.Lock()
 
     @cached_property
@@ -420,7 +424,7 @@ def new_address() -> str:
 
 
 class InProcListener(BaseListener):
-    """Accepts connections from within this process.
+    """A listener that accepts connections from within this process.
 
     Parameters
     ----------
@@ -449,7 +453,7 @@ class InProcListener(BaseListener):
         self.deserialize = deserialize
         #: The loop that started the listener; None before start() and after stop().
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: The handshakes and handlers in progress.
+        # The handshakes and handlers in progress.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -529,7 +533,7 @@ class InProcListener(BaseListener):
 
 
 class InProcConnector(Connector):
-    """Opens connections to the listeners of *manager*."""
+    """A connector to the listeners of *manager*."""
 
     def __init__(self, manager: Manager):
         self.manager = manager

@@ -189,13 +189,13 @@ def _bytes_to_copy(value: Any, codec: Any) -> int:
     """Return the approximate number of bytes that are copied or compressed for one object."""
     kind = type(value)
     try:
-        # A proxy has any attribute, and may ask another process for it; its type has not.
+        # Ask the type: a proxy has any attribute, and may ask another process for its value.
         if hasattr(kind, "nbytes"):
             size = value.nbytes
         elif kind is bytes or kind is bytearray:
             size = len(value) if codec else 0
         elif hasattr(kind, "shape"):
-            # A data frame computes its size in bytes from all of its objects.
+            # Not `nbytes`: a data frame would look at each of its objects to compute it.
             size = math.prod(value.shape) * _BYTES_PER_OBJECT
         else:
             size = size_of(value)

@@ -240,6 +240,7 @@ class _AnyAddress(TCPClient):
     def __init__(self, client: Client) -> None:
         super().__init__(resolver=_Resolver())
         self._client = client
+        # The streams of all addresses that were tried.
         self._streams: list[MessageStream] = []
 
     async def open(self, host: str, port: int) -> MessageStream:

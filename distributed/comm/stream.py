@@ -36,13 +36,13 @@ class StreamComm(FramedComm):
         See :class:`~distributed.comm.core.Comm`.
     """
 
-    # None once this side has closed the comm.
     stream: MessageStream | None
 
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         super().__init__(local_addr, peer_addr, deserialize)
+        #: None once this side has closed the comm.
         self.stream = stream
         self._decoder = stream.decoder
         self._decoder.shard = self._shard

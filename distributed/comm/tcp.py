@@ -112,7 +112,7 @@ class TLS(TCP):
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         super().__init__(stream, local_addr, peer_addr, deserialize)
-        #: Empty until the TLS handshake has completed.
+        # Empty until the TLS handshake has completed.
         self._extra_info: dict[str, Any] = {}
 
     @property
@@ -189,7 +189,7 @@ class BaseTCPConnector(Connector):
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
-                f"cannot connect to {where}: it names no host, as only an address to listen at may"
+                f"cannot connect to {where}: it has no host; only listening addresses may omit it"
             )
         client = self._make_client(address, connection_args)
         try:
@@ -215,14 +215,14 @@ class BaseTCPConnector(Connector):
 
 
 class TCPConnector(BaseTCPConnector):
-    """Opens TCP connections."""
+    """A connector that opens TCP connections."""
 
     prefix = "tcp://"
     comm_class = TCP
 
 
 class TLSConnector(BaseTCPConnector):
-    """Opens TLS connections.
+    """A connector that opens TLS connections.
 
     The connection arguments are ``ssl_context`` and ``server_hostname``, the name that the peer's
     certificate must have where the context checks names; by default the host of the address.
@@ -295,7 +295,7 @@ class BaseTCPListener(StreamListener):
         self._configure(address, connection_args)
         #: The host and port that are bound; None before start().
         self.bound_address: tuple[str, int] | None = None
-        #: The local address of every connection; None if connections have different ones.
+        # The local address of every connection; None if connections have different ones.
         self._local_address: str | None = None
 
     def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
@@ -369,14 +369,14 @@ class BaseTCPListener(StreamListener):
 
 
 class TCPListener(BaseTCPListener):
-    """Accepts TCP connections."""
+    """A listener that accepts TCP connections."""
 
     prefix = "tcp://"
     comm_class = TCP
 
 
 class TLSListener(BaseTCPListener):
-    """Accepts TLS connections; it needs the connection argument ``ssl_context``."""
+    """A listener that accepts TLS connections; it needs the argument ``ssl_context``."""
 
     prefix = "tls://"
     comm_class = TLS

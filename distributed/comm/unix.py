@@ -166,7 +166,7 @@ class Unix(StreamComm):
 
 
 class UnixConnector(Connector):
-    """Opens connections to Unix domain sockets."""
+    """A connector to Unix domain sockets."""
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
@@ -210,7 +210,7 @@ class UnixConnector(Connector):
 
 
 class UnixListener(StreamListener):
-    """Accepts connections at a Unix domain socket.
+    """A listener at a Unix domain socket.
 
     Parameters
     ----------
@@ -237,10 +237,11 @@ class UnixListener(StreamListener):
     ):
         super().__init__(comm_handler, deserialize, allow_offload)
         refuse_unencrypted(_PREFIX + address, connection_args)
+        #: The name to bind; if it is empty, start() chooses one.
         self.loc = _normalize(address) if address else ""
-        #: The name that is bound; None before start().  It stays after stop().
+        # The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
-        #: Removes the socket file: at the latest when this object or the process ends.
+        # Removes the socket file: at the latest when this object or the process ends.
         self._unlink: weakref.finalize[Any, Any] | None = None
 
     async def start(self) -> None:

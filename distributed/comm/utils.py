@@ -1,4 +1,4 @@
-"""Names of the original's module, from :mod:`distributed.comm.offloading` and `.addressing`."""
+"""Door to :mod:`~distributed.comm.offloading` and ``addressing``, by the original's name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class _Utils(ModuleType):
-    """This module; to read or assign ``OFFLOAD_THRESHOLD`` here is to do so in `offloading`."""
+    """This module, whose ``OFFLOAD_THRESHOLD`` is read and assigned in `offloading`."""
 
     @property
     def OFFLOAD_THRESHOLD(self) -> int | None:

@@ -34,7 +34,7 @@ from distributed.comm.tls import explain, is_final, speaks_tls
 
 #: Maximum size of HTTP headers, and of the body of an HTTP error, in bytes.
 HTTP_LIMIT = 64 * 1024
-#: The start of an HTTP request and answer, or the first part of it.
+#: The start of an HTTP request, and that of an answer, as far as it was received.
 HTTP_REQUEST = re.compile(rb"[A-Z]{1,8}(?: |\Z)")
 HTTP_ANSWER = re.compile(rb"H(?:T(?:T(?:P(?:/.{0,3})?)?)?)?\Z", re.DOTALL)
 
@@ -100,14 +100,15 @@ class Inbox:
         self.close_reason: str | None = None
         #: Set once Tornado has released the connection.
         self.gone = asyncio.Event()
+        # Oldest first.
         self._messages: deque[str | bytes] = deque()
-        #: Memory of `_messages`, in bytes.
+        # Memory of `_messages`, in bytes.
         self._size = 0
-        #: Whether no more messages are accepted.
+        # Whether no more messages are accepted.
         self._ended = False
-        #: The reader waits for it while there are no messages.
+        # The reader waits for it while there are no messages.
         self._reader: asyncio.Future[None] | None = None
-        #: Tornado waits for it, and does not receive, while there are too many messages.
+        # Tornado waits for it, and does not receive, while there are too many messages.
         self._paused: asyncio.Future[None] | None = None
 
     def put(self, message: str | bytes) -> asyncio.Future[None] | None:
@@ -167,7 +168,7 @@ class Inbox:
 
 
 class Protocol(WebSocketProtocol13):
-    """A websocket protocol with an inbox that sends its own pings."""
+    """A websocket protocol that has an inbox, and that sends pings which need no answer."""
 
     #: Set by `adopt`.
     inbox: Inbox
@@ -313,7 +314,7 @@ def forget_outcome(future: asyncio.Future[Any]) -> None:
 
 
 def explanation(exc: BaseException) -> tuple[bool, str]:
-    """Return whether trying again cannot help against *exc*, and the reason as text."""
+    """Return whether another attempt would fail with *exc* as well, and its reason as text."""
     if isinstance(exc, StreamClosedError) and exc.real_error is not None:
         exc = exc.real_error
     if isinstance(exc, NotHTTP):

@@ -82,7 +82,7 @@ def _split_path(loc: str) -> tuple[str, str]:
 
 
 class WSConnector(BaseTCPConnector):
-    """Opens websockets.
+    """A connector that opens websockets.
 
     The connection argument ``extra_conn_args`` holds keyword arguments of
     :class:`tornado.httpclient.HTTPRequest`, such as ``{"headers": {"Authorization": "…"}}`` for a
@@ -135,7 +135,7 @@ class WSConnector(BaseTCPConnector):
 
 
 class WSSConnector(WSConnector):
-    """Opens websockets over TLS.
+    """A connector that opens websockets over TLS.
 
     The connection arguments are ``ssl_context`` and ``server_hostname`` of
     :class:`~distributed.comm.tcp.TLSConnector`, and ``extra_conn_args`` of :class:`WSConnector`.
@@ -184,7 +184,7 @@ class WSHandler(WebSocketHandler):
 
 
 class _Route(Matcher):
-    """Routes requests for websockets to a listener until it stops."""
+    """A route of requests for websockets to a listener, until it stops."""
 
     def __init__(self, listener: WSListener, shared: bool) -> None:
         #: None once the listener has stopped: Tornado cannot remove a route.
@@ -214,7 +214,7 @@ def _log_answer(handler: RequestHandler) -> None:
 
 
 class WSListener(BaseTCPListener):
-    """Accepts websockets, at an HTTP server of its own or at an existing one.
+    """A listener for websockets, at an HTTP server of its own or at an existing one.
 
     Parameters
     ----------
@@ -259,11 +259,11 @@ class WSListener(BaseTCPListener):
             default_port,
             **connection_args,
         )
-        #: Routes requests to this listener; None before start().
+        # Routes requests to this listener; None before start().
         self._route: _Route | None = None
-        #: Accepted streams without a websocket, oldest first → the timer that closes each.
+        # Accepted streams without a websocket, oldest first → the timer that closes each.
         self._opening: dict[IOStream, asyncio.TimerHandle] = {}
-        #: Each does the handshake of a comm and then runs the handler.
+        # Each does the handshake of a comm and then runs the handler.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -438,7 +438,7 @@ class WSListener(BaseTCPListener):
 
 
 class WSSListener(WSListener):
-    """Accepts websockets over TLS.
+    """A listener for websockets over TLS.
 
     It needs the connection argument ``ssl_context``, or an ``http_server`` that is encrypted.
     """

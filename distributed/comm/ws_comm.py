@@ -56,21 +56,23 @@ class WS(FramedComm):
         self, protocol: Protocol, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         super().__init__(local_addr, peer_addr, deserialize)
-        #: None once this side has closed the comm.
+        # None once this side has closed the comm.
         self._protocol: Protocol | None = protocol
+        # Parts of the protocol, which are still needed after that.
         self._stream = protocol.stream
         self._inbox = protocol.inbox
         self._abandon = protocol.abandon
-        #: The limits of the messages that the peer may send now: smaller until the handshake.
+        # The limits of the messages that the peer may send now: smaller until the handshake.
         self._accepted = self._handshake_limits
         protocol.limit = self._accepted.max_message_size
-        #: Whether a read has received a part of a message.
+        # Whether a read has received a part of a message.
         self._in_message = False
-        #: Held while a message is written, since its websocket messages must stay together.
+        # Held while a message is written, since its websocket messages must stay together.
         self._writing = asyncio.Lock()
-        #: Number of messages read, and written, in a row without waiting.
+        # Number of messages read, and written, in a row without waiting.
         self._read = self._written = 0
         self._extra_info = self._get_extra_info()
+        # Closes the websocket, with a warning, if this comm is garbage-collected while open.
         self._finalizer = weakref.finalize(self, _close_dangling, protocol, repr(self))
         self._finalizer.atexit = False
         self._stream.max_buffer_size = MAX_BUFFER_SIZE

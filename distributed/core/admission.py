@@ -9,7 +9,7 @@ from distributed.comm import Comm, get_address_host
 
 
 class Admission:
-    """Counts the comms of a server, and says which to refuse.
+    """A count of the comms of a server, by which it refuses further ones.
 
     Parameters
     ----------

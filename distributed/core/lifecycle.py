@@ -37,6 +37,7 @@ class LifeCycle:
         #: The thread in which the object was started; 0 before that.
         self.thread_id = 0
         self._status = Status.init
+        # Held while start_unsafe() runs, so that concurrent calls of start() wait for it.
         self._start_lock = asyncio.Lock()
         # The error that each later call of start() raises.  Set once, with Status.failed.
         self._start_failure: Exception | None = None

@@ -45,6 +45,7 @@ class Listening:
         self._what = what
         # The task that runs `_bind`; None until the loop runs.
         self._task: asyncio.Task[None] | None = None
+        # Whether the caller gets the error, so that it is not logged.
         self._awaited = False
         try:
             asyncio.get_running_loop()
@@ -77,12 +78,14 @@ class Listeners:
         self._server = server
         # In the order in which they were bound.
         self.bound: list[Listener] = []
+        # Held while an address is bound, so that addresses are bound one after the other.
         self._lock = asyncio.Lock()
+        # The tasks of _bind().
         self._binding: set[asyncio.Task[Any]] = set()
 
     def listen(self, addr: str, **kwargs: Any) -> Listening:
         """Listen at *addr*; *kwargs* are passed to :func:`distributed.comm.listen`."""
-        what = f"{self._server.id}: to listen at {addr}"
+        what = f"{self._server.id}: listening at {addr}"
         return Listening(partial(self._bind, addr, kwargs), self._server, what)
 
     async def _bind(self, addr: str, kwargs: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ class PoolState:
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
         # Address → connections in use.
         self.occupied: defaultdict[str, set[Comm]] = defaultdict(set)
+        #: The places, for code that expects the semaphore of the original.
         self.semaphore = Places(self)
         # Address and future of each waiting call, in order of arrival.  The result is an idle
         # connection, or None for a place.

@@ -1,7 +1,7 @@
 """Requests: read one from a comm, call its handler, write the answer, and read the next one.
 
-:class:`Requests` is the part of a server that does this, for each comm in a task of its own.  It
-is given comms that are connected, and never makes one.
+:class:`Requests` is the part of a server that does this, for each comm in a task of its own.  Its
+comms are connected already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distributed.telemetry.counter import Counter
 
 logger = logging.getLogger("distributed.core")
 
-#: Maximum number of seconds that a refused peer has to send a request, which the refusal answers.
+#: Maximum number of seconds to wait for the request that the refusal of a peer answers.
 _REFUSAL_TIME = 10.0
 
 #: Maximum number of characters of a peer's message that an error or a log line shows.
@@ -219,7 +219,9 @@ class Requests:
                 f"Received unexpected message without 'op' key: {msg!r:.{_SHOWN}} {route}"
             )
 
-    def _call(self, comm: Comm, op: Any, kwargs: dict[str, Any], serializers: Any) -> Any:
+    def _call(
+        self, comm: Comm, op: Any, kwargs: dict[str, Any], serializers: Sequence[str] | None
+    ) -> Any:
         """Call the handler of *op*, and return its result or its coroutine.
 
         Raises

@@ -43,7 +43,7 @@ CLOSE_GRACE = 1.0
 
 
 class Server(LifeCycle):
-    """A server: answers operations, and can call others.
+    """A server, which answers operations and can call other servers.
 
     Subclasses such as a scheduler or a worker pass their operations as *handlers*, and override
     :meth:`start_unsafe` and :meth:`close`.
@@ -85,7 +85,7 @@ class Server(LifeCycle):
     default_ip = ""
     #: The port to listen at where none is given; 0 for any free port.
     default_port = 0
-    #: Whether to unpickle the pickled parts of requests, and of answers to calls of other servers;
+    #: Whether to unpickle the pickled parts of the requests and answers that this server receives;
     #: None for the value of ``distributed.comm.allow-pickle``.
     allow_pickle: bool | None = None
 
@@ -128,6 +128,7 @@ class Server(LifeCycle):
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}
+        # The parts that serve these comms, and the tasks of subclasses.
         self._server_requests = Requests(self)
         self._server_streams = Streams(self)
         self._ongoing_background_tasks = AsyncTaskGroup()
@@ -479,6 +480,6 @@ def _blocked_handlers(server_name: str, given: Iterable[str] | None) -> list[str
         key = f"distributed.{server_name.lower()}.blocked-handlers"
         given = config.get(key, default=None) or ()
     if isinstance(given, str):
-        # A list of its letters would silently block nothing.
+        # list() would make a list of its letters, and no operation would be blocked.
         raise TypeError(f"{key} has to be a list of names such as ['run'], got {given!r}")
     return list(given)

@@ -66,7 +66,7 @@ __all__ = ["Weigh", "dumps", "loads"]
 #: Takes a value, the result of the previous call, and the codec; see `dumps`.
 Weigh: TypeAlias = Callable[[Any, int, Any], int]
 
-# The keys by which a map is recognized as standing for something else.
+# The keys of maps that stand for other values.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
 
 #: Maximum size (bytes) of a message that is searched for markers.  A larger one may consist of one
@@ -87,13 +87,12 @@ _READING = unmetered(decompress), unmetered(merge_and_deserialize)
 class _MessageWriter:
     """A writer of messages, one after the other."""
 
-    # _frames is not None exactly while a message is being written, to which the attributes below
-    # it belong.  A serializer may call dumps() meanwhile: that message gets another writer.
-
+    # `_frames` is not None exactly while a message is being written.  If a serializer calls dumps()
+    # meanwhile, that message gets another writer.
     def __init__(self) -> None:
         # Kept, as making a packer costs more than packing a small message.
         self._packer = self._make_packer()
-        # The frames so far; None while no message is being written.
+        # The frames of the message so far; None while no message is being written.
         self._frames: list[Any] | None = None
         # The arguments of dumps() for this message.
         self._serializers: Sequence[str] | None = None
@@ -221,8 +220,7 @@ class _MessageReader:
     """A reader of one message, which replaces references by the values they stand for."""
 
     # Each frame belongs to one value, and senders append frames in the order of the references.
-    # So a reference must not be lower than _next: a message cannot ask for the same bytes twice.
-
+    # So a reference must not be lower than `_next`: a message cannot use the same bytes twice.
     def __init__(
         self,
         frames: Sequence[Any],
@@ -237,8 +235,8 @@ class _MessageReader:
         self._policy = policy
         # Index of the first frame that no value has claimed.
         self._next = 1
-        # Counts what this message uses of its limits; None until the first value that the header
-        # cache cannot read.
+        # Checks the values of this message against the limits; None until the first value that the
+        # header cache cannot read.
         self._reading: AbstractContextManager[Any] | None = None
         # Whether reading a value has raised an error.
         self.failed = False
@@ -355,7 +353,7 @@ def dumps(
         What to do with a wrapped object that no family accepts: "message" sends an explanation in
         its place, which the receiver raises; "raise" raises it here.
     context
-        A dict of what was negotiated with the receiver.  "compression" names the codec,
+        The options negotiated with the receiver, as a dict.  "compression" names the codec,
         "pickle-protocol" is the highest protocol.  If "allow-pickle" is False, the receiver
         unpickles nothing, and "msgpack" replaces "pickle" among the serializers.  Serializers with
         a ``context`` parameter receive this dict.

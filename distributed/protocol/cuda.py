@@ -1,4 +1,4 @@
-"""The tables of types that can be sent without leaving the device.
+"""The tables of types whose memory can be sent without a copy in the host's memory.
 
 The family "cuda" passes device memory on unchanged, for transports that can carry it; over all
 others, the same types are sent by the family "dask" through the host's memory.
@@ -16,7 +16,7 @@ __all__ = ["cuda_deserialize", "cuda_serialize", "only_frame"]
 
 
 def only_frame(frames: Sequence[Any]) -> Any:
-    """Return the frame of an object that is sent as a single one.
+    """Return the frame of an object that is sent as one frame.
 
     Raises
     ------

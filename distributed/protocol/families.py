@@ -85,8 +85,8 @@ def register_serialization_family(
         The name of the family.
     dumps
         Takes an object; returns a header (a dict that msgpack can encode) and a list of bytes-like
-        frames.  If it has a parameter ``context``, it receives what was negotiated with the
-        receiver.  It raises `NotImplementedError` to leave an object to the next family.
+        frames.  If it has a parameter ``context``, it receives the options negotiated with
+        the receiver.  It raises `NotImplementedError` to leave an object to the next family.
     loads
         Takes such a header and frames; returns the object.
 

@@ -1,4 +1,4 @@
-"""A cache of packed headers, for types whose header depends on little.
+"""A cache of packed headers, for types whose objects often have equal headers.
 
 The header of an array depends only on its type, shape and strides, which many arrays of one
 program share.  :func:`cached_frames` keeps the packed header for the next such array to be sent;
@@ -94,7 +94,7 @@ cached_types: dict[type, _CachedType] = {}
 _serialize_and_split = unmetered(serialize_and_split)
 # Type and the first result of `describe` -> packed header.
 _headers: _Cache[tuple[type, Hashable], bytes] = _Cache()
-# Packed header -> how to read the frame that follows it.
+# Packed header -> its type, and the function that reads the frame that follows it.
 _readers: _Cache[bytes, tuple[_CachedType, Reader]] = _Cache()
 
 

@@ -179,7 +179,7 @@ def serialize(
         What to do with an object that no family accepts: "message" returns an explanation
         in its place, which the receiver raises; "raise" raises it here.
     context
-        A dict of what was negotiated with the receiver, for the serializers that ask for it.
+        The options negotiated with the receiver, for the serializers that ask for them.
     iterate_collection
         Whether the elements of a list, tuple, set or dict are serialized one by one.  By default,
         they are if the first one has a serializer in the "dask" family; those of a list also if

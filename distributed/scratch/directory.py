@@ -1,6 +1,6 @@
 """A server's scratch directory: created at first use, on ``sys.path``, removed at close.
 
-A `ScratchDirectory` is a `distributed.diskutils.WorkDir` for the files of one server and for code
+A `ScratchDirectory` is a `WorkDir` for the files of one server and for code
 uploaded to it. It does not depend on servers or messages; a ``Server`` has one and passes its
 ``upload_file`` operation to it.
 
@@ -32,8 +32,8 @@ __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]
 
 logger = logging.getLogger(__name__)
 
+#: The name of the directory that contains the scratch directories of all servers.
 SCRATCH_SPACE = "dask-scratch-space"
-"""The name of the directory that contains the scratch directories of all servers."""
 
 _ZIP_EXTENSIONS = (".zip", ".egg", ".pyz")
 
@@ -270,7 +270,7 @@ def _top_level_names(archive: str) -> list[str]:
                 names.add(first.removesuffix(".py"))
             elif rest == "__init__.py":
                 names.add(first)
-    # __main__ is an entry point to run, and the name of another module in every process.
+    # `__main__` is meant to be run; a module of this name exists in every process already.
     return sorted(names - {"__main__"})
 
 

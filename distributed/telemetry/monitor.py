@@ -276,6 +276,7 @@ class SystemMonitor:
         self._last_counters = {name: read for name, read in readings.items() if read is not None}
         # Name → the function of the probe that reads its counters.
         self._sources = {name: sources[name] for name in self._last_counters}
+        # Whether the probe can count file descriptors.
         self._has_num_fds = self._probe.num_fds() is not None
         # The thread of gilknocker; None if the library is missing or not wanted.
         self._gil_knocker = _start_gil_knocker() if monitor_gil_contention else None

@@ -48,7 +48,7 @@ LASTING = 6 * MB
 #: With this, the C library maps each large block separately, and so returns it to the kernel.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
-#: The address of attackers, which tells them from honest clients.
+#: The address from which attackers connect; honest clients have another one.
 ATTACKERS = "127.0.0.2"
 
 

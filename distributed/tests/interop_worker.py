@@ -23,7 +23,7 @@ from distributed.protocol import to_serialize
 
 
 class Guest(Server):
-    """A worker that is named ``"guest"``, of the scheduler at this address."""
+    """A worker named ``"guest"``, which registers with the scheduler at the given address."""
 
     def __init__(self, scheduler: str):
         self.scheduler_address = scheduler

@@ -159,8 +159,8 @@ class _Relay:
         self._tunnels = tunnels
         self._delay, self._jitter, self._loss = delay, jitter, loss
         self._random = random.Random(5)
-        #: Heap of (arrival time, number that orders equal times, tunnel, packet); only the thread
-        #: uses it.
+        # Heap of (arrival time, number that orders equal times, tunnel, packet); only the thread
+        # uses it.
         self._in_flight: list[tuple[float, int, int, bytes]] = []
         self._number = itertools.count()
         self._end, self._ended = os.pipe()

@@ -100,7 +100,7 @@ def explode() -> None:
 
 
 class Explosive:
-    """Can be pickled, but not unpickled."""
+    """An object that can be pickled, but not unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return explode, ()

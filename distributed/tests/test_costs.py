@@ -161,7 +161,7 @@ async def test_the_cost_of_a_call_does_not_depend_on_other_connections_handlers_
 
 
 class Moved:
-    """Records the buffers that streams send from and receive into."""
+    """A record of the buffers that streams send from and receive into."""
 
     def __init__(self, monkeypatch):
         self.sent: list[memoryview] = []

@@ -10,6 +10,7 @@ import pytest
 #: Door → the floor modules of its names.
 DOORS = {
     "_async_taskgroup": ["base.event_loop"],
+    "comm.utils": ["comm.addressing", "comm.offloading"],
     "config": ["base.config"],
     "counter": ["telemetry.counter"],
     "diskutils": ["scratch.workspace"],
@@ -36,6 +37,8 @@ def test_the_names_of_a_door_are_the_objects_of_its_floors(door):
         sources = [floor[name] for floor in floors if name in floor]
         if (door, name) == ("utils", "TimeoutError"):
             sources = [asyncio.TimeoutError]
+        if (door, name) == ("comm.utils", "OFFLOAD_THRESHOLD"):
+            sources = [module("comm.offloading").OFFLOAD_THRESHOLD]
         assert getattr(module(door), name) is sources[0], name
 
 

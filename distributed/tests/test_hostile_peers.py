@@ -36,13 +36,13 @@ def frames_of(data):
 
 
 def with_header(changes, *data):
-    """Return a request to echo data with these frames and a header with some *changes*."""
+    """Return a request to echo the frames in *data*, whose header has these *changes*."""
     request, header, _ = frames_of(b"abc")
     header = {**msgpack.unpackb(header, strict_map_key=False), **changes}
     return packed(request, msgpack.packb(header), *data)
 
 
-# Peers that let the server wait
+# Peers that make the server wait
 
 
 @gen_test(timeout=60)
@@ -259,7 +259,7 @@ async def test_inflating_frames():
 
 
 class Bomb:
-    """Creates a directory when it is unpickled."""
+    """An object that creates a directory when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -374,7 +374,7 @@ async def test_a_slow_reader_of_2_gb_of_replies(how):
             # Slower than the server sends.
             await asyncio.sleep(0.001)
         assert total <= received < total * 1.01
-        # Read only the first bytes of another two.
+        # Of a second answer, read only the first bytes.
         await peer.send(one)
         await peer.receive(1000)
         peer.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import distributed
 from distributed.protocol.dispatch import MODULES as MODULES_OF_LIBRARIES
 from distributed.tests.environments import run_here
 
@@ -67,7 +68,7 @@ def test_each_folder_has_its_tests(package):
     assert (PACKAGE / package / "tests" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("name", ["batched", "comm", "config", "core", "protocol", "utils"])
+@pytest.mark.parametrize("name", sorted(distributed._SUBMODULES))
 def test_a_submodule_is_an_attribute_of_the_package_without_being_imported(name):
     code = (
         f"import distributed, sys; assert distributed.{name} is sys.modules['distributed.{name}']"

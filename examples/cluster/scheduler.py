@@ -13,7 +13,7 @@ from distributed.utils import parse_timedelta
 
 
 class Scheduler(Server):
-    """Assigns the tasks of clients to workers; drops a worker that is silent for `worker_ttl`."""
+    """A server that assigns tasks to workers, and drops those that are silent for `worker_ttl`."""
 
     def __init__(self, address: str, *, worker_ttl: float | str = "30s") -> None:
         self.state = state = ClusterState()
@@ -56,7 +56,7 @@ class Scheduler(Server):
             self.rpc.remove(name)
 
     def record(self, event: Any, sender: str, **message: Any) -> None:
-        """Record an event in the state, which settles once per iteration of the event loop."""
+        """Record an event in the state; `settle` runs once per event-loop iteration."""
         event(sender, **message)
         if not self.unsettled:
             self.unsettled = True
@@ -83,7 +83,7 @@ class Scheduler(Server):
         )
 
     async def gather(self, keys: list[str]) -> dict[str, Any]:
-        """Return results to a client; lost ones are left out, and computed again."""
+        """Return results to a client, without those that were lost; these are computed again."""
         attempt = next(self.state.clock)
         values, missing = await fetch(self.rpc, self.state.holders(keys))
         self.record(self.state.missing, self.id, holders=missing, attempt=attempt)

@@ -50,7 +50,7 @@ class Peer(Server):
 
 
 class Worker(Peer):
-    """Runs tasks in threads; by default one for each processor."""
+    """A server that runs tasks in threads; by default one for each processor."""
 
     def __init__(self, scheduler: str, *, nthreads: int | None = None) -> None:
         self.nthreads = nthreads or os.cpu_count() or 1
@@ -152,7 +152,7 @@ def replace(value: Any, kind: Any, substitute: Any) -> Any:
 
 
 class Nanny(Server):
-    """Runs ``python -m cluster worker`` with these arguments, and restarts it when it dies."""
+    """A server that runs ``python -m cluster worker ARGUMENTS``, and restarts it when it dies."""
 
     def __init__(self, scheduler: str, *args: str) -> None:
         self.process: asyncio.subprocess.Process | None = None  # the worker, once it was started

@@ -195,7 +195,7 @@ async def test_large_values_are_sent_in_shards():
 
 
 class Memory:
-    """Pickled with its data as an out-of-band buffer, and unpickled as a memoryview of it."""
+    """An object that is pickled with its data out of band, and unpickled as a memoryview of it."""
 
     def __init__(self, data: bytearray) -> None:
         self.data = data
@@ -349,7 +349,7 @@ class Owner:
 
 
 @gen_test()
-async def test_the_http_server_of_the_handlers_object_is_shared_if_it_has_the_port():
+async def test_a_method_as_handler_shares_the_http_server_of_its_object_on_the_same_port():
     async with http_server((r"/page", Page)) as (server, port):
         owner = Owner(server)
         async with listen(f"ws://127.0.0.1:{port}", owner.handle_comm) as listener:
@@ -478,7 +478,7 @@ async def test_closing_with_unread_messages_loses_no_written_message():
 @gen_test()
 async def test_closing_does_not_wait_long_for_a_close_frame():
     async with attacked() as (peer, comm):
-        # Tornado stops receiving while messages are unread, so this peer does not get the end.
+        # Tornado stops receiving while messages are unread, so the peer does not answer the close.
         await comm.write(1)
         await comm.write(2)
         await comm.write(3)

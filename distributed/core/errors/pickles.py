@@ -1,4 +1,4 @@
-"""Pickles of exceptions and tracebacks that are known to unpickle.
+"""Pickle exceptions and tracebacks so that the receiver can unpickle them.
 
 Plain pickle calls the exception's constructor again with ``args``, which many constructors do not
 accept, and loses the traceback, the cause and the context.  With tblib, tblib's form is used, which
@@ -6,9 +6,9 @@ keeps all of them.  Without it, the lost attributes are added to the exception's
 `BaseException.__setstate__` restores them, so the receiver needs nothing installed.  Tracebacks
 become notes.
 
-Each pickle is unpickled here, at the sender, where another way is still possible.  The ways are, in
-order: as pickle does it; without calling the constructor; without the chain of causes; and an
-`Exception` with the ``repr``.
+Each pickle is unpickled here, at the sender; if that fails, another way of pickling is tried.  The
+ways are, in order: as pickle does it; without calling the constructor; without the chain of causes;
+and an `Exception` with the ``repr``.
 """
 
 from __future__ import annotations

@@ -740,7 +740,7 @@ def test_an_address_given_twice_or_not_at_all_is_a_type_error(given):
 
 @gen_test()
 async def test_connecting_to_a_listening_address_without_a_host_is_an_error():
-    with pytest.raises(ValueError, match="names no host"):
+    with pytest.raises(ValueError, match="has no host"):
         await connect("tcp://:8888")
 
 

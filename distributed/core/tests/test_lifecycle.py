@@ -25,7 +25,7 @@ def trusted(request):
 
 
 class Gated(Server):
-    """Starts when its gate is opened, and counts its starts."""
+    """A server that starts when its gate is opened, and counts its starts."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,7 +39,7 @@ class Gated(Server):
 
 
 class Failing(Server):
-    """Fails to start after it has begun to listen."""
+    """A server that fails to start after it has begun to listen."""
 
     async def start_unsafe(self):
         await self.listen("tcp://127.0.0.1:0")

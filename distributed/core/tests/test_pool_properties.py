@@ -78,21 +78,23 @@ class PoolMachine(RuleBasedStateMachine):
     The event loop runs only in the steps that let it run some iterations.
     """
 
-    # `attempts` are the pending calls of connect(): number of the call, and a future that decides
-    # its outcome.  `held` are connections that calls got and did not return, with their addresses.
-    # `served` and `waited` are numbers of calls: those that got a connection or a place since the
-    # last rest, and those that waited at the last rest.
-
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
+        # All connections that were opened.
         self.lines: list[Line] = []
+        # The pending attempts to connect: number of the call, and a future for the outcome.
         self.attempts: list[tuple[int, asyncio.Future[None]]] = []
+        # The calls that are not done, by number: address and task.
         self.calls: dict[int, tuple[str, asyncio.Task[Comm]]] = {}
         self.numbers = itertools.count()
+        # The calls that got a connection or a place since the last all_calls_come_to_rest().
         self.served: list[int] = []
+        # The calls that waited at the last all_calls_come_to_rest().
         self.waited: set[int] = set()
+        # The connections that calls got and have not returned, with their addresses.
         self.held: list[tuple[str, Comm]] = []
+        # The calls that were cancelled, whose address was removed, or whose attempt failed.
         self.cancelled: set[int] = set()
         self.removed: set[int] = set()
         self.failed: set[int] = set()

@@ -29,7 +29,7 @@ from distributed.utils_test import (
 
 
 class Local(Server):
-    """Listens on the loopback interface unless a host is given."""
+    """A server that listens on the loopback interface unless a host is given."""
 
     default_ip = "127.0.0.1"
 
@@ -384,7 +384,7 @@ async def test_a_script_whose_server_cannot_listen_prints_the_error():
         ) as process:
             assert process.stdout is not None
             line = await asyncio.to_thread(process.stdout.readline)
-            assert f"to listen at {server.address} failed" in line.decode()
+            assert f"listening at {server.address} failed" in line.decode()
             while line and f"cannot listen at {server.address}" not in line.decode():
                 line = await asyncio.to_thread(process.stdout.readline)
             assert line

@@ -28,7 +28,7 @@ NAMES = [
 ]
 
 
-def test_members_are_the_originals_in_its_order():
+def test_the_members_and_their_order_are_those_of_the_original():
     assert [member.name for member in Status] == NAMES
 
 

@@ -26,7 +26,7 @@ from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 
 class Recorder(Server):
-    """Records the arguments of its stream handlers."""
+    """A server that records the arguments of its stream handlers."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

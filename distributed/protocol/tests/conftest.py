@@ -19,7 +19,7 @@ def original_python_with_codecs():
 
 @pytest.fixture
 def memory_below():
-    """A context manager that checks that Python never holds *maximum* new bytes within it."""
+    """A context manager; its block must not allocate *maximum* bytes of Python's memory."""
 
     @contextmanager
     def check(maximum):

@@ -1,4 +1,4 @@
-"""Where the memory of what arrives comes from, and where it goes."""
+"""Memory for received data: how it is allocated, released and used again."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import threading
 
 import pytest
 
-from distributed.protocol import allocation as memory
+from distributed.protocol import allocation
 from distributed.protocol.allocation import KEPT_SIZE, MAPPED_SIZE, allocate
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.utils import merge_memoryviews
 
-keeps = pytest.mark.skipif(
-    not hasattr(mmap, "MADV_FREE"), reason="memory cannot be lent back to this system"
-)
+keeps = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="needs MADV_FREE")
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(memory, "_kept", [])
+    monkeypatch.setattr(allocation, "_kept", [])
 
 
 def resident():
@@ -63,13 +61,13 @@ def test_released_memory_is_reused():
     view[:] = b"x" * view.nbytes
     part = view[10:20]
     del view
-    assert memory._kept == []
+    assert allocation._kept == []
     del part
-    (kept,) = memory._kept
+    (kept,) = allocation._kept
     before = resident()
     again = allocate(MAPPED_SIZE)
     assert again.nbytes == MAPPED_SIZE
-    assert memory._kept == []
+    assert allocation._kept == []
     again[:] = b"y" * again.nbytes
     assert kept[:3] == b"yyy"
     assert resident() - before < MAPPED_SIZE // 4
@@ -86,22 +84,22 @@ def test_memory_in_use_is_not_reused():
 @keeps
 def test_a_cached_block_serves_requests_of_about_its_size():
     allocate(3 * MAPPED_SIZE)
-    (kept,) = memory._kept
+    (kept,) = allocation._kept
     small, large = allocate(MAPPED_SIZE), allocate(3 * MAPPED_SIZE + 1)
-    assert memory._kept == [kept]
+    assert allocation._kept == [kept]
     del small, large
     view = allocate(3 * MAPPED_SIZE - 1)
-    assert kept not in memory._kept
+    assert kept not in allocation._kept
     del view
 
 
 @keeps
 def test_the_size_of_cached_blocks_is_limited():
     allocate(KEPT_SIZE + 1)
-    assert memory._kept == []
+    assert allocation._kept == []
     views = [allocate(MAPPED_SIZE) for _ in range(KEPT_SIZE // MAPPED_SIZE + 3)]
     del views
-    assert sum(map(len, memory._kept)) == KEPT_SIZE
+    assert sum(map(len, allocation._kept)) == KEPT_SIZE
 
 
 @keeps
@@ -120,4 +118,4 @@ def test_threads_and_the_garbage_collector_may_release_memory_at_any_time():
     for thread in threads:
         thread.join()
     gc.collect()
-    assert sum(map(len, memory._kept)) <= KEPT_SIZE
+    assert sum(map(len, allocation._kept)) <= KEPT_SIZE

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distributed.telemetry import meter as metrics
+from distributed.telemetry import meter as meter_module
 from distributed.telemetry.meter import DelayedMetricsLedger, context_meter, meter
 
 
@@ -30,7 +30,7 @@ def received():
 
 @pytest.mark.parametrize("name", ["time", "monotonic", "thread_time", "process_time"])
 def test_clocks_go_forward(name):
-    read = getattr(metrics, name)
+    read = getattr(meter_module, name)
     first = read()
     assert isinstance(first, float)
     assert read() >= first

@@ -10,9 +10,9 @@
   memory.  Over TLS it always tries, since the event loop does not see decrypted data.
 * One system call writes all buffers of a message, without joining them; not over TLS.
 
-While a write waits for the socket and no task reads, the stream receives the peer's next message and
-holds it for the next read.  Otherwise two peers that each write a large message before they read
-would wait for each other.  After one message the stream stops, so that back-pressure holds.
+While a write waits for the socket and no task reads, the stream receives the peer's next message
+and holds it for the next read.  Otherwise two peers that each write a large message before they
+read would wait for each other.  After one message the stream stops, so that back-pressure holds.
 
 Tornado handles everything that is rare: data that the socket does not accept at once, data that
 comes while no task reads, and closing.  The private names of Tornado that this takes are listed,

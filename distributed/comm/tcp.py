@@ -214,6 +214,19 @@ class BaseTCPConnector(Connector):
             raise
 
 
+def tls_client(address: str, connection_args: dict[str, Any]) -> Client:
+    """Return the client that opens a TLS stream to *address*, ``host:port``.
+
+    Raises
+    ------
+    TypeError
+        If *connection_args* have no ``ssl_context``.
+    """
+    context = expect_tls_context(connection_args)
+    host = connection_args.get("server_hostname") or parse_host_port(address)[0]
+    return Client(context, host or None)
+
+
 class TCPConnector(BaseTCPConnector):
     """Opens TCP connections."""
 
@@ -232,9 +245,7 @@ class TLSConnector(BaseTCPConnector):
     comm_class = TLS
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        context = expect_tls_context(connection_args)
-        host = connection_args.get("server_hostname") or parse_host_port(address)[0]
-        return Client(context, host or None)
+        return tls_client(address, connection_args)
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any

@@ -106,7 +106,7 @@ class Inbox:
         #: While a write waits, whether the peer's next message may be received whatever its size:
         #: called with the unread websocket messages, returns whether the next one is complete, or
         #: invalid.  Else None.
-        self._is_complete: Callable[[Sequence[str | bytes]], bool] | None = None
+        self.is_complete: Callable[[Sequence[str | bytes]], bool] | None = None
         #: Whether the write is done, and only the rest of the message is received.
         self._ahead_ends = False
         #: Whether no more messages are accepted.
@@ -157,25 +157,25 @@ class Inbox:
 
     def _holds_enough(self) -> bool:
         """Return whether `room` limits what is received now."""
-        if self._is_complete is not None:
-            if not self._is_complete(self._messages):
+        if self.is_complete is not None:
+            if not self.is_complete(self._messages):
                 return False
             if self._ahead_ends:
-                self._is_complete = None
+                self.is_complete = None
         return True
 
     def start_ahead(self, is_complete: Callable[[Sequence[str | bytes]], bool]) -> None:
         """Begin to receive until *is_complete* returns true for the unread websocket messages."""
-        self._is_complete = is_complete
+        self.is_complete = is_complete
         self._ahead_ends = False
         self.continue_ahead()
 
     def continue_ahead(self) -> None:
         """Receive again if the reader has taken a complete message and a write still waits."""
-        if self._is_complete is None:
+        if self.is_complete is None:
             return
         if self._ahead_ends:
-            self._is_complete = None
+            self.is_complete = None
         elif not self._holds_enough():
             self._wake(self._paused)
 
@@ -183,7 +183,7 @@ class Inbox:
         """Limit the unread bytes by `room` again, after the message that has begun."""
         self._ahead_ends = True
         if not self._messages:
-            self._is_complete = None
+            self.is_complete = None
 
     def end(self) -> None:
         """Accept no more messages."""

@@ -83,6 +83,14 @@ class WS(FramedComm):
     def extra_info(self) -> dict[str, Any]:
         return self._extra_info
 
+    @property
+    def sock(self) -> Any:
+        """Tornado's object for this end of the websocket; None once this side has closed it.
+
+        A :class:`tornado.websocket.WebSocketClientConnection` or ``WebSocketHandler``.
+        """
+        return None if self._protocol is None else self._protocol.handler
+
     def _choose_shard(self, configured: CommSettings) -> int | None:
         return configured.websocket_shard
 
@@ -118,7 +126,8 @@ class WS(FramedComm):
                 frames += _side_by_side(parts)
                 parts = []
         self._in_message = False
-        self._inbox.continue_ahead()
+        if self._inbox.is_complete is not None:
+            self._inbox.continue_ahead()
         self._read = 0 if waited else self._read + 1
         if self._read >= UNINTERRUPTED_READS:
             self._read = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
@@ -799,6 +800,29 @@ async def test_aborting_handshakes_leaves_other_comms_open(
 
 
 # Several event loops
+
+
+class Truncated:
+    """An object whose bytes end early."""
+
+    def __reduce__(self):
+        return _raise_end_of_file, ()
+
+
+def _raise_end_of_file():
+    raise EOFError("Ran out of input")
+
+
+@pytest.mark.parametrize("filler", [b"", b"x" * 20_000_000], ids=["in the loop", "offloaded"])
+@gen_test()
+async def test_truncated_data_closes_the_comm(serializing_transport, filler):
+    async with serializing_transport.pair() as (one, two):
+        write = asyncio.create_task(one.write({"x": to_serialize([Truncated(), filler])}))
+        with pytest.raises(CommClosedError, match="aborted stream on truncated data"):
+            await two.read()
+        assert two.closed()
+        with contextlib.suppress(CommClosedError):
+            await write
 
 
 @pytest.fixture

@@ -553,6 +553,33 @@ async def test_an_address_has_one_listener() -> None:
         await (await connect(address)).close()
 
 
+class Payload:
+    """An object that can be referenced weakly."""
+
+
+@gen_test()
+async def test_a_message_that_was_read_is_released() -> None:
+    async with INPROC.pair() as (one, two):
+        # The reader waits for the first message, and finds the second.
+        reading = asyncio.create_task(two.read())
+        await asyncio.sleep(0)
+        payload = Payload()
+        alive = weakref.ref(payload)
+        await one.write({"x": payload})
+        await reading
+        assert alive() is payload
+        del payload, reading
+        # The event loop refers to the awaited task until this one is suspended.
+        await asyncio.sleep(0)
+        assert alive() is None
+        payload = Payload()
+        alive = weakref.ref(payload)
+        await one.write(payload)
+        await two.read()
+        del payload
+        assert alive() is None
+
+
 @gen_test()
 async def test_a_garbage_collected_listener_does_not_listen() -> None:
     address = new_address()

@@ -1,4 +1,4 @@
-"""While a write waits for the peer, a comm receives one message, which it holds for the next read."""
+"""While a write waits, a comm receives one message, which it holds for the next read."""
 
 from __future__ import annotations
 

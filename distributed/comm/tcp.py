@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tornado.iostream import StreamClosedError
+from tornado.tcpclient import TCPClient
 
 from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
@@ -45,6 +46,7 @@ from distributed.comm.sockets import (
     get_stream_address,
     set_tcp_timeout,
     set_up,
+    tcp_client,
 )
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -163,6 +165,8 @@ class BaseTCPConnector(Connector):
 
     comm_class: ClassVar[Callable[..., FramedComm]]
     prefix: ClassVar[str]
+    #: The client whose ``resolver`` resolves the names of hosts; it is one for all connectors.
+    client: ClassVar[TCPClient] = tcp_client
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
         """Return the client that opens the stream to *address*, ``host:port``.
@@ -207,7 +211,9 @@ class BaseTCPConnector(Connector):
         try:
             if not stream.closed():
                 set_up(stream.socket)
-            local = self.prefix + get_stream_address(stream)
+                local = self.prefix + get_socket_address(stream.socket)
+            else:
+                local = self.prefix + "<closed>"
             return self.comm_class(stream, local, where, deserialize)
         except BaseException:
             stream.close()

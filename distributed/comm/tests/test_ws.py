@@ -253,8 +253,9 @@ async def test_a_listener_is_at_its_path(path):
 async def test_connecting_to_another_path_is_retried_until_the_timeout():
     async with listen(LOCALHOST + "/here", echo) as listener:
         elsewhere = listener.contact_address.replace("here", "there")
-        with pytest.raises(OSError, match=r"Timed out .*/there.* answers 404 Not Found"):
+        with pytest.raises(OSError, match=r"Timed out .*/there") as caught:
             await connect(elsewhere, timeout=0.3)
+        assert "answers 404 Not Found" in str(caught.value.__cause__)
 
 
 def test_an_address_with_a_path_has_a_host_and_a_port():

@@ -355,10 +355,9 @@ def uri_from_host_port(
     """
     scheme, loc = parse_address("" if host_arg is None else host_arg)
     port = None if port_arg is None else _parse_port(port_arg, f"{host_arg or ''}:{port_arg}")
-    if scheme in _NAMED_SCHEMES and not port:
+    if scheme in _NAMED_SCHEMES and (not port or "/" in loc or "@" in loc):
+        # A name has no port.  Command lines of the original always pass one.
         return unparse_address(scheme, loc)
-    if scheme in _NAMED_SCHEMES and ("/" in loc or "@" in loc):
-        raise ValueError(f"{scheme}://{loc} is the name of a socket and has no port, not {port}")
     host, loc_port = parse_host_port(loc, default_port if port is None else port)
     if port and loc_port and port != loc_port:
         raise ValueError(f"port number given twice in options: host {host_arg} and port {port_arg}")

@@ -6,8 +6,8 @@ process and user the peer is, and file permissions decide which users may connec
 * ``unix:///run/app.sock``, the path of a socket file;
 * ``unix://``, to listen at a new path in a directory that only this user can enter;
 * ``unix://@name``, an abstract name: without a file, but also without permissions (Linux only);
-* ``unix://host`` or ``unix://host:port``, as servers that are written for TCP request them: to
-  listen at a new path, with an address of the form
+* ``unix://host``, ``unix://host:port`` or ``unix://:port``, as servers that are written for TCP
+  request them: to listen at a new path, with an address of the form
 * ``unix://host:/run/app.sock``, which also states the host.  Only `get_address_host` uses it:
   dashboard links, for example, are made from it.
 
@@ -275,7 +275,10 @@ class UnixListener(StreamListener):
         #: The name to listen at; empty for a new path.
         self.name = _normalize(address) if name else ""
         #: The host in the addresses of this listener; empty for none.
-        self.host = ensure_concrete_host(host) if host else ""
+        self.host = host
+        if address and not name:
+            # As for TCP, no host before a port means every interface.
+            self.host = ensure_concrete_host(host)
         #: The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
         #: Removes the socket file: at the latest when this object or the process ends.

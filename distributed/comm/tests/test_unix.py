@@ -140,6 +140,7 @@ async def test_a_relative_path_is_made_absolute(monkeypatch, tmp_path, loc):
         ("127.0.0.1:0", "127.0.0.1"),
         ("node-1.example.org:8786", "node-1.example.org"),
         ("[::1]:0", "[::1]"),
+        (":8786", get_ip()),
         ("0.0.0.0:0", get_ip()),
         ("0.0.0.0", get_ip()),
     ],
@@ -159,10 +160,9 @@ async def test_a_host_to_listen_at_means_a_new_path(loc, host):
             await assert_echo("unix://" + address.removeprefix(f"unix://{host}:"))
 
 
-@pytest.mark.parametrize("loc", ["", ":0", ":8786"])
 @gen_test()
-async def test_a_new_path_without_a_host_has_none_in_its_address(loc):
-    async with listen(f"unix://{loc}", echo) as listener:
+async def test_a_new_path_without_a_host_has_none_in_its_address():
+    async with listen("unix://", echo) as listener:
         assert listener.contact_address.startswith("unix:///")
         await assert_echo(listener.contact_address)
 
@@ -337,8 +337,9 @@ async def test_a_socket_with_a_full_backlog_is_not_replaced(address):
         one.connect(str(path_of(address)))
         with pytest.raises(OSError, match="another socket listens there already"):
             await listen(address, echo)
-        with pytest.raises(OSError, match="too many connections wait to be accepted"):
+        with pytest.raises(OSError, match="Timed out") as caught:
             await connect(address, timeout=0.1)
+        assert "too many connections wait to be accepted" in str(caught.value.__cause__)
     assert path_of(address).exists()
 
 

@@ -808,7 +808,7 @@ async def test_an_array_that_is_kept_does_not_keep_its_message(serializing_trans
     size, count = 10_000, 25
     async with serializing_transport.pair() as (one, two):
         for _ in range(2):  # The first message also fills caches.
-            await one.write([to_serialize(bytearray(size)) for _ in range(count)])
+            await one.write([to_serialize(memoryview(bytes(size))) for _ in range(count)])
             tracemalloc.start()
             try:
                 kept = (await two.read())[count // 2]

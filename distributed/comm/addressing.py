@@ -355,7 +355,8 @@ def uri_from_host_port(
     """
     scheme, loc = parse_address("" if host_arg is None else host_arg)
     port = None if port_arg is None else _parse_port(port_arg, f"{host_arg or ''}:{port_arg}")
-    if scheme in _NAMED_SCHEMES and not port:
+    if scheme in _NAMED_SCHEMES and (not port or "/" in loc or "@" in loc):
+        # A name has no port.  Command lines of the original always pass one.
         return unparse_address(scheme, loc)
     host, loc_port = parse_host_port(loc, default_port if port is None else port)
     if port and loc_port and port != loc_port:

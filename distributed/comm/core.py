@@ -487,8 +487,7 @@ async def connect(
             break
         pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
         attempt_limit *= _ATTEMPT_GROWTH
-    reason = f": {failure}" if failure is not None and str(failure) else ""
-    raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s{reason}") from failure
+    raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s") from failure
 
 
 def listen(

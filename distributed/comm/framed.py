@@ -22,7 +22,7 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.offloading import ExpensiveMessageError, loads_is_expensive, weigh
 from distributed.comm.settings import CommSettings, settings
 from distributed.protocol.core import dumps, loads
-from distributed.protocol.exceptions import FramingError, MessageError
+from distributed.protocol.exceptions import DeserializationError, FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
 
 #: Maximum number of messages that are read in a row without giving other tasks a turn.
@@ -150,13 +150,30 @@ class FramedComm(Comm):
             or not self.allow_offload
             or not loads_is_expensive(frames)
         ):
-            return loads(frames, deserialize, deserializers, self.load_policy)
+            try:
+                return loads(frames, deserialize, deserializers, self.load_policy)
+            except (EOFError, DeserializationError) as exc:
+                self._end_if_truncated(exc)
+                raise
         try:
             return await offload(loads, frames, deserialize, deserializers, self.load_policy)
+        except (EOFError, DeserializationError) as exc:
+            self._end_if_truncated(exc)
+            raise
         except asyncio.CancelledError:
             # A caller that kept reading would mistake the next message for this one.
             self.abort()
             raise
+
+    def _end_if_truncated(self, exc: Exception) -> None:
+        """Abort the comm and raise CommClosedError if *exc* is, or was caused by, an EOFError.
+
+        The value's bytes end early, so bytes of the message were lost.
+        """
+        if isinstance(exc, EOFError) or isinstance(exc.__cause__, EOFError):
+            error = CommClosedError(f"in {self!r}: aborted stream on truncated data: {exc}")
+            self.abort()
+            raise error from exc
 
     async def read_handshake(self) -> Any:
         if self._reading:

@@ -85,7 +85,7 @@ class Queue:
         self.finished = False
         # The items that are not read yet, oldest first.
         self._items: deque[Any] = deque()
-        # The future of the last `get`.  Only the reader's loop resolves it.
+        # The future of a `get` that has no item yet.  Only the reader's loop resolves it.
         self._waiter: asyncio.Future[Any] | None = None
 
     def get(self) -> asyncio.Future[Any]:
@@ -150,6 +150,8 @@ class Queue:
         """Give the next item to the waiter; called in the reader's thread."""
         waiter = self._waiter
         if waiter is not None and not waiter.done() and self._items:
+            # The future would keep the item until the next `get`.
+            self._waiter = None
             waiter.set_result(self._items.popleft())
 
 

@@ -10,6 +10,10 @@
   memory.  Over TLS it always tries, since the event loop does not see decrypted data.
 * One system call writes all buffers of a message, without joining them; not over TLS.
 
+While a write waits for the socket and no task reads, the stream receives the peer's next message
+and holds it for the next read.  Otherwise two peers that each write a large message before they
+read would wait for each other.  After one message the stream stops, so that back-pressure holds.
+
 Tornado handles everything that is rare: data that the socket does not accept at once, data that
 comes while no task reads, and closing.  The private names of Tornado that this takes are listed,
 with reasons, in ``tests/test_tornado_names.py``.
@@ -53,6 +57,11 @@ class MessageStream(IOStream):
         self.decoder = MessageDecoder()
         # The next message; the reader waits for it if it is not complete.
         self._waiter = InlineFuture(asyncio_loop_of(self.io_loop))
+        # The message, or the error, that was received while a write waited; None if there is none.
+        # While it is set, the decoder gets no more bytes.
+        self._held: Frames | FramingError | None = None
+        # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
+        self._may_hold = False
 
     def notice_end(self) -> None:
         """Close the stream when the peer does, even if no task reads or writes."""
@@ -70,6 +79,8 @@ class MessageStream(IOStream):
         StreamClosedError
             If the stream has ended.
         """
+        if self._held is not None:
+            return self._take_held()
         frames = self.decoder.next_message()
         if frames is None and (self._read_buffer_size or self._closed or not self._is_plain):
             # Tornado's buffer has the data that came while no task was reading.
@@ -119,7 +130,51 @@ class MessageStream(IOStream):
                 continue
             written = self.write(memoryview(buffer)[sent:] if sent else buffer)  # type: ignore[arg-type]
             sent = 0
+        self._may_hold = True
+        if self._receives_ahead():
+            self._receive_ahead()
         return written
+
+    def _receives_ahead(self) -> bool:
+        """Return whether a message is to be received although no task reads.
+
+        What began while a write waited is received to its end: the peer's write waits for that.
+        """
+        return (
+            self._may_hold
+            and self._held is None
+            and self._waiter.wake is None
+            and (self.writing() or self.decoder.in_message)
+            and not self._closed
+        )
+
+    def _receive_ahead(self) -> None:
+        """Receive the next message as far as it is available, and the rest when it comes."""
+        if self._read_buffer_size or not self._is_plain:
+            self._hold_message()
+        if self._held is None and not self._closed:
+            self._add_io_state(_READ)
+
+    def _hold_message(self) -> None:
+        """Receive available bytes; hold the message, or the error, that they complete."""
+        try:
+            self._held = self._fill_decoder()
+        except FramingError as exc:
+            # The traceback would refer to this stream.
+            self._held = exc.with_traceback(None)
+        except StreamClosedError:
+            # The write that waits gets the error.
+            return
+
+    def _take_held(self) -> Frames:
+        """Return the held message, or raise the held error."""
+        held, self._held = self._held, None
+        if isinstance(held, FramingError):
+            raise held
+        if self._receives_ahead():
+            self._receive_ahead()
+        assert held is not None
+        return held
 
     def _fill_decoder(self) -> Frames | None:
         """Receive available bytes up to the end of a message; return the message if complete."""
@@ -173,7 +228,7 @@ class MessageStream(IOStream):
     # Methods of Tornado that are extended here
 
     def reading(self) -> bool:
-        return self._waiter.wake is not None or super().reading()
+        return self._waiter.wake is not None or self._receives_ahead() or super().reading()
 
     def _handle_events(self, fd: Any, events: int) -> None:
         if events == _READ and self._waiter.wake is not None:
@@ -185,6 +240,9 @@ class MessageStream(IOStream):
     def _handle_read(self) -> None:
         waiter = self._waiter
         if waiter.wake is None:
+            if self._receives_ahead():
+                self._hold_message()
+                return
             # Tornado notices the end of a stream that no task reads from.  It buffers the data that
             # comes before, up to a limit.
             super()._handle_read()

@@ -26,6 +26,7 @@ from tornado.tcpclient import TCPClient
 from tornado.tcpserver import TCPServer
 
 from distributed.comm.addressing import unparse_host_port
+from distributed.comm.exceptions import CommClosedError
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.settings import settings
 from distributed.comm.tls import TLSStream, open_tls_stream
@@ -104,8 +105,18 @@ def _timeout_options(seconds: float) -> list[tuple[int, int, int]]:
 
 
 def get_stream_address(stream: IOStream) -> str:
-    """Return the local address of *stream* as ``host:port``, or ``"<closed>"``."""
-    return "<closed>" if stream.closed() else get_socket_address(stream.socket)
+    """Return the local address of *stream* as ``host:port``.
+
+    It is ``"<closed>"`` if the peer has disconnected, and this side has not noticed it yet.
+
+    Raises
+    ------
+    CommClosedError
+        If *stream* is closed.
+    """
+    if stream.closed():
+        raise CommClosedError(f"the stream is closed and has no address: {stream!r}")
+    return get_socket_address(stream.socket)
 
 
 def get_socket_address(sock: socket.socket) -> str:
@@ -125,12 +136,20 @@ async def _getaddrinfo(
     Returns
     -------
     list of (family, socket address)
+
+    Raises
+    ------
+    socket.gaierror
+        If *host* does not resolve, or has no address of this *family*.
     """
     try:
         found = socket.getaddrinfo(
             host, port, family, type, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
-    except socket.gaierror:
+    except socket.gaierror as exc:
+        # All other errors, such as an IPv6 address where *family* is IPv4, would occur again.
+        if exc.errno != socket.EAI_NONAME:
+            raise
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, family=family, type=type)
     return [(entry[0], entry[4]) for entry in found]
@@ -195,6 +214,10 @@ class _Resolver(netutil.Resolver):
         return await _getaddrinfo(host, port, family=family)
 
 
+#: Resolves the names of hosts for all connections.
+tcp_client = TCPClient(resolver=_Resolver())
+
+
 class Client:
     """A client that opens streams: TLS streams if it has an *ssl_context*.
 
@@ -238,7 +261,7 @@ class _AnyAddress(TCPClient):
     """A client that closes its streams if it is cancelled, even just after one has connected."""
 
     def __init__(self, client: Client) -> None:
-        super().__init__(resolver=_Resolver())
+        super().__init__(resolver=tcp_client.resolver)
         self._client = client
         # The streams of all addresses that were tried.
         self._streams: list[MessageStream] = []

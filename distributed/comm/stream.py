@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
 
@@ -46,8 +47,14 @@ class StreamComm(FramedComm):
         self.stream = stream
         self._decoder = stream.decoder
         self._decoder.shard = self._shard
+        self._decoder.limits = self._handshake_limits
         self._loop: asyncio.AbstractEventLoop = asyncio_loop_of(stream.io_loop)
         stream.notice_end()
+
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
+        # A write that waits may receive a message before the next read.
+        self._decoder.limits = self._limits
 
     def _start_read(self, limits: Limits) -> Frames | InlineFuture:
         stream = self.stream

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tornado.iostream import StreamClosedError
+from tornado.tcpclient import TCPClient
 
 from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
@@ -45,6 +46,7 @@ from distributed.comm.sockets import (
     get_stream_address,
     set_tcp_timeout,
     set_up,
+    tcp_client,
 )
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -163,6 +165,8 @@ class BaseTCPConnector(Connector):
 
     comm_class: ClassVar[Callable[..., FramedComm]]
     prefix: ClassVar[str]
+    #: The client whose ``resolver`` resolves the names of hosts; it is one for all connectors.
+    client: ClassVar[TCPClient] = tcp_client
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
         """Return the client that opens the stream to *address*, ``host:port``.
@@ -207,11 +211,26 @@ class BaseTCPConnector(Connector):
         try:
             if not stream.closed():
                 set_up(stream.socket)
-            local = self.prefix + get_stream_address(stream)
+                local = self.prefix + get_socket_address(stream.socket)
+            else:
+                local = self.prefix + "<closed>"
             return self.comm_class(stream, local, where, deserialize)
         except BaseException:
             stream.close()
             raise
+
+
+def tls_client(address: str, connection_args: dict[str, Any]) -> Client:
+    """Return the client that opens a TLS stream to *address*, ``host:port``.
+
+    Raises
+    ------
+    TypeError
+        If *connection_args* have no ``ssl_context``.
+    """
+    context = expect_tls_context(connection_args)
+    host = connection_args.get("server_hostname") or parse_host_port(address)[0]
+    return Client(context, host or None)
 
 
 class TCPConnector(BaseTCPConnector):
@@ -232,9 +251,7 @@ class TLSConnector(BaseTCPConnector):
     comm_class = TLS
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
-        context = expect_tls_context(connection_args)
-        host = connection_args.get("server_hostname") or parse_host_port(address)[0]
-        return Client(context, host or None)
+        return tls_client(address, connection_args)
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any

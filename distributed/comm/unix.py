@@ -5,7 +5,13 @@ process and user the peer is, and file permissions decide which users may connec
 
 * ``unix:///run/app.sock``, the path of a socket file;
 * ``unix://``, to listen at a new path in a directory that only this user can enter;
-* ``unix://@name``, an abstract name: without a file, but also without permissions (Linux only).
+* ``unix://@name``, an abstract name: without a file, but also without permissions (Linux only);
+* ``unix://host``, ``unix://host:port`` or ``unix://:port``, as servers that are written for TCP
+  request them: to listen at a new path, with an address of the form
+* ``unix://host:/run/app.sock``, which also states the host.  Only `get_address_host` uses it:
+  dashboard links, for example, are made from it.
+
+A relative path needs a slash, as in ``unix://./app.sock``, to be told from the name of a host.
 
 :mod:`distributed.comm.stream` moves messages over an open stream, and
 :mod:`distributed.comm.stream_listener` accepts connections.
@@ -19,6 +25,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import socket
 import stat
@@ -31,6 +38,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from distributed.base import config
+from distributed.base.host_addresses import get_ip
+from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.core import (
     CommClosedError,
     CommHandler,
@@ -53,6 +62,9 @@ _HAS_ABSTRACT_NAMES: Final = sys.platform == "linux"
 
 #: Maximum length of a socket name in bytes (unix(7): 108 with the final zero).
 _LONGEST_NAME: Final = 107 if sys.platform == "linux" else 103
+
+#: A loc that begins with a host: ``host``, ``host:port``, ``host:/path`` or ``host:@name``.
+_HOST: Final = re.compile(r"(?P<host>\[[^]/@]*\]|[^:/@]*)(:[^:/@]*|:(?P<name>[/@].*))?", re.DOTALL)
 
 #: The name in the address of an end that has none.
 _UNNAMED: Final = "(unnamed)"
@@ -91,16 +103,37 @@ def _remove_directory(made_by: int, directory: str) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _split(loc: str) -> tuple[str, str]:
+    """Split *loc* into its host and the name of its socket; either may be empty.
+
+    Examples
+    --------
+    >>> _split("127.0.0.1:/run/app.sock"), _split("[::1]:0"), _split("./app.sock")
+    (('127.0.0.1', '/run/app.sock'), ('[::1]', ''), ('', './app.sock'))
+    """
+    match = _HOST.fullmatch(loc)
+    return (match["host"], match["name"] or "") if match else ("", loc)
+
+
+def _join(host: str, name: str) -> str:
+    """Return the loc of a host, which may be empty, and the name of a socket."""
+    return f"{host}:{name}" if host else name
+
+
 def _normalize(loc: str) -> str:
-    """Return *loc* with an absolute path, so that it names the same socket in every process.
+    """Return the name of the socket at *loc*: an absolute path, or an abstract name.
 
     Raises
     ------
     ValueError
         If *loc* cannot be the name of a socket.
     """
+    where, (_, loc) = loc, _split(loc)
     if not loc:
-        raise ValueError(f"{_PREFIX} needs the path of a socket, as in {_PREFIX}/run/app.sock")
+        raise ValueError(
+            f"{_PREFIX}{where} needs the path of a socket, as in {_PREFIX}/run/app.sock or "
+            f"{_PREFIX}./app.sock"
+        )
     if loc.startswith("@"):
         if not _HAS_ABSTRACT_NAMES:
             raise ValueError(f"abstract names of sockets exist on Linux only: {_PREFIX}{loc}")
@@ -215,7 +248,8 @@ class UnixListener(StreamListener):
     Parameters
     ----------
     address
-        A path, an abstract name, or empty for a new path.
+        A path or an abstract name, maybe behind a host and a colon.  Nothing, a host, or a host
+        and a port mean a new path.
     comm_handler
         Called with each new comm after its handshake.
     deserialize, allow_offload
@@ -237,8 +271,14 @@ class UnixListener(StreamListener):
     ):
         super().__init__(comm_handler, deserialize, allow_offload)
         refuse_unencrypted(_PREFIX + address, connection_args)
-        #: The name to bind; if it is empty, start() chooses one.
-        self.loc = _normalize(address) if address else ""
+        host, name = _split(address)
+        #: The name to listen at; empty for a new path.
+        self.name = _normalize(address) if name else ""
+        #: The host in the addresses of this listener; empty for none.
+        self.host = host
+        if address and not name:
+            # As for TCP, no host before a port means every interface.
+            self.host = ensure_concrete_host(host)
         # The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
         # Removes the socket file: at the latest when this object or the process ends.
@@ -258,7 +298,7 @@ class UnixListener(StreamListener):
         if self.tcp_server is not None:
             return
         backlog = int(config.get("distributed.comm.socket-backlog"))
-        loc = self.loc or _new_path()
+        loc = self.name or _new_path()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -290,13 +330,13 @@ class UnixListener(StreamListener):
         super().stop()
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        return self.listen_address, _PREFIX + _from_kernel(address)
+        return self.listen_address, _PREFIX + _join(self.host, _from_kernel(address))
 
     @property
     def listen_address(self) -> str:
         if self._bound is None:
             raise ValueError(f"invalid operation on non-started {type(self).__name__}")
-        return _PREFIX + self._bound
+        return _PREFIX + _join(self.host, self._bound)
 
     @property
     def contact_address(self) -> str:
@@ -376,12 +416,12 @@ class UnixBackend(Backend):
         return UnixListener(loc, handle_comm, deserialize, **connection_args)
 
     def get_address_host(self, loc: str) -> str:
-        """Return the name of this host, whatever *loc* is."""
-        return socket.gethostname()
+        """Return the host that *loc* states, else an IP address of this host."""
+        return _split(loc)[0].strip("[]") or get_ip()
 
     def resolve_address(self, loc: str) -> str:
-        return _normalize(loc)
+        return _join(_split(loc)[0], _normalize(loc))
 
     def get_local_address_for(self, loc: str) -> str:
         """Return the loc of a new path: a peer that reaches one socket file can reach another."""
-        return ""
+        return _split(loc)[0]

@@ -16,7 +16,7 @@ import re
 import ssl
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -104,6 +104,12 @@ class Inbox:
         self._messages: deque[str | bytes] = deque()
         # Memory of `_messages`, in bytes.
         self._size = 0
+        #: While a write waits, whether the peer's next message may be received whatever its size:
+        #: called with the unread websocket messages, returns whether the next one is complete, or
+        #: invalid.  Else None.
+        self.is_complete: Callable[[Sequence[str | bytes]], bool] | None = None
+        # Whether the write is done, and only the rest of the message is received.
+        self._ahead_ends = False
         # Whether no more messages are accepted.
         self._ended = False
         # The reader waits for it while there are no messages.
@@ -118,7 +124,7 @@ class Inbox:
         self._messages.append(message)
         self._size += len(message) + _OVERHEAD
         self._wake(self._reader)
-        if self._size <= self.room:
+        if self._size <= self.room or not self._holds_enough():
             return None
         self._paused = asyncio.get_running_loop().create_future()
         return self._paused
@@ -149,6 +155,36 @@ class Inbox:
         """Allow messages to be received before they are read."""
         self.room = _READ_AHEAD
         self._wake(self._paused)
+
+    def _holds_enough(self) -> bool:
+        """Return whether `room` limits what is received now."""
+        if self.is_complete is not None:
+            if not self.is_complete(self._messages):
+                return False
+            if self._ahead_ends:
+                self.is_complete = None
+        return True
+
+    def start_ahead(self, is_complete: Callable[[Sequence[str | bytes]], bool]) -> None:
+        """Begin to receive until *is_complete* returns true for the unread websocket messages."""
+        self.is_complete = is_complete
+        self._ahead_ends = False
+        self.continue_ahead()
+
+    def continue_ahead(self) -> None:
+        """Receive again if the reader has taken a complete message and a write still waits."""
+        if self.is_complete is None:
+            return
+        if self._ahead_ends:
+            self.is_complete = None
+        elif not self._holds_enough():
+            self._wake(self._paused)
+
+    def stop_ahead(self) -> None:
+        """Limit the unread bytes by `room` again, after the message that has begun."""
+        self._ahead_ends = True
+        if not self._messages:
+            self.is_complete = None
 
     def end(self) -> None:
         """Accept no more messages."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Coroutine
 from typing import Any, ClassVar
 
@@ -30,14 +31,14 @@ from distributed.comm.addressing import (
 )
 from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
-from distributed.comm.sockets import MAX_BUFFER_SIZE, get_stream_address, set_tcp_timeout
+from distributed.comm.sockets import MAX_BUFFER_SIZE, Client, get_stream_address, set_tcp_timeout
 from distributed.comm.stream_listener import log_failed_connection
 from distributed.comm.tcp import (
     BaseTCPBackend,
     BaseTCPConnector,
     BaseTCPListener,
-    TLSConnector,
     TLSListener,
+    tls_client,
 )
 from distributed.comm.tls import TLSStream, expect_tls_context
 from distributed.comm.websocket import (
@@ -86,7 +87,8 @@ class WSConnector(BaseTCPConnector):
 
     The connection argument ``extra_conn_args`` holds keyword arguments of
     :class:`tornado.httpclient.HTTPRequest`, such as ``{"headers": {"Authorization": "…"}}`` for a
-    proxy that requires them.
+    proxy that requires them.  ``server_hostname`` is sent as ``Host`` header: by that name a proxy
+    chooses the server behind it.
     """
 
     prefix = "ws://"
@@ -120,6 +122,8 @@ class WSConnector(BaseTCPConnector):
                 **{"url": url, "connect_timeout": 0, "request_timeout": 0, **extra}
             )
             request.headers = HTTPHeaders(request.headers)
+            if connection_args.get("server_hostname"):
+                request.headers.setdefault("Host", connection_args["server_hostname"])
             connection = ClientConnection(stream, request)
             protocol = await connection.upgraded()
             local = self.prefix + get_stream_address(stream)
@@ -139,12 +143,17 @@ class WSSConnector(WSConnector):
 
     The connection arguments are ``ssl_context`` and ``server_hostname`` of
     :class:`~distributed.comm.tcp.TLSConnector`, and ``extra_conn_args`` of :class:`WSConnector`.
+    Without an ``ssl_context``, the peer's certificate has to be valid for the host, and issued by
+    an authority that this system trusts, as in a browser.
     """
 
     prefix = "wss://"
     comm_class = WSS
 
-    _make_client = TLSConnector._make_client
+    def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
+        if connection_args.get("ssl_context") is None:
+            connection_args = {**connection_args, "ssl_context": ssl.create_default_context()}
+        return tls_client(address, connection_args)
 
 
 class WSHandler(WebSocketHandler):
@@ -229,6 +238,10 @@ class WSListener(BaseTCPListener):
 
         By default the attribute ``http_server`` of the object whose method *comm_handler* is, if
         that server listens at the port of *address*; else a new server.
+
+        An encrypted listener with an ``ssl_context`` makes the shared server use it, so that the
+        application's pages are at ``https://`` and peers need the certificates that the context
+        requires.
     connection_args
         Further arguments of the transport.
     """
@@ -236,6 +249,8 @@ class WSListener(BaseTCPListener):
     prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
+    #: The TLS context of an encrypted listener, unless the shared HTTP server has the only one.
+    ssl_context: ssl.SSLContext | None = None
 
     def __init__(
         self,
@@ -297,6 +312,11 @@ class WSListener(BaseTCPListener):
         self._accept_on(server, self._bind())
         self.bound_address = get_tcp_server_addresses(server)[0][:2]
 
+    @property
+    def server(self) -> HTTPServer | None:
+        """The HTTP server that accepts the websockets, maybe shared; None unless started."""
+        return self.tcp_server if isinstance(self.tcp_server, HTTPServer) else None
+
     def _make_room(self) -> bool:
         # A peer that means to open a websocket does so at once, so the oldest one is closed.
         for stream in self._opening:
@@ -323,7 +343,8 @@ class WSListener(BaseTCPListener):
                 f"cannot listen at a path of {server!r}: it does not serve a "
                 f"tornado.web.Application, but {application!r}"
             )
-        if (server.ssl_options is not None) != self.encrypted:
+        encrypted = server.ssl_options is not None or self.ssl_context is not None
+        if encrypted != self.encrypted:
             raise ValueError(
                 f"{self.prefix} cannot share a port with an HTTP server that is "
                 f"{'not ' if self.encrypted else ''}encrypted"
@@ -336,6 +357,9 @@ class WSListener(BaseTCPListener):
                 f"cannot listen at port {self.port} with an HTTP server that listens at {ports}"
             )
         assert self._route is not None
+        if self.ssl_context is not None:
+            # Tornado uses it for each connection that it accepts from now on.
+            server.ssl_options = self.ssl_context
         application.add_handlers(".*", [Rule(self._route, WSHandler)])
         self.tcp_server = server
         self.bound_address = bound[0][0], bound[0][1]
@@ -449,7 +473,7 @@ class WSSListener(WSListener):
     _open_stream = TLSListener._open_stream
 
     def _configure(self, address: str, connection_args: dict[str, Any]) -> None:
-        if self.http_server is None:
+        if self.http_server is None or connection_args.get("ssl_context") is not None:
             self.ssl_context = expect_tls_context(connection_args)
 
 

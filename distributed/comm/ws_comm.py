@@ -85,6 +85,14 @@ class WS(FramedComm):
     def extra_info(self) -> dict[str, Any]:
         return self._extra_info
 
+    @property
+    def sock(self) -> Any:
+        """Tornado's object for this end of the websocket; None once this side has closed it.
+
+        A :class:`tornado.websocket.WebSocketClientConnection` or ``WebSocketHandler``.
+        """
+        return None if self._protocol is None else self._protocol.handler
+
     def _choose_shard(self, configured: CommSettings) -> int | None:
         return configured.websocket_shard
 
@@ -120,6 +128,8 @@ class WS(FramedComm):
                 frames += _side_by_side(parts)
                 parts = []
         self._in_message = False
+        if self._inbox.is_complete is not None:
+            self._inbox.continue_ahead()
         self._read = 0 if waited else self._read + 1
         if self._read >= UNINTERRUPTED_READS:
             self._read = 0
@@ -141,16 +151,43 @@ class WS(FramedComm):
             for frame in frames:
                 unsent += len(frame)
                 if unsent > _WRITE_AHEAD:
-                    await asyncio.shield(sent)
+                    await self._until(sent)
                     unsent = len(frame)
                 sent = _send(protocol, frame)
             self._written += 1
             if protocol.stream.writing() or protocol.stream.closed():
                 self._written = 0
-                await asyncio.shield(sent)
+                await self._until(sent)
             elif self._written >= UNINTERRUPTED_READS:
                 self._written = 0
                 await asyncio.sleep(0)
+
+    async def _until(self, sent: asyncio.Future[None]) -> None:
+        """Wait for *sent*; meanwhile, receive the peer's next message, even if it is large.
+
+        Otherwise two peers that each write a large message before they read would wait for each
+        other.
+        """
+        self._inbox.start_ahead(self._is_complete)
+        try:
+            # Cancelling a future of Tornado breaks its stream.
+            await asyncio.shield(sent)
+        finally:
+            self._inbox.stop_ahead()
+
+    def _is_complete(self, parts: Sequence[str | bytes]) -> bool:
+        """Return whether a read of *parts* would not have to wait: for its message, or an error."""
+        limits = self._accepted
+        if not parts:
+            return False
+        try:
+            count = _read_count(parts[0], limits)
+        except FramingError:
+            return True
+        limit = limits.max_message_size
+        return len(parts) > count or (
+            limit is not None and sum(map(len, parts)) > limit + len(parts[0])
+        )
 
     async def close(self) -> None:
         self._is_open = False

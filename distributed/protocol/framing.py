@@ -52,9 +52,9 @@ _MAX_SPARE = 16
 #: Maximum size in bytes of a message that is copied into one buffer for sending.
 JOIN_SIZE = 48 * 1024
 #: Maximum size in bytes of a frame that is copied together with its neighbours on sending, and
-#: shares memory with them on receiving.
+#: is received together with them.
 SMALL_FRAME = 32 * 1024
-#: Maximum size in bytes of a receive buffer that several small frames share.
+#: Maximum size in bytes of a buffer that several small frames are received into.
 SHARED_BUFFER = 256 * 1024
 #: ``N`` counts the first writable frame only if the frames before it have at most 2048 bytes, or at
 #: most a twentieth of its size: the original's receiver keeps all that ``N`` counts in one block.
@@ -407,9 +407,12 @@ class MessageDecoder:
                 here += 1
         frames: Frames = []
         if here:
-            memory = bytearray() if self._scratch is None else self._scratch[start:stop]
+            memory = bytearray() if self._scratch is None else self._scratch
             self._start = stop
-            frames = _cut(memoryview(memory), lengths[:here])
+            if self.shard in lengths[:here]:
+                frames = _cut(memoryview(memory[start:stop]), lengths[:here])
+            else:
+                frames = _copy(memory, start, lengths[:here])
             if here == count:
                 return frames
         self._frames = frames
@@ -430,7 +433,13 @@ class MessageDecoder:
             if block is not None:
                 if self._filled < len(block):
                     return None
-                frames += [block] if len(self._group) == 1 else _cut(block, self._group)
+                if len(self._group) == 1:
+                    frames.append(block)
+                elif self.shard in self._group:
+                    frames += _cut(block, self._group)
+                else:
+                    # `allocate` returns a view of a bytearray for this size.
+                    frames += _copy(block.obj, 0, self._group)  # type: ignore[arg-type]
             if not self._groups:
                 self._frames = self._block = None
                 return frames
@@ -456,6 +465,20 @@ class MessageDecoder:
         self._start = self._end = 0
 
 
+def _copy(memory: bytearray, start: int, lengths: Sequence[int]) -> Frames:
+    """Return copies of the frames of the given *lengths* from *start* on.
+
+    An array that is kept does not keep its neighbours then.  Copying small frames costs about as
+    much as making views of them.
+    """
+    frames: Frames = []
+    for length in lengths:
+        end = start + length
+        frames.append(memory[start:end])
+        start = end
+    return frames
+
+
 def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
     """Split *memory* into frames of the given *lengths*."""
     frames: Frames = []
@@ -471,8 +494,9 @@ def _share_memory(lengths: Sequence[int], shard: int | None) -> list[list[int]]:
     """Group the *lengths* of frames that are received into one block of memory each.
 
     A large frame gets a block of its own, so that an array can be freed without its neighbours.
-    The parts of a split buffer stay together, so that they merge without a copy.  Small frames
-    share a block, so that a thousand of them do not cost a thousand reads.
+    The parts of a split buffer stay together, so that they merge without a copy.  Small frames are
+    received into one block, so that a thousand of them do not cost a thousand reads; they are
+    copied out of it, unless it has parts of a split buffer.
     """
     groups: list[list[int]] = []
     small: list[int] | None = None

@@ -341,6 +341,12 @@ async def test_a_server_without_an_internet_socket_has_no_address(tmp_path) -> N
         (("inproc://", None, 8786), "inproc://"),
         (("inproc://1.2.3.4/5/1", 0, 8786), "inproc://1.2.3.4/5/1"),
         (("unix:///run/x.sock", None, 8786), "unix:///run/x.sock"),
+        (("unix://h:/run/x.sock", 0, 8786), "unix://h:/run/x.sock"),
+        (("unix:///run/x.sock", 8786, 0), "unix:///run/x.sock"),
+        (("unix://@x", None, 8786), "unix://@x"),
+        (("unix://@x", 8786, 0), "unix://@x"),
+        (("unix://h", None, 8786), "unix://h"),
+        (("unix://h", 5, 8786), "unix://h:5"),
     ],
 )
 def test_uri_from_host_port(args: tuple[Any, ...], expected: str) -> None:
@@ -390,6 +396,9 @@ def test_uri_from_host_port_errors(args: Any, error: type[Exception], match: str
         ({"protocol": "inproc"}, "inproc://"),
         ({"protocol": "inproc", "port": 0, "default_port": 8786}, "inproc://"),
         ({"protocol": "unix", "host": "/run/x.sock"}, "unix:///run/x.sock"),
+        ({"protocol": "unix"}, "unix://"),
+        ({"protocol": "unix", "host": "h", "port": 5}, "unix://h:5"),
+        ({"protocol": "unix", "port": 5}, "unix://:5"),
         ({"security": False}, ""),
         ({"security": False, "host": "h", "port": 5}, "tcp://h:5"),
         ({"security": Security(False)}, ""),

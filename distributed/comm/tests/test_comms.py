@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -799,6 +801,49 @@ async def test_aborting_handshakes_leaves_other_comms_open(
 
 
 # Several event loops
+
+
+@gen_test()
+async def test_an_array_that_is_kept_does_not_keep_its_message(serializing_transport):
+    size, count = 10_000, 25
+    async with serializing_transport.pair() as (one, two):
+        for _ in range(2):  # The first message also fills caches.
+            await one.write([to_serialize(memoryview(bytes(size))) for _ in range(count)])
+            tracemalloc.start()
+            try:
+                kept = (await two.read())[count // 2]
+                # The reader resumes inside the callback that received the message.
+                await asyncio.sleep(0)
+                gc.collect()
+                nbytes, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert len(kept) == size
+    # Besides the array: a receive buffer, which all comms share.
+    assert nbytes < size + 60_000
+
+
+class Truncated:
+    """An object whose bytes end early."""
+
+    def __reduce__(self):
+        return _raise_end_of_file, ()
+
+
+def _raise_end_of_file():
+    raise EOFError("Ran out of input")
+
+
+@pytest.mark.parametrize("filler", [b"", b"x" * 20_000_000], ids=["in the loop", "offloaded"])
+@gen_test()
+async def test_truncated_data_closes_the_comm(serializing_transport, filler):
+    async with serializing_transport.pair() as (one, two):
+        write = asyncio.create_task(one.write({"x": to_serialize([Truncated(), filler])}))
+        with pytest.raises(CommClosedError, match="aborted stream on truncated data"):
+            await two.read()
+        assert two.closed()
+        with contextlib.suppress(CommClosedError):
+            await write
 
 
 @pytest.fixture

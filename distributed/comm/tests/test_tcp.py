@@ -9,15 +9,18 @@ import re
 import socket
 import struct
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from tornado.netutil import Resolver
+from tornado.tcpclient import TCPClient
 
 from distributed.base import config
-from distributed.comm import connect, listen, tcp
+from distributed.comm import connect, get_address_host_port, listen, tcp
 from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.tests.raw_peers import (
     HANDSHAKE,
@@ -463,7 +466,44 @@ async def test_the_address_of_a_stream_is_its_host_and_port_while_it_is_open():
         stream = client.stream
         assert "tcp://" + tcp.get_stream_address(stream) == client.local_address
         client.abort()
-        assert tcp.get_stream_address(stream) == "<closed>"
+        with pytest.raises(CommClosedError, match="the stream is closed and has no address"):
+            tcp.get_stream_address(stream)
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(socket.EAI_FAMILY, 1), (socket.EAI_AGAIN, 1), (socket.EAI_NONAME, 2)]
+)
+@gen_test()
+async def test_only_a_name_is_resolved_in_a_thread(monkeypatch, error, calls):
+    called = []
+
+    def fail(*args, **kwargs):
+        called.append(threading.current_thread() is threading.main_thread())
+        raise socket.gaierror(error, "no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(socket.gaierror, match="no address"):
+        await tcp._getaddrinfo("node1.example.org", 80, family=socket.AF_INET)
+    assert called == [True, False][:calls]
+
+
+@gen_test()
+async def test_the_resolver_of_the_client_of_connectors_may_be_replaced(monkeypatch):
+    class Hosts(Resolver):
+        def initialize(self):
+            pass
+
+        async def resolve(self, host, port, family=socket.AF_UNSPEC):
+            assert host == "node1.example.org"
+            return [(socket.AF_INET, ("127.0.0.1", port))]
+
+    assert isinstance(tcp.TCPConnector.client, TCPClient)
+    assert tcp.TLSConnector.client is tcp.TCPConnector.client
+    monkeypatch.setattr(tcp.TCPConnector.client, "resolver", Hosts())
+    async with listen(LOCALHOST, echo) as listener:
+        port = get_address_host_port(listener.contact_address)[1]
+        comm = await connect(f"tcp://node1.example.org:{port}")
+        await comm.close()
 
 
 @on_linux

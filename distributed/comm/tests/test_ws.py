@@ -8,15 +8,18 @@ import logging
 import pickle
 import re
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
 from tornado.websocket import (
     WebSocketClientConnection,
@@ -26,6 +29,7 @@ from tornado.websocket import (
     websocket_connect,
 )
 
+from distributed import utils_test
 from distributed.base import config
 from distributed.comm import (
     connect,
@@ -48,6 +52,8 @@ from distributed.utils_test import (
 )
 
 LOCALHOST = "ws://127.0.0.1:0"
+#: The certificate of `tls_security`.
+CERTIFICATE = Path(utils_test.__file__).with_name("utils_test.pem")
 WS = TRANSPORTS["ws"]
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc and TCP options")
@@ -247,8 +253,9 @@ async def test_a_listener_is_at_its_path(path):
 async def test_connecting_to_another_path_is_retried_until_the_timeout():
     async with listen(LOCALHOST + "/here", echo) as listener:
         elsewhere = listener.contact_address.replace("here", "there")
-        with pytest.raises(OSError, match=r"Timed out .*/there.* answers 404 Not Found"):
+        with pytest.raises(OSError, match=r"Timed out .*/there") as caught:
             await connect(elsewhere, timeout=0.3)
+        assert "answers 404 Not Found" in str(caught.value.__cause__)
 
 
 def test_an_address_with_a_path_has_a_host_and_a_port():
@@ -326,8 +333,9 @@ async def test_listeners_share_a_port_at_different_paths():
         await assert_echo(two.contact_address)
         two.stop()
         await assert_echo(one.contact_address)
-        with pytest.raises(OSError, match="404"):
+        with pytest.raises(OSError, match="Timed out") as caught:
             await connect(two.contact_address, timeout=0.2)
+        assert "404" in str(caught.value.__cause__)
 
 
 @gen_test()
@@ -374,6 +382,42 @@ async def test_an_encrypted_port_is_shared():
 
 
 @gen_test()
+async def test_an_encrypted_listener_encrypts_the_port_that_it_shares():
+    tls = tls_security()
+    context = tls.get_listen_args("scheduler")["ssl_context"]
+    trusting = tls.get_connection_args("client")["ssl_context"]
+    with_keys = tls.get_connection_args("client")
+    for own in (None, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)):
+        async with http_server((r"/page", Page), ssl_options=own) as (server, port):
+            owner = Owner(server)
+            address = f"wss://127.0.0.1:{port}"
+            async with listen(address, owner.handle_comm, ssl_context=context) as listener:
+                assert listener.server is server
+                await assert_echo(listener.contact_address, **with_keys)
+                assert await page(port, "/page", ssl_options=trusting) == "a page"
+                # The context of the listener also decides which peers may connect.
+                keyless = ssl.create_default_context(cafile=CERTIFICATE)
+                with pytest.raises((StreamClosedError, ssl.SSLError)):
+                    await page(port, "/page", ssl_options=keyless)
+
+
+@gen_test()
+async def test_the_tornado_objects_of_a_comm_and_a_listener_are_public():
+    accepted: asyncio.Queue[Comm] = asyncio.Queue()
+    listener = await listen(LOCALHOST, accepted.put)
+    assert isinstance(listener.server, HTTPServer)
+    client = await connect(listener.contact_address)
+    server = await accepted.get()
+    assert isinstance(client.sock, WebSocketClientConnection)
+    assert isinstance(server.sock, WebSocketHandler)
+    for comm in (client, server):
+        comm.abort()
+        assert comm.sock is None
+    listener.stop()
+    assert listener.server is None
+
+
+@gen_test()
 async def test_an_http_server_that_cannot_be_shared_is_an_error_with_the_reason():
     async with http_server() as (server, _):
         with pytest.raises(ValueError, match=r"port 1 with an HTTP server that listens at \[\d+\]"):
@@ -395,6 +439,25 @@ async def test_the_request_may_have_more_headers():
         comm = await connect(address, extra_conn_args={"headers": headers})
         await comm.close()
     assert log["requests"][0].headers["Authorization"] == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "host"),
+    [
+        ({}, r"127\.0\.0\.1:\d+"),
+        ({"server_hostname": "a.example"}, r"a\.example"),
+        (
+            {"server_hostname": "a.example", "extra_conn_args": {"headers": {"Host": "b.example"}}},
+            r"b\.example",
+        ),
+    ],
+)
+@gen_test()
+async def test_the_name_of_the_server_is_the_host_of_the_request(kwargs, host):
+    async with collector() as (address, log):
+        comm = await connect(address, **kwargs)
+        await comm.close()
+    assert re.fullmatch(host, log["requests"][0].headers["Host"])
 
 
 @gen_test()

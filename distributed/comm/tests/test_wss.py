@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from distributed.comm import connect, listen
+from distributed.comm.core import FatalCommClosedError
 from distributed.comm.tests.test_tls import client as tls_client
 from distributed.comm.tests.test_tls import refusal
 from distributed.comm.tests.test_tls import server as tls_server
+from distributed.comm.tests.test_ws import CERTIFICATE
+from distributed.comm.tests.transports import echo
 from distributed.utils_test import gen_test
 
 
@@ -53,6 +58,29 @@ UNTRUSTED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
 async def test_an_untrusted_peer_is_an_error_without_a_retry(there, here, why):
     refused = await refusal(there(), here(), "wss://127.0.0.1:0", "wss")
     assert why in refused.error
+
+
+@gen_test()
+async def test_without_a_context_the_authorities_of_the_system_are_trusted(monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    async with listen("wss://127.0.0.1:0", echo, ssl_context=context) as listener:
+        with pytest.raises(FatalCommClosedError, match="the peer's certificate is not accepted"):
+            await connect(listener.contact_address)
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        for args in ({}, {"require_encryption": True}):
+            comm = await connect(listener.contact_address, server_hostname="localhost", **args)
+            await comm.write("hello")
+            assert await comm.read() == "hello"
+            await comm.close()
+        with pytest.raises(FatalCommClosedError, match="server_hostname"):
+            await connect(listener.contact_address, server_hostname="else.example")
+
+
+@gen_test()
+async def test_a_listener_needs_a_context():
+    with pytest.raises(TypeError, match="TLS expects a `ssl_context` argument"):
+        await listen("wss://127.0.0.1:0", echo)
 
 
 @gen_test()

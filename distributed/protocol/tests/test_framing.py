@@ -123,6 +123,11 @@ def test_frames_of_a_message_are_writable_and_outlive_the_decoder():
     assert [bytes(frame) for frame in frames] == [b"First", b"second"]
 
 
+def memory_of(frame):
+    """Return the object that has the memory of a frame."""
+    return frame.obj if isinstance(frame, memoryview) else frame
+
+
 def received_frames(*lengths, shard=None):
     (frames,) = receive(MessageDecoder(shard=shard), wire(*map(bytes, lengths)))
     return frames
@@ -131,22 +136,36 @@ def received_frames(*lengths, shard=None):
 def test_large_frames_have_memory_of_their_own():
     large = SMALL_FRAME + 1
     frames = received_frames(10, large, large, 10)
-    assert len({id(frame.obj) for frame in frames}) == 4
-    assert len(frames[1].obj) == large
+    assert [len(memory_of(frame)) for frame in frames] == [10, large, large, 10]
+    assert len({id(memory_of(frame)) for frame in frames}) == 4
 
 
 def test_parts_of_a_split_frame_are_neighbours_in_memory():
     frames = received_frames(10, SHARD, SHARD, 700, SHARD - 1, shard=SHARD)
     assert frames[1].obj is frames[2].obj is frames[3].obj
     assert len(frames[1].obj) == 2 * SHARD + 700
-    assert frames[4].obj is not frames[3].obj
+    assert memory_of(frames[4]) is not frames[3].obj
 
 
-def test_small_frames_share_memory_up_to_a_bound():
-    frames = received_frames(*[SMALL_FRAME] * 30)
-    blocks = {id(frame.obj): len(frame.obj) for frame in frames}
-    assert 1 < len(blocks) < 6
-    assert max(blocks.values()) <= SHARED_BUFFER
+@pytest.mark.parametrize("size", [0, 1, 100, 5_000, 20_000, SMALL_FRAME])
+def test_a_small_frame_that_is_kept_keeps_only_itself(size):
+    frames = received_frames(*[size] * 30)
+    assert [len(memory_of(frame)) for frame in frames] == [size] * 30
+
+
+def test_small_frames_are_received_together_up_to_a_bound():
+    decoder = MessageDecoder()
+    data = memoryview(wire(*[bytes(SMALL_FRAME)] * 30))
+    sizes = []
+    while data:
+        memory = decoder.get_buffer()
+        size = min(len(memory), len(data))
+        memory[:size], data = data[:size], data[size:]
+        sizes.append(size)
+        frames = decoder.buffer_updated(size)
+    assert len(frames) == 30
+    assert len(sizes) < 8
+    assert max(sizes) <= SHARED_BUFFER
 
 
 def test_large_frames_are_written_without_a_copy():

@@ -1,0 +1,151 @@
+"""While a write waits, a comm receives one message, which it holds for the next read."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import pytest
+
+from distributed.base import config
+from distributed.comm.core import CommClosedError
+from distributed.comm.tests.transports import TRANSPORTS
+from distributed.protocol.serialize import to_serialize
+from distributed.utils_test import async_poll_for, gen_test
+
+SERIALIZING = [name for name, transport in TRANSPORTS.items() if transport.serializes]
+STREAMS = ["tcp", "tls", "unix"]
+
+MANY, SIZE = 24, 2**19
+
+
+@pytest.fixture(params=SERIALIZING)
+def transport(request):
+    return TRANSPORTS[request.param]
+
+
+@pytest.fixture(params=STREAMS)
+def stream_transport(request):
+    return TRANSPORTS[request.param]
+
+
+def large(fill: int) -> list[object]:
+    """Return a message of 12 MiB, more than the kernel buffers, in several frames."""
+    return [to_serialize(bytearray([fill]) * SIZE) for _ in range(MANY)]
+
+
+def fills(message: list[bytearray]) -> set[int]:
+    assert len(message) == MANY
+    return {byte for part in message for byte in (part[0], part[SIZE // 2], part[-1])}
+
+
+@gen_test()
+async def test_two_peers_that_write_before_they_read_do_not_wait_for_each_other(transport):
+    async with transport.pair() as (one, two):
+        for _ in range(2):
+            await asyncio.gather(one.write(large(1)), two.write(large(2)))
+            assert fills(await one.read()) == {2}
+            assert fills(await two.read()) == {1}
+
+
+@gen_test()
+async def test_small_messages_before_a_large_one_stay_in_order(transport):
+    async with transport.pair() as (one, two):
+        for comm in (one, two):
+            await comm.write("first")
+            await comm.write("second")
+        writes = asyncio.gather(one.write(large(1)), two.write(large(2)))
+        for comm, fill in ((two, 1), (one, 2)):
+            assert await comm.read() == "first"
+            assert await comm.read() == "second"
+            assert fills(await comm.read()) == {fill}
+        await writes
+
+
+@gen_test()
+async def test_after_a_read_the_next_message_is_received_too(transport):
+    async with transport.pair() as (one, two):
+
+        async def write_twice():
+            await one.write(large(1))
+            await one.write(large(4))
+
+        # The peer receives the first message ahead, but not the second.
+        writing = asyncio.create_task(write_twice())
+        for _ in range(2):
+            await two.write(large(2))
+            assert fills(await one.read()) == {2}
+        await two.write(large(3))
+        assert not writing.done()
+        assert fills(await two.read()) == {1}
+        assert fills(await two.read()) == {4}
+        await writing
+        assert fills(await one.read()) == {3}
+
+
+@gen_test()
+async def test_only_one_message_is_received_ahead(transport):
+    async with transport.pair() as (one, two):
+        writing = asyncio.create_task(one.write(large(1)))
+        await two.write(large(2))
+        second = asyncio.create_task(two.write(large(3)))
+        assert fills(await two.read()) == {1}
+        await writing
+        assert not second.done()
+        assert fills(await one.read()) == {2}
+        assert fills(await one.read()) == {3}
+        await second
+
+
+@gen_test()
+async def test_an_array_may_be_changed_after_its_write(transport):
+    async with transport.pair() as (one, two):
+        arrays = [bytearray([n]) * (MANY * SIZE) for n in (1, 2)]
+
+        async def write(comm, array):
+            await comm.write(to_serialize(array))
+            array[:] = bytes(len(array))
+
+        await asyncio.gather(*map(write, (one, two), arrays))
+        for comm, fill in ((one, 2), (two, 1)):
+            assert await comm.read() == bytes([fill]) * (MANY * SIZE)
+
+
+@gen_test()
+async def test_a_message_above_the_limit_is_not_received_ahead(transport):
+    with config.set({"distributed.comm.max-message-size": "15 MiB"}):
+        async with transport.pair() as (one, two):
+            with config.set({"distributed.comm.max-message-size": None}):
+                writing = asyncio.create_task(one.write(large(1)))
+                too_large = asyncio.create_task(two.write(large(2) + large(3)))
+                assert fills(await two.read()) == {1}
+                await writing
+            assert not too_large.done()
+            with pytest.raises(CommClosedError, match="max-message-size"):
+                await one.read()
+            with pytest.raises(CommClosedError):
+                await too_large
+
+
+@gen_test()
+async def test_an_invalid_message_does_not_disturb_the_write(stream_transport):
+    async with stream_transport.pair() as (one, two):
+        writing = asyncio.create_task(one.write(large(1)))
+        await two.stream.write(struct.pack("<QQ", 0, 5))
+        await async_poll_for(lambda: isinstance(one.stream._held, Exception))
+        assert fills(await two.read()) == {1}
+        await writing
+        with pytest.raises(CommClosedError, match="received no valid message"):
+            await one.read()
+        assert one.closed()
+
+
+@gen_test()
+async def test_a_write_that_waits_fails_when_the_peer_closes(transport):
+    async with transport.pair() as (one, two):
+        writing = asyncio.create_task(one.write(large(1)))
+        await two.write("last")
+        two.abort()
+        with pytest.raises(CommClosedError):
+            await writing
+        assert one.closed()

@@ -37,7 +37,7 @@ from distributed.base.buffers import nbytes
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.quantities import parse_bytes, parse_timedelta
 from distributed.comm.core import Comm, CommClosedError
-from distributed.protocol import Serialize, Serialized
+from distributed.protocol import Pickled, Serialize, Serialized, ToPickle
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
@@ -520,10 +520,13 @@ def _value_size(value: Any) -> int:
             if type(item) is str or type(item) is bytes:
                 size += len(item)
         return size
-    if isinstance(value, Serialize):
+    if isinstance(value, Serialize | ToPickle):
         return _value_size(value.data)
-    if isinstance(value, Serialized):
+    if isinstance(value, Serialized | Pickled):
         return sum(map(nbytes, value.frames))
-    # Ask the type, because some instances (proxies) have any attribute.
-    size = value.nbytes if hasattr(kind, "nbytes") else 16
+    try:
+        # Ask the type, because some instances (proxies) have any attribute.
+        size = value.nbytes if hasattr(kind, "nbytes") else 16
+    except Exception:  # noqa: BLE001 - an estimate must not fail `send`
+        return 16
     return size if isinstance(size, int) else 16

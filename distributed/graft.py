@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
@@ -67,23 +68,34 @@ def graft(source: str, output: Path, *, force: bool = False) -> Path:
     Raises
     ------
     GraftError
-        If *source* is not a wheel of dask.distributed, its version was not tested, or pip cannot
-        download it.
+        If *source* is not a wheel of dask.distributed, its version was not tested, pip cannot
+        download it, or *output* cannot be written.
     """
     with tempfile.TemporaryDirectory() as scratch:
         original = Path(source)
         if not original.is_file():
-            original = _download(source, Path(scratch))
+            original = _download(source, Path(scratch), force)
         try:
             with zipfile.ZipFile(original) as wheel:
                 return _write(wheel, original.name, output, force)
-        except zipfile.BadZipFile as exc:
+        except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as exc:
             raise GraftError(f"{original} is not a wheel: {exc}") from exc
+        except OSError as exc:
+            raise GraftError(f"cannot read {original} or write to {output}: {exc}") from exc
 
 
-def _download(version: str, directory: Path) -> Path:
+def _refuse_untested(version: str, force: bool) -> None:
+    if version not in TESTED_VERSIONS and not force:
+        raise GraftError(
+            f"dask.distributed {version} was not tested with this core; the tested versions are "
+            f"{', '.join(TESTED_VERSIONS)}. Use --force to graft it nevertheless."
+        )
+
+
+def _download(version: str, directory: Path, force: bool) -> Path:
     if not re.fullmatch(r"\d+(\.\w+)+", version):
         raise GraftError(f"{version!r} is neither a file nor a version such as 2026.8.0")
+    _refuse_untested(version, force)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(directory)]
     done = subprocess.run(
@@ -97,11 +109,7 @@ def _download(version: str, directory: Path) -> Path:
 
 def _write(wheel: zipfile.ZipFile, name: str, output: Path, force: bool) -> Path:
     version, info, metadata = _identify(wheel, name)
-    if version not in TESTED_VERSIONS and not force:
-        raise GraftError(
-            f"dask.distributed {version} was not tested with this core; the tested versions are "
-            f"{', '.join(TESTED_VERSIONS)}. Use --force to graft it nevertheless."
-        )
+    _refuse_untested(version, force)
     grafted = f"{version}+core.{__version__}"
     new_info = f"distributed-{grafted}.dist-info"
     files = {

@@ -105,9 +105,9 @@ class Inbox:
         # Memory of `_messages`, in bytes.
         self._size = 0
         #: While a write waits, whether the peer's next message may be received whatever its size:
-        #: called with the unread websocket messages, returns whether the next one is complete, or
-        #: invalid.  Else None.
-        self.is_complete: Callable[[Sequence[str | bytes]], bool] | None = None
+        #: called with the unread websocket messages and their size in bytes, returns whether the
+        #: next one is complete, or invalid.  Else None.
+        self.is_complete: Callable[[Sequence[str | bytes], int], bool] | None = None
         # Whether the write is done, and only the rest of the message is received.
         self._ahead_ends = False
         # Whether no more messages are accepted.
@@ -159,13 +159,14 @@ class Inbox:
     def _holds_enough(self) -> bool:
         """Return whether `room` limits what is received now."""
         if self.is_complete is not None:
-            if not self.is_complete(self._messages):
+            size = self._size - _OVERHEAD * len(self._messages)
+            if not self.is_complete(self._messages, size):
                 return False
             if self._ahead_ends:
                 self.is_complete = None
         return True
 
-    def start_ahead(self, is_complete: Callable[[Sequence[str | bytes]], bool]) -> None:
+    def start_ahead(self, is_complete: Callable[[Sequence[str | bytes], int], bool]) -> None:
         """Begin to receive until *is_complete* returns true for the unread websocket messages."""
         self.is_complete = is_complete
         self._ahead_ends = False

@@ -175,7 +175,7 @@ class WS(FramedComm):
         finally:
             self._inbox.stop_ahead()
 
-    def _is_complete(self, parts: Sequence[str | bytes]) -> bool:
+    def _is_complete(self, parts: Sequence[str | bytes], size: int) -> bool:
         """Return whether a read of *parts* would not have to wait: for its message, or an error."""
         limits = self._accepted
         if not parts:
@@ -185,9 +185,7 @@ class WS(FramedComm):
         except FramingError:
             return True
         limit = limits.max_message_size
-        return len(parts) > count or (
-            limit is not None and sum(map(len, parts)) > limit + len(parts[0])
-        )
+        return len(parts) > count or (limit is not None and size > limit + len(parts[0]))
 
     async def close(self) -> None:
         self._is_open = False

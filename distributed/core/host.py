@@ -102,5 +102,6 @@ def start_profile(server: Any) -> None:
 
 def stop_profile(server: Any) -> None:
     """End the profile of the event loop of *server* if no other server wants it."""
-    for servers in _profiled.values():
+    servers = _profiled.get(server.io_loop)
+    if servers is not None:
         servers.discard(server)

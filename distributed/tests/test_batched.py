@@ -20,7 +20,7 @@ from distributed.base import config
 from distributed.batched import BatchedSend, Budget, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
-from distributed.protocol import Serialize, Serialized, to_serialize
+from distributed.protocol import Serialize, Serialized, ToPickle, to_serialize
 from distributed.tests.servers import TCP
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -406,6 +406,7 @@ def test_the_repr_shows_the_buffer_or_that_the_stream_is_closed():
         ({"data": bytearray(1000)}, 1000, 1100),
         ({"data": memoryview(bytes(8000)).cast("d")}, 8000, 8100),
         ({"data": Serialize(b"x" * 1000)}, 1000, 1100),
+        ({"data": ToPickle(b"x" * 1000)}, 1000, 1100),
         ({"data": Serialized({}, [b"x" * 500, bytearray(500)])}, 1000, 1100),
         ({"data": array("d", [0] * 10)}, 16, 200),
         ("x" * 1000, 1000, 1100),
@@ -423,6 +424,20 @@ def test_an_object_with_any_attribute_has_a_size():
             return self
 
     assert rough_size({"x": Proxy()}) < 100
+
+
+class WithoutSize:
+    @property
+    def nbytes(self):
+        raise RuntimeError("the size is not known yet")
+
+
+@gen_test()
+async def test_a_value_whose_nbytes_raises_is_sent():
+    async with streaming(TCP) as (stream, reader):
+        stream.send({"x": to_serialize(WithoutSize())})
+        await reader.has(1)
+        assert type(reader.messages[0]["x"]) is WithoutSize
 
 
 @pytest.mark.parametrize("size", [10_000, "10 kB"])

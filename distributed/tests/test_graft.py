@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ import pytest
 
 from distributed import __version__
 from distributed.graft import OURS, TESTED_VERSIONS, GraftError, graft, main
-from distributed.tests.environments import run_in
+from distributed.tests.environments import ROOT, run_in
 from distributed.tests.grafts import VERSION, original_wheel, pip
 
 GRAFTED = f"{VERSION}+core.{__version__}"
@@ -145,6 +146,32 @@ def test_the_command_line_prints_the_path_or_one_line_of_error(original, tmp_pat
     assert main(["no-such-thing", "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == "error: 'no-such-thing' is neither a file nor a version such as 2026.8.0\n"
+
+
+def test_an_output_that_cannot_be_a_directory_is_refused(original, tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(GraftError, match=f"write to {path}: .*exists"):
+        graft(str(original), path)
+
+
+def test_a_damaged_wheel_is_refused(original, tmp_path):
+    damaged = bytearray(original.read_bytes())
+    damaged[5000:6000] = bytes(1000)
+    path = tmp_path / "some.whl"
+    path.write_bytes(damaged)
+    with pytest.raises(GraftError, match="not a wheel"):
+        graft(str(path), tmp_path)
+
+
+def test_a_version_that_was_not_tested_is_refused_before_its_download(tmp_path):
+    with pytest.raises(GraftError, match=r"1\.7\.0 was not tested"):
+        graft("1.7.0", tmp_path)
+
+
+def test_the_documentation_names_the_wheel_of_this_version(grafted):
+    text = (ROOT / "docs" / "dask.rst").read_text()
+    assert set(re.findall(r"distributed-\S+\.whl", text)) == {grafted.name}
 
 
 @pytest.mark.parametrize("order", ["alone", "over the original", "before the original"])

@@ -37,7 +37,7 @@ TESTED_VERSIONS = ("2026.8.0",)
 #: Folders and modules of this project that replace those of the original.
 OURS = ("base", "batched.py", "comm", "core", "protocol", "scratch", "security", "telemetry")
 
-#: Modules of the original whose place a folder of this project takes.
+#: Modules of the original that a folder of this project replaces.
 REPLACED_MODULES = frozenset({"distributed/core.py", "distributed/security.py"})
 
 #: Files that every wheel of dask.distributed has.

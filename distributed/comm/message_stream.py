@@ -138,7 +138,8 @@ class MessageStream(IOStream):
     def _receives_ahead(self) -> bool:
         """Return whether a message is to be received although no task reads.
 
-        What began while a write waited is received to its end: the peer's write waits for that.
+        A message that began while a write waited is received to its end, because the peer's write
+        waits for that.
         """
         return (
             self._may_hold

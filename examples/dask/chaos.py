@@ -6,8 +6,8 @@ through a relay in this process.  Every two seconds a worker is killed, and ever
 connections of one relay are cut.  A process that ends is started again, as by a service manager.
 
 The last line shows the figures; lines before it show the progress.  The exit code is 1 if a result
-is wrong, a task fails, the scheduler keeps a task that no client wants, or the computation is not
-complete before the deadline.
+is wrong, a task fails, the scheduler keeps a task that no client wants, or the computation does not
+end before the deadline.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GROUP = 10
 #: Groups that are computed at the same time.
 CONCURRENT_GROUPS = 6
 
-#: A task may lose its worker any number of times; the default is three times.
+#: A task may lose its worker any number of times, instead of three times (the default).
 ENVIRON = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1000000"}
 
 

@@ -1,9 +1,9 @@
-"""The frames of a traceback that tell the user of a server something.
+"""The frames of a traceback that are useful to the user of a server.
 
 A traceback of a handler begins with frames of this core and of the event loop.  In a call of
 another server, more of them stand between the user's frames; and roles such as a worker add
-their own.  :func:`shorten` leaves them out, except those after the user's last frame, which show
-where the error was raised.  The log of the server has the whole traceback.
+their own.  :func:`shorten` leaves these frames out, except those after the user's last frame: they
+show where the error was raised.  The log of the server has the whole traceback.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def shorten(tb: TracebackType | None) -> TracebackType | None:
 
 
 def without_middle(entries: Sequence[Any], n: int) -> list[Any]:
-    """Return about *n* entries of a traceback, of which the last ones are the larger part."""
+    """Return about *n* entries of a traceback, a third of them from its beginning."""
     if n >= len(entries):
         return list(entries)
     n = max(n, 1)

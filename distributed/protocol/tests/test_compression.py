@@ -91,6 +91,18 @@ def test_only_a_sample_of_incompressible_data_is_compressed(monkeypatch):
     assert tried == [50_000]
 
 
+def test_a_frame_that_is_its_own_sample_is_compressed_once(monkeypatch):
+    tried = []
+
+    def compress(frame):
+        tried.append(len(frame))
+        return bytes(1)
+
+    monkeypatch.setitem(compressions, "counting", Compression("counting", compress, bytes))
+    assert maybe_compress(ZEROS[:20_000], compression="counting") == ("counting", bytes(1))
+    assert tried == [20_000]
+
+
 def test_a_registered_codec_is_used_for_messages(monkeypatch):
     def halve(frame):
         assert not any(frame)

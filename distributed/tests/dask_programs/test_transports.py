@@ -64,8 +64,9 @@ def test_threads_over(protocol):
 
 
 @pytest.mark.only_this_core
-@pytest.mark.parametrize("protocol", ["tcp", "ws", "inproc", "unix"])
+@pytest.mark.parametrize("protocol", ["tcp", "tls", "ws", "wss", "inproc", "unix"])
 def test_a_token_is_required_from_all(protocol):
+    security = Security.temporary() if protocol in ("tls", "wss") else None
     with (
         dask.config.set({"distributed.comm.auth.token": "a-token-of-the-cluster"}),
         LocalCluster(
@@ -73,16 +74,17 @@ def test_a_token_is_required_from_all(protocol):
             threads_per_worker=1,
             processes=protocol != "inproc",
             protocol=protocol,
+            security=security,
             dashboard_address=":0",
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, security=security) as client,
     ):
         _work(client)
         with (
             dask.config.set({"distributed.comm.auth.token": None}),
             pytest.raises(OSError, match="token"),
         ):
-            Client(cluster.scheduler_address, timeout="5s")
+            Client(cluster.scheduler_address, security=security, timeout="5s")
 
 
 def test_a_client_in_a_users_event_loop():

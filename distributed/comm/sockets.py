@@ -304,10 +304,13 @@ class SocketServer(TCPServer):
     Parameters
     ----------
     handle
-        A coroutine function that is called with each socket and the address of its peer.
+        Called with each socket and the address of its peer; returns a coroutine to run as a task,
+        or None.
     """
 
-    def __init__(self, handle: Callable[[socket.socket, Any], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, handle: Callable[[socket.socket, Any], Coroutine[Any, Any, None] | None]
+    ) -> None:
         super().__init__()
         self._handle = handle
         # The running calls of *handle*.
@@ -339,9 +342,11 @@ class SocketServer(TCPServer):
             except ConnectionAbortedError:
                 # The peer has disconnected already.
                 continue
-            task = loop.create_task(self._handle(connection, address))
-            self._handling.add(task)
-            task.add_done_callback(self._handled)
+            coroutine = self._handle(connection, address)
+            if coroutine is not None:
+                task = loop.create_task(coroutine)
+                self._handling.add(task)
+                task.add_done_callback(self._handled)
 
     def _handled(self, task: asyncio.Task[None]) -> None:
         self._handling.discard(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 from tornado.tcpserver import TCPServer
@@ -82,16 +82,29 @@ class StreamListener(BaseListener):
             server.stop()
         self.abort_handshaking_comms()
 
-    async def _handle_socket(self, sock: socket.socket, address: Any) -> None:
+    def _handle_socket(self, sock: socket.socket, address: Any) -> Coroutine[Any, Any, None] | None:
+        """Register the comm of an accepted socket and return the coroutine that serves it.
+
+        This is not a coroutine function, so that `_make_room` finds the comm while more sockets
+        are accepted in the same event-loop iteration.  Otherwise it would close an honest peer.
+        """
         if self.tcp_server is None:
             # The listener stopped after this socket was accepted.
             sock.close()
-            return
+            return None
         local, peer = self._addresses_of(sock, address)
         logger.debug("Incoming connection from %s to %s", peer, local)
         try:
             comm = self.comm_class(self._open_stream(sock), local, peer, self.deserialize)
-            comm.allow_offload = self.allow_offload
+        except OSError as exc:
+            log_failed_connection(peer, local, exc)
+            return None
+        comm.allow_offload = self.allow_offload
+        self._handshaking[comm] = None
+        return self._serve_comm(comm, local, peer)
+
+    async def _serve_comm(self, comm: FramedComm, local: str, peer: str) -> None:
+        try:
             await self.on_connection(comm)
         except OSError as exc:
             log_failed_connection(peer, local, exc)

@@ -74,16 +74,17 @@ async def test_send_recv_without_reply_returns_before_the_handler(transport):
 
 @TRANSPORTS
 @pytest.mark.parametrize(
-    "error", [KeyError("no such key"), FileNotFoundError(2, "No such file", "data.csv")]
+    ("kind", "args"),
+    [(KeyError, ("no such key",)), (FileNotFoundError, (2, "No such file", "data.csv"))],
 )
 @gen_test()
-async def test_send_recv_raises_the_handlers_error_and_leaves_the_comm_open(transport, error):
-    handlers = {"fail": lambda: raise_later(error)(), "inc": inc}
+async def test_send_recv_raises_the_handlers_error_and_leaves_the_comm_open(transport, kind, args):
+    handlers = {"fail": lambda: raise_later(kind(*args))(), "inc": inc}
     async with serving(transport, handlers) as server, connected(server) as comm:
-        with quiet(), pytest.raises(type(error)) as caught:
+        with quiet(), pytest.raises(kind) as caught:
             await send_recv(comm, op="fail")
-        assert repr(caught.value) == repr(error)
-        assert str(caught.value) == str(error)
+        assert repr(caught.value) == repr(kind(*args))
+        assert str(caught.value) == str(kind(*args))
         assert "in raise_now" in shown(caught.value)
         assert await send_recv(comm, op="inc", x=1) == 2
 

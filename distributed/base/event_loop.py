@@ -88,8 +88,9 @@ async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     with metering.measure("offload") if metering.is_metered() else nullcontext():
         # Copied inside of the measurement, which has to see those of the function.
         call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
-        result = asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call)
-        return await result
+        # No variable refers to the future: it would form a cycle with an error and its traceback,
+        # which has this frame, so memory of a refused message would stay until a collection.
+        return await asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call)
 
 
 def shutdown_offload() -> None:

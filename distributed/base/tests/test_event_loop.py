@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -61,6 +63,29 @@ def test_offload_raises_the_error_of_the_function():
             await offload(lambda: 1 / 0)
 
     asyncio.run(main())
+
+
+def test_an_error_of_an_offloaded_function_is_freed_without_a_collection():
+    class Failure(Exception):
+        pass
+
+    def fail():
+        raise Failure
+
+    async def main():
+        try:
+            await offload(fail)
+        except Failure as exc:
+            error = weakref.ref(exc)
+        # The thread forgets a call when it starts the next one.
+        await offload(int)
+        return error()
+
+    gc.disable()
+    try:
+        assert asyncio.run(main()) is None
+    finally:
+        gc.enable()
 
 
 def test_an_offloaded_function_sees_the_context_of_the_caller():

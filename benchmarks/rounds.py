@@ -213,7 +213,7 @@ def _slice(pair: Pair, case: Case, seconds: float) -> dict[str, Any]:
 
 
 def _cluster(pair: Pair, case: Case, pace: float) -> dict[str, Any]:
-    """Run a program on a cluster: a smaller program in a hurry, instead of fewer runs."""
+    """Run a program on a cluster.  *pace* makes the program smaller, not the runs fewer."""
     command = {**case.command, "seconds": case.seconds / pace}
     command["size"] = round(command["size"] / pace)
     return pair.ask(command, case.transport, CLUSTER_TIMEOUT)

@@ -50,7 +50,7 @@ WRITING_SHARE = 0.5
 #: Maximum time that counts as passed without a write, in seconds: the length of a burst of batches.
 SAVED_SECONDS = 0.01
 
-#: Minimum number of bytes of a batch whose time does not count, since it is that of its content.
+#: Minimum number of bytes of a batch whose time the budget ignores: its content takes the time.
 LARGE_BATCH_BYTES = 65_536
 
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
@@ -324,7 +324,7 @@ class BatchedSend:
         _closing.discard(closing)
         if closing.cancelled():
             # Perhaps before its first step.
-            self._ended = True
+            self._end(comm)
             if comm is not None:
                 comm.abort()
         elif (exc := closing.exception()) is not None:
@@ -337,19 +337,24 @@ class BatchedSend:
             # asyncio.wait() does not cancel the writer when this task is cancelled.
             await asyncio.wait({writer}, timeout=seconds)
             if not writer.done():
-                self._ended = True
+                self._end(comm)
                 comm.abort()
                 await asyncio.wait({writer})
                 raise TimeoutError(
                     f"BatchedSend could not deliver {len(self.buffer)} messages on {comm!r} "
                     f"within {seconds} s; the comm was aborted"
                 )
-        self._ended = True
+        self._end(comm)
         self._wake_drain()
         if self.buffer:
             logger.info("Closing with %d messages not delivered on %r", len(self.buffer), comm)
         if comm is not None:
             await comm.close()
+
+    def _end(self, comm: Comm | None) -> None:
+        """Let `send` raise, unless the stream was started again with another comm."""
+        if self.comm is comm:
+            self._ended = True
 
     def abort(self) -> None:
         """Close the comm at once and discard the buffer."""

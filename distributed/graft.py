@@ -1,4 +1,4 @@
-"""Put this core into a wheel of dask.distributed, so that its own roles run on it.
+"""Put this core into a wheel of dask.distributed, so that dask's roles run on it.
 
 ``python -m distributed.graft WHEEL_OR_VERSION --output DIRECTORY`` takes a wheel of
 dask.distributed and writes one of the same name, in which the networking core is this project's and

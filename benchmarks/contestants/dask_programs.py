@@ -28,7 +28,7 @@ CHUNK = 1_000
 #: Number of rows in a partition of a dataframe: a day, with a row each second.
 PARTITION = 24 * 60 * 60
 
-#: Share of its size with which a program runs before it is measured.
+#: Share of a program's size for its warm-up, which is not measured.
 WARM_UP = 0.1
 
 

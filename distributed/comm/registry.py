@@ -17,8 +17,8 @@ from typing import Any, Final
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "Backends", "backends", "get_backend"]
 
 #: Where other packages register schemes: the entry point is named as the scheme and refers to a
-#: callable without arguments that returns a backend, such as a class. The backend needs the methods
-#: of `Backend` that its addresses have a use for; it need not be an instance of `Backend`.
+#: callable without arguments that returns a backend, such as a class. The backend needs only the
+#: methods of `Backend` that are called for its addresses; it need not derive from `Backend`.
 ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 
 # Names rather than imports, for two reasons: transports import this module, and a transport that is

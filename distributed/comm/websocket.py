@@ -104,9 +104,9 @@ class Inbox:
         self._messages: deque[str | bytes] = deque()
         # Memory of `_messages`, in bytes.
         self._size = 0
-        #: While a write waits, whether the peer's next message may be received whatever its size:
-        #: called with the unread websocket messages and their size in bytes, returns whether the
-        #: next one is complete, or invalid.  Else None.
+        #: Not None while a write waits: the peer's next message may then exceed `room`.  The
+        #: function takes the unread websocket messages and their size in bytes, and returns whether
+        #: they begin with a complete message, or an invalid one.
         self.is_complete: Callable[[Sequence[str | bytes], int], bool] | None = None
         # Whether the write is done, and only the rest of the message is received.
         self._ahead_ends = False

@@ -249,7 +249,7 @@ class WSListener(BaseTCPListener):
     prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
-    #: The TLS context of an encrypted listener, unless the shared HTTP server has the only one.
+    #: The TLS context of an encrypted listener; None if the shared HTTP server has its own.
     ssl_context: ssl.SSLContext | None = None
 
     def __init__(

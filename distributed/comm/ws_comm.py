@@ -176,7 +176,7 @@ class WS(FramedComm):
             self._inbox.stop_ahead()
 
     def _is_complete(self, parts: Sequence[str | bytes], size: int) -> bool:
-        """Return whether a read of *parts* would not have to wait: for its message, or an error."""
+        """Return whether *parts*, of *size* bytes, begin with a complete message or an error."""
         limits = self._accepted
         if not parts:
             return False

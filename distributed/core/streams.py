@@ -42,11 +42,11 @@ class _Stream:
         self.idle = False
         # The coroutine handlers that have not ended.
         self.running: set[asyncio.Task[Any]] = set()
-        # The error of the first handler that failed; read once, by `end`.
+        # The error of the first handler that failed; `Streams._end` raises it once.
         self.failure: BaseException | None = None
         # Whether nothing will raise `failure` any more.
         self.ended = False
-        # What the reader waits for, if it waits for handlers.
+        # The future that the reader awaits while it waits for handlers, else None.
         self._change: asyncio.Future[None] | None = None
 
     def wake(self) -> None:

@@ -587,6 +587,21 @@ async def test_a_close_that_fails_unawaited_is_logged_once():
 
 
 @gen_test()
+async def test_a_stream_that_is_started_again_after_its_comm_broke_is_not_ended_by_its_close():
+    broken, comm = ScriptedComm(), ScriptedComm()
+    stream = BatchedSend(interval="1ms")
+    stream.start(broken)
+    broken.abort()
+    closing = stream.close()
+    stream.start(comm)
+    await closing
+    stream.send("message")
+    await comm.has(1)
+    await stream.close()
+    assert stream.closed()
+
+
+@gen_test()
 async def test_cancelling_close_before_its_first_step_aborts():
     stream, comm = scripted(blocked=True)
     stream.send(1)

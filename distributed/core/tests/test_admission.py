@@ -21,10 +21,11 @@ async def test_a_connection_above_the_limit_is_answered_by_an_error_and_closed()
         first, second = [await connect(server.address) for _ in range(2)]
         for comm in (first, second):
             assert await send_recv(comm, op="echo", data=1) == 1
-        third = await connect(server.address)
         reason = r"2 connections.*'distributed.comm.max-connections'"
-        with captured_logger("distributed") as log, pytest.raises(OSError, match=reason):
-            await send_recv(third, op="echo", data=1)
+        with captured_logger("distributed") as log:
+            third = await connect(server.address)
+            with pytest.raises(OSError, match=reason):
+                await send_recv(third, op="echo", data=1)
         assert log.getvalue().count("refuses a connection") == 1
         with pytest.raises(CommClosedError):
             await third.read()

@@ -8,6 +8,7 @@ sockets are made, which stream a socket gets, and what the addresses are.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from tornado.tcpserver import TCPServer
 
 from distributed.comm.core import (
     BaseListener,
+    Comm,
     CommHandler,
     FatalCommClosedError,
     call_comm_handler,
@@ -32,6 +34,17 @@ def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     # A peer that disconnects is normal; a peer that can never connect needs attention.
     level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
     logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
+
+
+def _is_silent(comm: Comm) -> bool:
+    """Return whether no bytes of the peer wait to be read; False for a websocket."""
+    stream = getattr(comm, "stream", None)
+    if stream is None:
+        # The peer of a websocket has sent its request.
+        return False
+    readable = select.poll()
+    readable.register(stream.socket, select.POLLIN)
+    return not readable.poll(0)
 
 
 class StreamListener(BaseListener):
@@ -64,7 +77,15 @@ class StreamListener(BaseListener):
         self.tcp_server = server
 
     def _make_room(self) -> bool:
-        """Close a connection because file descriptors ran out; return whether there was one."""
+        """Close a connection because file descriptors ran out; return whether there was one.
+
+        A peer whose connect() has returned has sent its part of the handshake.  So connections that
+        have sent nothing are closed first.
+        """
+        for comm in self._handshaking:
+            if not comm.closed() and _is_silent(comm):
+                comm.abort()
+                return True
         return self.abort_oldest_handshake()
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import pkgutil
 import signal
+import sys
 import traceback
 
 import pytest
@@ -578,6 +580,39 @@ async def test_a_cancelled_task_that_has_not_started_does_not_run(pipe, tmp_path
         await write_to(pipe, "done")
         assert await client.gather([blocked, client.submit(abs, -1)]) == ["done", 1]
         assert not (tmp_path / "touched").exists()
+
+
+class Imported:
+    """An object that is unpickled as the object of that name, after its module is imported."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return pkgutil.resolve_name, (self.name,)
+
+
+@gen_test()
+async def test_concurrent_tasks_wait_until_the_package_of_their_function_is_imported(
+    tmp_path, monkeypatch
+):
+    # As a package whose module "core" has functions that need what "backends" registers.
+    package = tmp_path / "halfway"
+    package.mkdir()
+    (package / "__init__.py").write_text("from halfway import core, backends")
+    (package / "backends.py").write_text(
+        "from halfway import core\ncore.called.wait(0.3)\ncore.backends.append(0)"
+    )
+    (package / "core.py").write_text(
+        "import threading\ncalled, backends = threading.Event(), []\n"
+        "def call():\n    called.set()\n    return len(backends)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    async with cluster(0) as (scheduler, client), Worker(scheduler.address, nthreads=2):
+        calls = [client.submit(Imported("halfway.core:call"), key=key) for key in "ab"]
+        assert await client.gather(calls) == [1, 1]
+    for module in ["halfway", "halfway.core", "halfway.backends"]:
+        del sys.modules[module]
 
 
 def test_tasks_that_have_not_started_are_not_blamed(state):

@@ -78,9 +78,8 @@ class Scheduler(Server):
     def heartbeat(self, sender: str) -> None:
         if sender in self.timeouts:
             self.loop.remove_timeout(self.timeouts[sender])
-        self.timeouts[sender] = self.loop.call_later(
-            self.worker_ttl, self.drop, sender, "no heartbeat"
-        )
+        timer = self.loop.call_later(self.worker_ttl, self.drop, sender, "no heartbeat")
+        self.timeouts[sender] = timer
 
     async def gather(self, keys: list[str]) -> dict[str, Any]:
         """Return results to a client, without those that were lost; these are computed again."""

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,6 +58,7 @@ class Worker(Peer):
         self.data: dict[str, Any] = {}  # key → result
         self.attempts: dict[str, int] = {}  # key → number of the attempt, until it ends or is freed
         self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
+        self._unpickling = threading.Lock()
         # Values are unpickled in the thread of their task, so that an error fails only that task.
         super().__init__(scheduler, "worker", {"get_data": self.get_data}, deserialize=False)
         self.stream_handlers |= {"compute": self.compute, "free": self.free}
@@ -104,8 +106,9 @@ class Worker(Peer):
         try:
             if self.attempts.get(key) != attempt:
                 return {}  # it was freed while it waited for a thread
-            inputs |= _nested_deserialize(fetched)
-            function, args, kwargs = replace(_nested_deserialize(run), Ref, inputs.__getitem__)
+            with self._unpickling:  # otherwise another thread may use a half-imported package
+                fetched, call = _nested_deserialize((fetched, run))
+            function, args, kwargs = replace(call, Ref, (inputs | fetched).__getitem__)
             start = monotonic()
             value = function(*args, **kwargs)
             return {"value": value, "duration": monotonic() - start, "nbytes": rough_size(value)}

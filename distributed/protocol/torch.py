@@ -79,7 +79,7 @@ def _to_host(t: torch.Tensor) -> Any:
 def _from_host(x: Any, device: Any = "cpu") -> torch.Tensor:
     shape = x.shape
     # The elements of an expanded tensor are copied once, here and to a device.
-    once = x[tuple(slice(None) if stride else slice(1) for stride in x.strides)]
+    once = x[(*(slice(None) if stride else slice(1) for stride in x.strides), ...)]
     # Tensors must be writeable, even if the received memory is not.
     t = torch.from_numpy(once if once.flags.writeable else once.copy())
     return (t if device == "cpu" else t.to(device)).expand(shape)

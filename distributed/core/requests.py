@@ -19,6 +19,7 @@ from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission
 from distributed.core.errors.messages import ErrorMessage, error_message
+from distributed.core.errors.text import safe_str, shown
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
@@ -127,8 +128,8 @@ class Requests:
                 except CommClosedError as exc:
                     logger.debug("%s disconnected from %s: %s", comm.peer_address, server.id, exc)
                     break
-                except Exception as exc:
-                    if comm.closed():
+                except BaseException as exc:
+                    if comm.closed() or self._ends_task(comm, exc):
                         raise
                     logger.warning(
                         "%s received an unreadable request in %r", server.id, comm, exc_info=True
@@ -182,7 +183,8 @@ class Requests:
         try:
             if op is None:
                 self._check(comm, msg)
-            if op == "close":
+            # Comparing an array that a peer has sent would make one of booleans.
+            if isinstance(op, str) and op == "close":
                 close = True
             else:
                 result = self._call(comm, op, kwargs, serializers)
@@ -194,10 +196,11 @@ class Requests:
                             f"instead got {kind}"
                         )
                     result = await result
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            # Meant for the process or for this coroutine, not for the caller.
-            raise
-        except BaseException as exc:  # noqa: BLE001  (the caller gets it)
+        except BaseException as exc:
+            if self._ends_task(comm, exc):
+                raise
+            if not isinstance(op, str):
+                op = shown(op, _SHOWN)
             result = self._failure(comm, op, exc)
             if result is None:
                 return False
@@ -213,10 +216,12 @@ class Requests:
         """Raise an error for the caller unless *msg* is a dict with the key ``"op"``."""
         route = f"(sent to {self._server._name_in_messages} by {comm.peer_address})"
         if not isinstance(msg, dict):
-            raise TypeError(f"Bad message type.  Expected dict, got\n  {msg!r:.{_SHOWN}} {route}")
+            raise TypeError(
+                f"Bad message type.  Expected dict, got\n  {shown(msg, _SHOWN)} {route}"
+            )
         if "op" not in msg:
             raise ValueError(
-                f"Received unexpected message without 'op' key: {msg!r:.{_SHOWN}} {route}"
+                f"Received unexpected message without 'op' key: {shown(msg, _SHOWN)} {route}"
             )
 
     def _call(
@@ -236,14 +241,17 @@ class Requests:
         server = self._server
         if server._close_begun:
             raise RuntimeError(f"{server._name_in_messages} is closing and refuses new requests")
-        if op in server.blocked_handlers:
+        # An op of another type may be slow to compare.
+        known = isinstance(op, str)
+        if known and op in server.blocked_handlers:
             raise ValueError(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
                 "possibly due to security concerns."
             )
-        handler = server.handlers.get(op) if isinstance(op, str) else None
+        handler = server.handlers.get(op) if known else None
         if handler is None:
-            raise ValueError(f"No handler for op {op!r:.{_SHOWN}} in {server._name_in_messages}")
+            what = shown(op, _SHOWN)
+            raise ValueError(f"No handler for op {what} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
             call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
@@ -254,11 +262,21 @@ class Requests:
             kwargs["serializers"] = serializers
         return handler(comm, **kwargs) if call.with_comm else handler(**kwargs)
 
-    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
-        """Log the failure of a request and return its answer, or None if the peer disconnected.
+    def _ends_task(self, comm: Comm, exc: BaseException) -> bool:
+        """Return whether *exc* is meant for the task that serves *comm*, or for the process.
 
-        Raises *exc* again if it cancels the current task.
+        Otherwise a handler or a serializer has raised it.
         """
+        if isinstance(exc, asyncio.CancelledError):
+            return self._server._cancels_current_task()
+        if isinstance(exc, GeneratorExit):
+            # Python raises it in a coroutine that is closed, and that never happens inside of its
+            # own task.
+            return self._tasks.get(_current_task()) is not comm  # type: ignore[arg-type]
+        return isinstance(exc, (KeyboardInterrupt, SystemExit))
+
+    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
+        """Log the failure of a request and return its answer, or None if the peer disconnected."""
         name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
         if isinstance(exc, CommClosedError):
             if comm.closed():
@@ -267,8 +285,6 @@ class Requests:
             # About another connection, most likely one of the handler.
             level = logging.INFO
         elif isinstance(exc, asyncio.CancelledError):
-            if self._server._cancels_current_task():
-                raise exc
             # A CancelledError at the caller would look as if the caller had been cancelled.
             error = RuntimeError(f"the handler of {op!r} in {name} was cancelled")
             error.__cause__ = exc
@@ -295,8 +311,8 @@ class Requests:
                 "%s disconnected before op %.500r was answered: %s", comm.peer_address, op, exc
             )
             return False
-        except Exception as exc:
-            if comm.closed() or serializers is _ANY:
+        except BaseException as exc:
+            if comm.closed() or serializers is _ANY or self._ends_task(comm, exc):
                 raise
             message = "Cannot serialize the result of op %.500s for %s"
             logger.error(message, op, comm.peer_address, exc_info=True)
@@ -340,7 +356,16 @@ class Requests:
                 comm.abort()
 
 
-def _protocol_error(exc: Exception) -> ErrorMessage:
+def _current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs, or None if none does."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        # No event loop runs: the garbage collector closes a coroutine.
+        return None
+
+
+def _protocol_error(exc: BaseException) -> ErrorMessage:
     """Return the answer for an error of the protocol, in an exception class that any peer has."""
     kind = TypeError if isinstance(exc, TypeError) else ValueError
-    return error_message(kind(str(exc)).with_traceback(exc.__traceback__), "uncaught-error")
+    return error_message(kind(safe_str(exc)).with_traceback(exc.__traceback__), "uncaught-error")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from distributed.base import config
 from distributed.comm.core import Comm, CommClosedError
+from distributed.core.errors.text import safe_repr, shown
 
 logger = logging.getLogger("distributed.core")
 
@@ -107,7 +108,9 @@ class Streams:
                             continue
                         try:
                             result = handler(**{**extra, **msg}) if extra else handler(**msg)
-                        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (raised later)
+                        except (KeyboardInterrupt, SystemExit):
+                            raise
+                        except BaseException as exc:  # noqa: BLE001  (raised later)
                             self._failed(stream, op, exc)
                             raise _EndOfStream from None
                         if result is not None and asyncio.iscoroutine(result):
@@ -159,9 +162,13 @@ class Streams:
         """Let the error of a handler end its stream."""
         name, peer = self._server._name_in_messages, stream.comm.peer_address
         what = f"stream handler of op {op!r} in {name}, called with a message from {peer}"
-        if isinstance(exc, asyncio.CancelledError):
-            # A CancelledError from handle_stream() would look as if its caller was cancelled.
-            error = RuntimeError(f"The {what}, was cancelled")
+        if not isinstance(exc, Exception):
+            # A CancelledError from handle_stream() would look as if its caller was cancelled, a
+            # GeneratorExit as if it was closed.
+            cancelled = isinstance(exc, asyncio.CancelledError)
+            error = RuntimeError(
+                f"The {what}, {'was cancelled' if cancelled else f'raised {safe_repr(exc)}'}"
+            )
             error.__cause__ = exc
             exc = error
         else:
@@ -204,17 +211,17 @@ class Streams:
 
     def _ends_stream(self, comm: Comm, op: Any, msg: Any) -> bool:
         """Return whether a message without a handler ends the stream; log it if it does not."""
-        if op == "close-stream":
+        if isinstance(op, str) and op == "close-stream":
             logger.info("Received 'close-stream' from %s; closing.", comm.peer_address)
             return True
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
             logger.error(
-                "%s has no stream handler for op %.500r in the stream from %s, and ignores %.500r",
+                "%s has no stream handler for op %s in the stream from %s, and ignores %s",
                 self._server._name_in_messages,
-                op,
+                shown(op, 500),
                 comm.peer_address,
-                msg,
+                shown(msg, 500),
             )
         return False
 

@@ -62,6 +62,9 @@ _CTYPES: dict[str, Any] = {
     "d": ctypes.c_double,
     "?": ctypes.c_bool,
 }
+#: Maximum number of dimensions of a memoryview (Python's own limit).
+_MAX_AXES = 64
+
 _NATIVE_PREFIXES = "=<" if sys.byteorder == "little" else "=>!"
 
 
@@ -84,6 +87,8 @@ def _serialize_memoryview(obj: memoryview) -> tuple[dict[str, Any], list[Buffer]
 @dask_deserialize.register(memoryview)
 def _deserialize_memoryview(header: dict[str, Any], frames: Sequence[Buffer]) -> memoryview:
     format, shape = _native_format(header["format"]), header["shape"]
+    if len(shape) > _MAX_AXES:
+        raise ValueError(f"a memoryview cannot have {len(shape)} dimensions")
     view = ensure_memoryview(join_frames(frames))
     if not view.nbytes:
         return _empty_memoryview(format, shape)

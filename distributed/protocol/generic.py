@@ -95,13 +95,16 @@ class ObjectDictSerializer:
 
     def _attributes(self, header: dict[str, Any], frames: Sequence[Any]) -> dict[str, Any]:
         attributes = dict(header["simple"])
+        end = 0
         for name, part in header["complex"].items():
             start, stop = part["start"], part["stop"]
-            if not 0 <= start <= stop <= len(frames):
+            # An attribute may copy its frames, so no two attributes may have the same ones.
+            if not end <= start <= stop <= len(frames):
                 raise HeaderError(
-                    f"attribute {name!r:.100} cannot be in frames {start} to {stop} "
-                    f"of {len(frames)}"
+                    f"attribute {name!r:.100} cannot be in frames {start!r:.100} to {stop!r:.100}: "
+                    f"it has to be in frames {end} to {len(frames)}"
                 )
+            end = stop
             sub_header = part["header"]
             if "nested-dict" in sub_header:
                 attributes[name] = self._attributes(sub_header["nested-dict"], frames[start:stop])

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
-from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.limits import checked_filename
 from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer
 
@@ -69,11 +69,10 @@ def deserialize_h5py_file(header: Header, frames: Sequence[Buffer]) -> h5py.File
     ------
     OSError
         If the file cannot be opened.
+    HeaderError
+        If it is not a regular file.
     """
-    filename = header["filename"]
-    if not isinstance(filename, str):
-        raise HeaderError(f"the name of an HDF5 file is given as {filename!r:.100}")
-    return h5py.File(filename, mode="r")
+    return h5py.File(checked_filename(header["filename"], "an HDF5 file"), mode="r")
 
 
 def deserialize_h5py_dataset(header: Header, frames: Sequence[Buffer]) -> h5py.Group | h5py.Dataset:

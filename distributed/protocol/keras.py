@@ -68,6 +68,8 @@ def deserialize_keras_model(header: Header, frames: Sequence[Buffer]) -> keras.M
     arrays = []
     start = 0
     for sub_header, count in zip(header["headers"], header["nframes"], strict=True):
+        if type(count) is not int or not 0 <= count <= len(frames) - start:
+            raise HeaderError(f"an array of a model cannot have {count!r:.100} frames")
         arrays.append(deserialize(sub_header, frames[start : start + count]))
         start += count
     count = header["nweights"]

@@ -1,4 +1,4 @@
-"""Limits on what reading a message may do: how deep, how large, and whether it unpickles.
+"""Limits on reading a message: how deep, how large, which files, and whether it unpickles.
 
 A `LoadPolicy` is made from the configuration when a connection is opened.  While a message is read
 (`reading`), the decompressor, the serializer families and the serializers of libraries ask this
@@ -9,9 +9,10 @@ length prelude are checked earlier, in :mod:`distributed.protocol.framing`.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distributed.base import config
 from distributed.protocol.exceptions import (
@@ -20,7 +21,16 @@ from distributed.protocol.exceptions import (
     PickleNotAllowedError,
 )
 
-__all__ = ["LoadPolicy", "Reading", "check_unpickling", "default_policy", "may_unpickle", "reading"]
+__all__ = [
+    "LoadPolicy",
+    "Reading",
+    "check_unpickling",
+    "checked_filename",
+    "count_memory",
+    "default_policy",
+    "may_unpickle",
+    "reading",
+]
 
 ALLOW_PICKLE = "distributed.comm.allow-pickle"
 MAX_DEPTH = "distributed.comm.max-depth"
@@ -127,6 +137,51 @@ class Reading:
             f"{what}; {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes for all "
             f"frames of a message, and {self.inflated:,} are already used"
         )
+
+
+def count_memory(nbytes: int, what: str) -> None:
+    """Count memory that a value needs beyond its frames as inflated bytes of the current message.
+
+    Parameters
+    ----------
+    nbytes
+        Number of bytes.
+    what
+        The value, for the error message.
+
+    Raises
+    ------
+    CompressionError
+        If all values of the message together would need more than `LoadPolicy.max_inflated_size`.
+    """
+    with reading() as message:
+        room = message.room
+        if room is not None and nbytes > room:
+            raise message.no_room(f"{what} takes {nbytes:,} bytes")
+        message.inflated += nbytes
+
+
+def checked_filename(name: Any, what: str) -> str:
+    """Return the name of a file that a peer wants to be opened.
+
+    Parameters
+    ----------
+    name
+        The name in a header.
+    what
+        The kind of file, for the error message.
+
+    Raises
+    ------
+    HeaderError
+        If it is not a name, or that of a named pipe, a device or a directory.
+    """
+    if not isinstance(name, str):
+        raise HeaderError(f"the name of {what} is given as {name!r:.100}")
+    # Opening a named pipe or a device may take forever.
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise HeaderError(f"{name!r:.200} is not a regular file, so it is not opened as {what}")
+    return name
 
 
 class _Current(threading.local):

@@ -15,6 +15,7 @@ import netCDF4
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize, typename
 from distributed.protocol.exceptions import HeaderError
+from distributed.protocol.limits import checked_filename, may_unpickle
 from distributed.protocol.objects import Header, deserialize, serialize
 from distributed.protocol.utils import Buffer
 
@@ -52,10 +53,15 @@ def deserialize_netcdf4_dataset(header: Header, frames: Sequence[Buffer]) -> net
     ------
     OSError
         If the file cannot be opened.
+    HeaderError
+        If it is not a regular file, or the name is a URL and the peer is not trusted with pickles.
     """
-    filename = header["filename"]
-    if not isinstance(filename, str):
-        raise HeaderError(f"the name of a netCDF file is given as {filename!r:.100}")
+    filename = checked_filename(header["filename"], "a netCDF file")
+    if "://" in filename and not may_unpickle():
+        raise HeaderError(
+            f"a netCDF file is named {filename!r:.200}, and this process does not connect to an "
+            f"address for a peer whose pickles it does not load"
+        )
     return netCDF4.Dataset(filename, mode="r")
 
 

@@ -13,6 +13,8 @@ any memory is accessed.
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -49,6 +51,9 @@ _PLAIN, _PICKLED, _SPELLED_OUT = 0, 1, 2
 
 #: Maximum number of axes of an array (NumPy's own limit).
 _MAX_AXES = 64
+
+#: The names that ``dtype.str`` can have.  NumPy reads many more, such as "i4,i4", some very slowly.
+_DTYPE_NAME = re.compile(r"[<>|=]?[?A-Za-z]\d{0,19}(\[\d{0,19}[a-zA-Z]{1,7}\])?")
 
 #: Python types that survive msgpack unchanged.
 _PLAIN_SCALARS = (bool, int, float)
@@ -156,10 +161,10 @@ def _read_spelled_out(spelled: Any) -> np.dtype[Any]:
     if not isinstance(spelled, dict):
         return plain_dtype(spelled)
     if "base" in spelled:
-        return np.dtype((_read_spelled_out(spelled["base"]), spelled["shape"]))
+        return _make_dtype((_read_spelled_out(spelled["base"]), _checked_shape(spelled["shape"])))
     formats = [_read_spelled_out(format) for format in spelled["formats"]]
     fields = {key: spelled[key] for key in ("names", "offsets", "titles", "itemsize")}
-    return np.dtype({**fields, "formats": formats})
+    return _make_dtype({**fields, "formats": formats})
 
 
 def _flatten(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
@@ -238,12 +243,41 @@ def plain_dtype(name: Any) -> np.dtype[Any]:
     HeaderError
         If there is no such type.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) or _DTYPE_NAME.fullmatch(name) is None:
         raise _invalid("element type", name)
     try:
         return np.dtype(name)
-    except (TypeError, ValueError, SyntaxError) as e:
-        raise HeaderError(f"an array cannot have elements of type {name!r:.100}: {e}") from e
+    except (TypeError, ValueError) as e:
+        raise HeaderError(f"an array cannot have elements of type {name!r:.100}: {e!s:.200}") from e
+
+
+def _read_descr(described: Any) -> np.dtype[Any]:
+    """Return the element type that ``dtype.descr`` describes; msgpack has made tuples of its lists.
+
+    The original sends this for a type with fields that it cannot pickle.
+    """
+    if not isinstance(described, (tuple, list)):
+        return plain_dtype(described)
+    fields = []
+    for field in described:
+        if not isinstance(field, (tuple, list)) or len(field) not in (2, 3):
+            raise _invalid("field", field)
+        name, format, *shape = field
+        name = tuple(name) if isinstance(name, list) else name
+        fields.append((name, _read_descr(format), *map(_checked_shape, shape)))
+    return _make_dtype(fields)
+
+
+def _make_dtype(described: Any) -> np.dtype[Any]:
+    try:
+        return np.dtype(described)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise HeaderError(f"an array cannot have elements of this type: {e!s:.200}") from e
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    # The subarray of a field; its length is limited before NumPy multiplies the numbers.
+    return tuple(_checked_integers({"shape": shape}, "shape"))
 
 
 def _invalid(key: str, value: Any) -> HeaderError:
@@ -255,7 +289,7 @@ def _read_dtype(described: Any) -> np.dtype[Any]:
         raise _invalid("element type", described)
     kind, value = described
     if kind == _PLAIN:
-        return plain_dtype(value)
+        return _read_descr(value)
     if kind == _SPELLED_OUT:
         return _read_spelled_out(value)
     if kind == _PICKLED and isinstance(value, bytes):
@@ -349,7 +383,7 @@ def _prepare_plain(header: Header) -> Callable[[Buffer], np.ndarray[Any, Any] | 
         return None
     if not isinstance(header["writeable"], (tuple, list)):
         return None
-    dtype = plain_dtype(header["dtype"][1])
+    dtype = _read_descr(header["dtype"][1])
     nbytes = math.prod(header["shape"]) * dtype.itemsize
     shape, strides = checked_layout(header, dtype, nbytes)
     writeable = all(header["writeable"])
@@ -436,9 +470,18 @@ def deserialize_numpy_maskedarray(
     mask: Any = np.ma.nomask
     if "mask-header" in header:
         mask = deserialize_numpy_ndarray(header["mask-header"], frames[n : n + 1])
+        # NumPy would repeat a mask of one element, and copy one of another type or shape.
+        if mask.shape != data.shape or mask.dtype != np.ma.make_mask_descr(data.dtype):
+            raise HeaderError(
+                f"an array of shape {data.shape!r:.100} and type {data.dtype!s:.100} has a mask of "
+                f"shape {mask.shape!r:.100} and type {mask.dtype!s:.100}"
+            )
     pickled, fill_value = header["fill-value"]
     if "fill-value-header" in header:
-        fill_value = deserialize_numpy_ndarray(header["fill-value-header"], frames[-1:])[()]
+        fill_value = deserialize_numpy_ndarray(header["fill-value-header"], frames[-1:])
+        if fill_value.ndim:
+            raise HeaderError(f"the fill value of an array has {fill_value.size} elements")
+        fill_value = fill_value[()]
     if pickled:
         fill_value = pickle.loads(fill_value)
     if data.dtype.names is None and fill_value == np.ma.default_fill_value(data):
@@ -477,14 +520,25 @@ def _serialize_bytes_scalar(x: np.bytes_) -> tuple[Header, list[Any]]:
     raise NotImplementedError("numpy.bytes_ is a subclass of bytes, and would arrive as bytes")
 
 
-_ONLY_MEMORY = (np.ndarray, np.memmap, np.recarray, np.matrix, np.char.chararray)
+def _chararray() -> type[np.ndarray[Any, Any]] | None:
+    """Return the class of arrays of text, without NumPy's warning that its name is deprecated."""
+    for name in ("numpy._core.defchararray", "numpy.core.defchararray"):
+        found: Any = vars(sys.modules[name]).get("chararray") if name in sys.modules else None
+        if isinstance(found, type):
+            return found
+    return None
+
+
+_ONLY_MEMORY = {np.ndarray, np.memmap, np.recarray, np.matrix}
 
 dask_serialize.register(np.ndarray, serialize_numpy_ndarray)
 dask_deserialize.register(np.ndarray, deserialize_numpy_ndarray)
 dask_serialize.register(np.bytes_, _serialize_bytes_scalar)
 dask_serialize.register(np.matrix, serialize_numpy_matrix)
 dask_deserialize.register(np.recarray, _view_as(np.recarray))
-dask_deserialize.register(np.char.chararray, _view_as(np.char.chararray))
+if (_text := _chararray()) is not None:
+    _ONLY_MEMORY.add(_text)
+    dask_deserialize.register(_text, _view_as(_text))
 dask_serialize.register(np.ma.MaskedArray, serialize_numpy_maskedarray)
 dask_deserialize.register(np.ma.MaskedArray, deserialize_numpy_maskedarray)
 dask_serialize.register(np.ma.core.MaskedConstant, serialize_numpy_ma_masked)

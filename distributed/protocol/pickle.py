@@ -5,10 +5,8 @@ another ``__main__`` and cannot import names that are local to a function, so th
 value; so are modules for which :func:`cloudpickle.register_pickle_by_value` was called.
 cloudpickle sends objects of registered types through their serializers.
 
-Large buffers travel out of band (PEP 574).  pandas and polars pickle their memory in band: pandas
-keeps dates in arrays of a type without the buffer protocol, polars puts a whole data frame into
-its pickle.  Their objects are reduced to buffers here.  The pickles name only functions of these
-libraries, so any peer that has the library can read them.
+Large buffers travel out of band (PEP 574).  For objects of some libraries whose own pickles would
+be larger than the object, :mod:`distributed.protocol.reductions` says how they are pickled.
 
 The "pickle" family, the types in headers and the values that msgpack cannot encode are pickled and
 unpickled here.
@@ -16,11 +14,10 @@ unpickled here.
 
 from __future__ import annotations
 
-import copyreg
 import io
 import pickle
 import pickletools
-import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pickle import HIGHEST_PROTOCOL
@@ -31,6 +28,7 @@ import cloudpickle
 from distributed.base.buffers import ensure_memoryview
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.limits import check_unpickling
+from distributed.protocol.reductions import dispatch_table
 from distributed.protocol.tblib_pickles import is_about_tblib, loads_without_tblib
 
 __all__ = [
@@ -74,15 +72,17 @@ def dumps(
     """
     buffers: list[pickle.PickleBuffer] = []
     keep = None if buffer_callback is None or protocol < 5 else buffers.append
+    # Without a callback, as for the types in headers, *x* is as small as its pickle.
+    table = None if buffer_callback is None else dispatch_table(keep is not None)
     try:
-        pickled = _dumps_plain(x, protocol, keep)
+        pickled = _dumps_plain(x, protocol, keep, table)
         by_value = _needs_cloudpickle(pickled)
     except Exception:  # noqa: BLE001 - cloudpickle may succeed where plain pickle fails
         by_value = True
     if by_value:
         buffers.clear()
         with io.BytesIO() as file:
-            _Pickler(file, protocol=protocol, buffer_callback=keep).dump(x)
+            _Pickler(file, protocol, keep, table).dump(x)
             pickled = file.getvalue()
     if buffer_callback is not None:
         for buffer in buffers:
@@ -99,68 +99,13 @@ def _needs_cloudpickle(pickled: bytes) -> bool:
     return any(module.encode() in pickled for module in modules)
 
 
-# Plain pickle, with more buffers out of band
-
-
-def _reduce_array(array: Any) -> Any:
-    """Reduce a numpy array; one of dates or durations becomes a view of an array of integers."""
-    if array.dtype.kind not in "mM" or not array.ndim:
-        return array.__reduce_ex__(5)
-    import numpy
-
-    return numpy.ndarray.view, (array.view(numpy.int64), array.dtype)
-
-
-class _Stream:
-    """Memory that is pickled as an open file, with the memory out of band."""
-
-    def __init__(self, memory: memoryview):
-        self._memory = memory
-
-    def __reduce__(self) -> Any:
-        return io.BytesIO, (pickle.PickleBuffer(self._memory),)
-
-
-def _reduce_frame(frame: Any) -> Any:
-    """Reduce a polars data frame to a stream in Arrow's format."""
-    import polars
-
-    if any("Object" in str(dtype) for dtype in frame.dtypes):
-        # Arrow would write the addresses of the objects.
-        return frame.__reduce_ex__(5)
-    stream = frame.write_ipc_stream(None)
-    return polars.read_ipc_stream, (_Stream(stream.getbuffer()),)
-
-
-def _reduce_series(series: Any) -> Any:
-    """Reduce a polars series to the only column of a data frame."""
-    import polars
-
-    return polars.DataFrame.to_series, (series.to_frame(), 0)
-
-
-#: Library → names of its types → functions that reduce them to buffers.
-_REDUCTIONS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "numpy": {"ndarray": _reduce_array},
-    "polars": {"DataFrame": _reduce_frame, "Series": _reduce_series},
-}
-
-
-def _dispatch_table() -> dict[type, Callable[[Any], Any]] | None:
-    """Return the reductions for the libraries that are imported, or None if there are none."""
-    found: dict[type, Callable[[Any], Any]] = {}
-    for library, reductions in _REDUCTIONS.items():
-        module = sys.modules.get(library)
-        for name, reduction in reductions.items():
-            cls = getattr(module, name, None)
-            if cls is not None:
-                found[cls] = reduction
-    return {**copyreg.dispatch_table, **found} if found else None
-
-
-def _dumps_plain(x: Any, protocol: int, buffer_callback: Callable[[Any], Any] | None) -> bytes:
-    """Pickle *x* as ``pickle.dumps`` does, but with the reductions above."""
-    table = None if buffer_callback is None else _dispatch_table()
+def _dumps_plain(
+    x: Any,
+    protocol: int,
+    buffer_callback: Callable[[Any], Any] | None,
+    table: dict[Any, Any] | None,
+) -> bytes:
+    """Pickle *x* as ``pickle.dumps`` does, but with the reductions in *table*."""
     if table is None:
         return pickle.dumps(x, protocol=protocol, buffer_callback=buffer_callback)
     with io.BytesIO() as file:
@@ -183,7 +128,12 @@ _MAX_IN_BAND_SIZE = 4096
 class _Pickler(cloudpickle.Pickler):
     """A cloudpickle pickler that sends objects of registered types through their serializers."""
 
-    def __init__(self, file: Any, protocol: int, buffer_callback: Any):
+    def __init__(
+        self, file: Any, protocol: int, buffer_callback: Any, table: dict[Any, Any] | None
+    ):
+        if table is not None:
+            # pickle.Pickler looks at this once, when it is made.
+            self.dispatch_table = ChainMap(table, cloudpickle.Pickler.dispatch_table)
         super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
         # Whether the protocol has buffers out of band.
         self._with_buffers = protocol >= 5

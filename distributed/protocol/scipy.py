@@ -12,11 +12,16 @@ from typing import Any
 import scipy.sparse
 
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
+from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.generic import ObjectDictSerializer, register_generic
+from distributed.protocol.limits import count_memory
 from distributed.protocol.objects import Header
 from distributed.protocol.utils import Buffer
 
 __all__ = ["deserialize_scipy_sparse_dok", "serialize_scipy_sparse_dok"]
+
+#: Number of bytes of an entry of a dictionary of keys: a tuple, its two indices, and the value.
+_ENTRY_SIZE = 256
 
 _by_attribute = ObjectDictSerializer("dask")
 
@@ -32,8 +37,21 @@ def serialize_scipy_sparse_dok(
 def deserialize_scipy_sparse_dok(
     header: Header, frames: Sequence[Buffer]
 ) -> scipy.sparse.dok_matrix:
-    """Return the matrix, converted back from coordinate format."""
-    return _by_attribute.deserialize(header["coo_header"], frames).todok()
+    """Return the matrix, converted back from coordinate format.
+
+    Raises
+    ------
+    HeaderError
+        If the frames do not contain a matrix in coordinate format.
+    CompressionError
+        If the dictionary would be larger than ``distributed.comm.max-inflated-size``.
+    """
+    x = _by_attribute.deserialize(header["coo_header"], frames)
+    if not isinstance(x, scipy.sparse.coo_matrix):
+        raise HeaderError(f"a dok_matrix was sent as a {type(x).__name__:.100}")
+    size = sum(part.nbytes for part in (x.data, x.row, x.col))
+    count_memory(_ENTRY_SIZE * x.data.size + size, "a dok_matrix")
+    return x.todok()
 
 
 register_generic(scipy.sparse.spmatrix)

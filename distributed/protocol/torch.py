@@ -76,9 +76,13 @@ def _to_host(t: torch.Tensor) -> Any:
     return t.detach().cpu().numpy()
 
 
-def _from_host(x: Any) -> torch.Tensor:
+def _from_host(x: Any, device: Any = "cpu") -> torch.Tensor:
+    shape = x.shape
+    # The elements of an expanded tensor are copied once, here and to a device.
+    once = x[(*(slice(None) if stride else slice(1) for stride in x.strides), ...)]
     # Tensors must be writeable, even if the received memory is not.
-    return torch.from_numpy(x if x.flags.writeable else x.copy())
+    t = torch.from_numpy(once if once.flags.writeable else once.copy())
+    return (t if device == "cpu" else t.to(device)).expand(shape)
 
 
 def serialize_torch_Tensor(t: torch.Tensor, context: Any = None) -> tuple[Header, list[Any]]:
@@ -106,14 +110,11 @@ def deserialize_torch_Tensor(header: Header, frames: Sequence[Buffer]) -> torch.
     """Return a tensor that views the memory of *frames*, or a copy of it on a device."""
     gradient = header.get("grad")
     end = len(frames) if gradient is None else gradient["start"]
-    t = _from_host(deserialize(header["sub-header"], frames[:end]))
-    device = header["device"]
-    if device != "cpu":
-        t = t.to(device)
+    t = _from_host(deserialize(header["sub-header"], frames[:end]), header["device"])
     if header["requires_grad"]:
         t.requires_grad_()
     if gradient is not None:
-        t.grad = _from_host(deserialize(gradient["header"], frames[end:])).to(t.device)
+        t.grad = _from_host(deserialize(gradient["header"], frames[end:]), t.device)
     return t
 
 

@@ -489,3 +489,51 @@ async def test_more_silence_than_there_are_descriptors_over_other_transports(add
             await siege.connect()
         await async_poll_for(lambda: "Too many connections" in siege.server.logged(), timeout=5)
         assert siege.server.logged().count("Too many connections") == 1
+
+
+def about_arrays():
+    """Return requests whose arrays claim gigabytes, or are slow to compare or to show."""
+    np = pytest.importorskip("numpy")
+    repeated = np.broadcast_to(np.zeros(1, "u1"), 2**34)
+    wide = np.broadcast_to(np.zeros(1, "u1"), (7,) * 16)
+    masked = np.ma.MaskedArray(repeated, mask=np.broadcast_to(np.zeros(1, "?"), 2**34))
+    one_element = dumps({"x": to_serialize(np.zeros(1, "?"))})
+
+    def changed(data, **changes):
+        request, header, *data = dumps({"op": "echo", "data": to_serialize(data)})
+        header = msgpack.unpackb(header, strict_map_key=False)
+        header["sub-header"] |= changes
+        return packed(request, msgpack.packb(header), *map(bytes, data))
+
+    mask_header = msgpack.unpackb(one_element[1])["sub-header"]
+    yield changed(masked, **{"mask-header": mask_header})
+    yield changed(np.zeros(1, "i4"), dtype=(0, "i4," * 300_000))
+    yield changed(np.zeros(1, "i4"), dtype=(0, "(" + "1," * 300_000 + ")i4"))
+    for request in (
+        {"op": "echo", "data": to_serialize(repeated), "serializers": ["pickle"]},
+        {"op": "echo", "data": to_serialize((repeated, masked)), "serializers": ["pickle"]},
+        {"op": to_serialize(wide)},
+        {"data": to_serialize(wide)},
+        to_serialize(wide),
+    ):
+        yield packed(*map(bytes, dumps(request)))
+
+
+@gen_test(timeout=60)
+async def test_headers_of_arrays_that_claim_gigabytes():
+    np = pytest.importorskip("numpy")
+    async with besieged() as siege:
+        peer = await siege.after_handshake()
+        # The server imports numpy now.
+        await peer.send(packed(*frames_of(np.zeros((1, 1), "M8[s]"))))
+        await peer.read_message()
+        await peer.send(packed(*frames_of(np.ma.MaskedArray([1], mask=[True]))))
+        await peer.read_message()
+        siege.memory = siege.server.resident()
+        siege.server.forget_peak()
+        for request in about_arrays():
+            await peer.send(request)
+            await peer.read_message()
+        # The connection is still usable.
+        await peer.send(message({"op": "echo", "data": "still there"}))
+        assert await peer.read_message() == [msgpack.packb("still there")]

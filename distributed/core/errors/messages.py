@@ -127,7 +127,9 @@ def truncate_exception(e: BaseException, n: int = DEFAULT_MAX_ERROR_LENGTH) -> B
             short = type(e)("Long error message", text[:n])
         if len(safe_str(short)) > n + 100:
             raise ValueError("the type makes its message long")
-    except Exception:  # noqa: BLE001  (a constructor may raise any error)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001  (a constructor may raise any error)
         short = Exception("Long error message", type(e), text[:n])
     for note in notes_of(e):
         short.add_note(bounded(note, n))

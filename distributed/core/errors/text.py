@@ -1,14 +1,21 @@
-"""Texts of exceptions and tracebacks, of limited length and made without raising."""
+"""Texts of exceptions, tracebacks and messages, of limited length and made without raising.
+
+Only a `KeyboardInterrupt` or `SystemExit` is raised by these functions, since a signal may raise
+them anywhere.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import reprlib
 import socket
 import sys
 import traceback as tracebacks
 from collections.abc import Callable
+from itertools import islice
 from types import TracebackType
+from typing import Any
 
 from distributed.base import config
 from distributed.core.errors.frames import shorten
@@ -35,7 +42,9 @@ def format_traceback(tb: TracebackType | None, limit: int) -> str:
     """Return the user's frames of a traceback as Python prints them; an empty text for None."""
     try:
         return bounded("".join(tracebacks.format_tb(shorten(tb))), limit)
-    except Exception as e:  # noqa: BLE001  (unreadable source, no memory, ...)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # noqa: BLE001  (unreadable source, no memory, ...)
         return f"  (the traceback could not be formatted: {safe_repr(e)})\n"
 
 
@@ -63,8 +72,60 @@ def safe_repr(exc: BaseException) -> str:
 def _safe(show: Callable[[object], str], exc: BaseException) -> str:
     try:
         return show(exc)
-    except Exception as e:  # noqa: BLE001  (any class may override these methods)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # noqa: BLE001  (any class may override these methods)
         return f"<{type_name(exc)} whose {show.__name__}() raises {type_name(e)}>"
+
+
+class _Shown(reprlib.Repr):
+    """Representations of plain values; other objects are shown by their type alone.
+
+    A peer chooses the values, and the ``repr`` of an array with many axes may take minutes.
+    """
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = limit
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 20
+
+    def repr1(self, x: Any, level: int) -> str:
+        cls = type(x)
+        if cls in (str, bytes):
+            shown = repr(x[: self.maxstring])
+            return shown if len(x) <= self.maxstring else shown + "..."
+        if cls is dict:
+            if level <= 0:
+                return "{...}"
+            items = [
+                f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+                for key, value in islice(x.items(), self.maxdict)
+            ]
+            return "{" + ", ".join(items + ["..."] * (len(x) > len(items))) + "}"
+        if cls in (list, tuple, set, frozenset):
+            return str(super().repr1(x, level))
+        if cls in (int, float, bool, complex, type(None)):
+            return repr(x)
+        return f"<{type_name(x)}>"
+
+
+def shown(value: object, limit: int) -> str:
+    """Return a text for a value that a peer has sent, without calling code of a library.
+
+    Parameters
+    ----------
+    value
+        Any object.  Numbers, texts, bytes and collections are shown; others by their type alone.
+    limit
+        Maximum number of characters.
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> shown({"op": ["x", Fraction(1)]}, 100)
+    "{'op': ['x', <fractions.Fraction>]}"
+    """
+    return _Shown(limit).repr(value)[:limit]
 
 
 def bounded(text: str, limit: int) -> str:

@@ -95,6 +95,11 @@ class IsEndless(Exception):
         return IsEndless, (IsEndless(),)
 
 
+class IsEndlessInItsAttributes(Exception):
+    def __reduce__(self):
+        return type(self), self.args, {"next": type(self)()}
+
+
 class RefusesNotes(Exception):
     def __setattr__(self, name, value):
         raise AttributeError(name)
@@ -384,6 +389,7 @@ def test_a_member_of_a_group_that_cannot_be_pickled_becomes_its_repr():
         (UnpicklesAsText, "unpickles as <class 'str'>"),
         (RunsOutOfMemory, "MemoryError"),
         (IsEndless, "recursion"),
+        (IsEndlessInItsAttributes, ""),
     ],
 )
 def test_an_exception_that_cannot_be_pickled_and_unpickled_arrives_as_its_repr(cls, reason):

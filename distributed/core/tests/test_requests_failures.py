@@ -313,6 +313,31 @@ def raise_outcome():
     raise Outcome("failed")
 
 
+def raise_generator_exit():
+    raise GeneratorExit("by the handler")
+
+
+async def raise_generator_exit_later():
+    await asyncio.sleep(0)
+    raise GeneratorExit("by the handler")
+
+
+class Raises:
+    """An object whose pickling and representation raise an exception of a given type."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        raise self.kind("by the object")
+
+    __repr__ = __reduce__
+
+
+#: The exceptions that an object must not raise, but that do not end the process.
+ODD_KINDS = [GeneratorExit, asyncio.CancelledError, Outcome]
+
+
 @TRANSPORTS
 @pytest.mark.parametrize(
     ("handler", "message"),
@@ -320,6 +345,8 @@ def raise_outcome():
         (raise_cancelled_error, "handler of 'f' in Server .* was cancelled"),
         (await_a_cancelled_task, "handler of 'f' in Server .* was cancelled"),
         (raise_outcome, "Outcome"),
+        (raise_generator_exit, "GeneratorExit"),
+        (raise_generator_exit_later, "GeneratorExit"),
     ],
 )
 @gen_test()
@@ -330,6 +357,94 @@ async def test_a_base_exception_of_a_handler_is_a_runtime_error_at_the_caller(
         with quiet(), pytest.raises(RuntimeError, match=message):
             await remote.f()
         assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("kind", ODD_KINDS)
+@pytest.mark.parametrize("wrap", [lambda x: x, to_serialize], ids=["value", "wrapped"])
+@gen_test()
+async def test_an_odd_exception_of_an_object_that_is_pickled_is_an_error_at_the_caller(
+    transport, kind, wrap
+):
+    if transport.startswith("inproc"):
+        pytest.skip("inproc does not pickle")
+    async with (
+        serving(transport, {"f": lambda: wrap(Raises(kind))}) as server,
+        connected(server) as comm,
+    ):
+        with quiet():
+            answer = await ask(comm, {"op": "f"})
+        assert answer["status"] == "uncaught-error"
+        assert "by the object" in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@pytest.mark.parametrize("kind", ODD_KINDS)
+@gen_test()
+async def test_an_odd_exception_of_the_repr_of_an_error_is_not_raised(kind):
+    def f():
+        raise ValueError(Raises(kind))
+
+    async with serving(TCP, {"f": f}) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": "f"})
+        assert (
+            f"whose repr() raises {kind.__module__}.{kind.__qualname__}"
+            in (answer["exception_text"])
+        )
+        await assert_usable(comm)
+
+
+class Unloadable:
+    """An object whose unpickling raises."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        return _raise, (self.kind,)
+
+
+def _raise(kind):
+    raise kind("by the object")
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, Outcome])
+@gen_test()
+async def test_an_odd_exception_of_an_argument_that_is_unpickled_is_an_error_at_the_caller(kind):
+    async with serving(TCP) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, {"op": "echo", "data": Unloadable(kind)})
+        assert "by the object" in answer["exception_text"]
+        await assert_usable(comm)
+
+
+@gen_test()
+async def test_closing_the_coroutine_that_serves_a_comm_ends_it():
+    # Python does this when an event loop is closed with tasks that have not ended.
+    async with serving(TCP, {"wait": asyncio.Event().wait}) as server, connected(server) as comm:
+        await comm.write({"op": "wait"})
+        while not any(server._comms.values()):
+            await asyncio.sleep(0)
+        (task,) = server._server_requests._tasks
+        coroutine = task.get_coro()
+        coroutine.close()
+        assert not server._comms
+        task.cancel()
+
+
+@pytest.mark.parametrize("place", ["message", "op", "without op"])
+@gen_test()
+async def test_the_representation_of_an_array_is_not_made_for_an_error(place):
+    # NumPy shows at least six elements of each axis: 6 ** 16 here.
+    np = pytest.importorskip("numpy")
+    array = to_serialize(np.broadcast_to(np.zeros(1, "u1"), (7,) * 16))
+    message = {"message": array, "op": {"op": array}, "without op": {"data": array}}[place]
+    async with serving(TCP, blocked_handlers=["f"]) as server, connected(server) as comm:
+        with quiet():
+            answer = await ask(comm, message)
+        assert "<numpy.ndarray>" in answer["exception_text"]
+        await assert_usable(comm)
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

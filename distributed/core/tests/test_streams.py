@@ -290,13 +290,29 @@ async def fail_by_cancellation(x=None):
     raise asyncio.CancelledError("no luck")
 
 
+async def fail_by_generator_exit(x=None):
+    raise GeneratorExit("no luck")
+
+
+def fail_by_generator_exit_at_once(x=None):
+    raise GeneratorExit("no luck")
+
+
 class RefusesNotes(ZeroDivisionError):
     def __setattr__(self, name, value):
         raise AttributeError(name)
 
 
 FAILING = pytest.mark.parametrize(
-    "handler", [fail, fail_later, fail_about_another_comm, fail_by_cancellation]
+    "handler",
+    [
+        fail,
+        fail_later,
+        fail_about_another_comm,
+        fail_by_cancellation,
+        fail_by_generator_exit,
+        fail_by_generator_exit_at_once,
+    ],
 )
 
 

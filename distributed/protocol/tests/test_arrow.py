@@ -98,7 +98,7 @@ def test_a_damaged_stream_is_refused(x, damage):
 def test_a_stream_of_two_batches_is_refused_in_place_of_one():
     header, _ = serialize(pa.record_batch({"a": [1]}))
     _, frames = serialize(pa.concat_tables([pa.table({"a": [1]})] * 2))
-    with pytest.raises(ProtocolError, match="stream of 2 batches"):
+    with pytest.raises(ProtocolError, match="stream of several batches"):
         deserialize(header, frames)
 
 

@@ -7,17 +7,20 @@ sockets are made, which stream a socket gets, and what the addresses are.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+import ssl
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ClassVar
 
+from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
 from distributed.comm.core import (
     BaseListener,
-    Comm,
     CommHandler,
     FatalCommClosedError,
     call_comm_handler,
@@ -28,6 +31,13 @@ from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 
 logger = logging.getLogger(__name__)
 
+#: Offset of tcpi_bytes_received in struct tcp_info (linux/tcp.h, since Linux 4.1).
+_BYTES_RECEIVED = 128
+
+#: Maximum number of connections that are compared to close one of them.  Comparing all would take
+#: longer the more there are.
+_COMPARED = 64
+
 
 def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     """Log once that the handshake with a peer that connected from *peer* to *local* failed."""
@@ -36,15 +46,26 @@ def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
 
 
-def _is_silent(comm: Comm) -> bool:
-    """Return whether no bytes of the peer wait to be read; False for a websocket."""
-    stream = getattr(comm, "stream", None)
-    if stream is None:
-        # The peer of a websocket has sent its request.
-        return False
+def _is_readable(stream: IOStream) -> bool:
+    """Return whether the peer has sent bytes that were not read, or has disconnected."""
+    if stream._read_buffer_size:
+        return True
+    sock: Any = stream.socket
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
     readable = select.poll()
-    readable.register(stream.socket, select.POLLIN)
-    return not readable.poll(0)
+    readable.register(sock, select.POLLIN)
+    return bool(readable.poll(0))
+
+
+def _has_sent(sock: socket.socket) -> bool:
+    """Return whether the peer has sent anything since it connected; False if unknown."""
+    if sys.platform != "linux" or sock.family == socket.AF_UNIX:
+        return False
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+    if len(info) < _BYTES_RECEIVED + 8:
+        return False
+    return int.from_bytes(info[_BYTES_RECEIVED:], sys.byteorder) > 0
 
 
 class StreamListener(BaseListener):
@@ -76,17 +97,36 @@ class StreamListener(BaseListener):
         )
         self.tcp_server = server
 
+    def _unfinished(self) -> Iterator[tuple[IOStream, bool, Callable[[], object]]]:
+        """Yield the connections whose handshake is in progress, oldest first.
+
+        Each is a stream, whether the peer's bytes were received and not looked at yet, and a
+        function that closes the connection.
+        """
+        for comm in self._handshaking:
+            stream = getattr(comm, "stream", None)
+            if stream is not None:
+                yield stream, False, comm.abort
+
     def _make_room(self) -> bool:
         """Close a connection because file descriptors ran out; return whether there was one.
 
-        A peer whose connect() has returned has sent its part of the handshake.  So connections that
-        have sent nothing are closed first.
+        A peer whose connect() has returned has sent its part of the handshake, but this side may
+        not have read it yet.  Therefore a connection is closed only if nothing is left to read from
+        it, and first the oldest one of a peer that has sent nothing at all.
         """
-        for comm in self._handshaking:
-            if not comm.closed() and _is_silent(comm):
-                comm.abort()
+        waiting = None
+        for stream, unread, close in itertools.islice(self._unfinished(), _COMPARED):
+            if stream.closed() or unread or _is_readable(stream):
+                continue
+            if not _has_sent(stream.socket):
+                close()
                 return True
-        return self.abort_oldest_handshake()
+            waiting = waiting or close
+        if waiting is None:
+            return False
+        waiting()
+        return True
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:
         """Return the stream for a new connection."""
@@ -113,11 +153,13 @@ class StreamListener(BaseListener):
             # The listener stopped after this socket was accepted.
             sock.close()
             return None
-        local, peer = self._addresses_of(sock, address)
-        logger.debug("Incoming connection from %s to %s", peer, local)
+        local, peer = self.prefix, "a peer"
         try:
+            local, peer = self._addresses_of(sock, address)
+            logger.debug("Incoming connection from %s to %s", peer, local)
             comm = self.comm_class(self._open_stream(sock), local, peer, self.deserialize)
         except OSError as exc:
+            sock.close()
             log_failed_connection(peer, local, exc)
             return None
         comm.allow_offload = self.allow_offload

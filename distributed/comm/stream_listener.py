@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import select
 import socket
-import ssl
+import struct
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ClassVar
@@ -31,8 +32,12 @@ from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 
 logger = logging.getLogger(__name__)
 
-#: Offset of tcpi_bytes_received in struct tcp_info (linux/tcp.h, since Linux 4.1).
-_BYTES_RECEIVED = 128
+#: Offsets in struct tcp_info of linux/tcp.h: tcpi_last_data_recv (u32, milliseconds) and, since
+#: Linux 4.1, tcpi_bytes_received (u64).
+_LAST_DATA_RECEIVED, _BYTES_RECEIVED = 52, 128
+
+#: Milliseconds in which a peer's bytes may still be on their way from the socket to the handshake.
+_RECENT = 100
 
 #: Maximum number of connections that are compared to close one of them.  Comparing all would take
 #: longer the more there are.
@@ -46,26 +51,24 @@ def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
 
 
-def _is_readable(stream: IOStream) -> bool:
-    """Return whether the peer has sent bytes that were not read, or has disconnected."""
-    if stream._read_buffer_size:
-        return True
-    sock: Any = stream.socket
-    if isinstance(sock, ssl.SSLSocket) and sock.pending():
-        return True
+def _is_readable(sock: socket.socket) -> bool:
+    """Return whether the peer has sent bytes that were not received, or has disconnected."""
     readable = select.poll()
     readable.register(sock, select.POLLIN)
     return bool(readable.poll(0))
 
 
-def _has_sent(sock: socket.socket) -> bool:
-    """Return whether the peer has sent anything since it connected; False if unknown."""
+def _silence(sock: socket.socket) -> float:
+    """Return the milliseconds since the peer has sent anything; infinity if it never did.
+
+    It is also infinity if the system does not tell.
+    """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
-        return False
+        return math.inf
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
-    if len(info) < _BYTES_RECEIVED + 8:
-        return False
-    return int.from_bytes(info[_BYTES_RECEIVED:], sys.byteorder) > 0
+    if len(info) < _BYTES_RECEIVED + 8 or not any(info[_BYTES_RECEIVED:]):
+        return math.inf
+    return float(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0])
 
 
 class StreamListener(BaseListener):
@@ -97,35 +100,34 @@ class StreamListener(BaseListener):
         )
         self.tcp_server = server
 
-    def _unfinished(self) -> Iterator[tuple[IOStream, bool, Callable[[], object]]]:
-        """Yield the connections whose handshake is in progress, oldest first.
-
-        Each is a stream, whether the peer's bytes were received and not looked at yet, and a
-        function that closes the connection.
-        """
+    def _unfinished(self) -> Iterator[tuple[IOStream, Callable[[], object]]]:
+        """Yield the streams whose handshake is in progress, oldest first, and how to close each."""
         for comm in self._handshaking:
             stream = getattr(comm, "stream", None)
             if stream is not None:
-                yield stream, False, comm.abort
+                yield stream, comm.abort
 
     def _make_room(self) -> bool:
         """Close a connection because file descriptors ran out; return whether there was one.
 
         A peer whose connect() has returned has sent its part of the handshake, but this side may
-        not have read it yet.  Therefore a connection is closed only if nothing is left to read from
-        it, and first the oldest one of a peer that has sent nothing at all.
+        not have looked at it yet.  Therefore a connection is closed only if nothing has arrived
+        just now: first one that has sent nothing at all.  Among equals it is the oldest, since
+        honest peers are done soon.
         """
-        waiting = None
-        for stream, unread, close in itertools.islice(self._unfinished(), _COMPARED):
-            if stream.closed() or unread or _is_readable(stream):
+        close_waiting = None
+        for stream, close in itertools.islice(self._unfinished(), _COMPARED):
+            if stream.closed() or _is_readable(stream.socket):
                 continue
-            if not _has_sent(stream.socket):
+            silence = _silence(stream.socket)
+            if silence == math.inf:
                 close()
                 return True
-            waiting = waiting or close
-        if waiting is None:
+            if silence > _RECENT and close_waiting is None:
+                close_waiting = close
+        if close_waiting is None:
             return False
-        waiting()
+        close_waiting()
         return True
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:

@@ -117,11 +117,6 @@ class Inbox:
         # Tornado waits for it, and does not receive, while there are too many messages.
         self._paused: asyncio.Future[None] | None = None
 
-    @property
-    def holds_messages(self) -> bool:
-        """Whether a message was received that is not read yet."""
-        return bool(self._messages)
-
     def put(self, message: str | bytes) -> asyncio.Future[None] | None:
         """Add a message; return the future to await before receiving the next one, if any."""
         if self._ended:

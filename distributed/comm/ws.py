@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar
 
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
@@ -238,6 +239,18 @@ def _log_answer(handler: RequestHandler) -> None:
         )
 
 
+class _HTTPServer(HTTPServer):
+    """The HTTP server of a listener that does not share its port."""
+
+    #: Called with the stream of each connection that has ended.
+    forget: Callable[[IOStream], object]
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        assert isinstance(server_conn, HTTP1ServerConnection)
+        self.forget(server_conn.stream)
+
+
 class WSListener(BaseTCPListener):
     """A listener for websockets, at an HTTP server of its own or at an existing one.
 
@@ -318,13 +331,14 @@ class WSListener(BaseTCPListener):
             self._join(shared)
             return
         application = Application([Rule(self._route, WSHandler)], log_function=_log_answer)
-        server = HTTPServer(
+        server = _HTTPServer(
             application,
             max_buffer_size=MAX_BUFFER_SIZE,
             max_header_size=HTTP_LIMIT,
             max_body_size=HTTP_LIMIT,
         )
         server.handle_stream = self._handle_stream  # type: ignore[assignment]
+        server.forget = self._forget
         self._accept_on(server, self._bind())
         self.bound_address = get_tcp_server_addresses(server)[0][:2]
 
@@ -333,12 +347,12 @@ class WSListener(BaseTCPListener):
         """The HTTP server that accepts the websockets, maybe shared; None unless started."""
         return self.tcp_server if isinstance(self.tcp_server, HTTPServer) else None
 
-    def _unfinished(self) -> Iterator[tuple[IOStream, bool, Callable[[], object]]]:
+    def _unfinished(self) -> Iterator[tuple[IOStream, Callable[[], object]]]:
         for stream in self._opening:
-            yield stream, False, stream.close
+            yield stream, stream.close
         for comm in self._handshaking:
             assert isinstance(comm, WS)
-            yield comm._stream, comm._inbox.holds_messages, comm.abort
+            yield comm._stream, comm.abort
 
     def _find_server(self) -> HTTPServer | None:
         """Return the HTTP server to share, or None."""

@@ -17,15 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
-from distributed.core.admission import Admission
+from distributed.core.admission import Admission, Refusals
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
 logger = logging.getLogger("distributed.core")
-
-#: Maximum number of seconds to wait for the request that the refusal of a peer answers.
-_REFUSAL_TIME = 10.0
 
 #: Maximum number of characters of a peer's message that an error or a log line shows.
 _SHOWN = 500
@@ -92,6 +89,7 @@ class Requests:
     def __init__(self, server: RequestServer):
         self._server = server
         self._admission = Admission.configured()
+        self._refusals = Refusals.configured()
         # Each task that serves or refuses a comm → that comm.
         self._tasks: dict[asyncio.Task[Any], Comm] = {}
         # op → the way to call its handler, if `server.handlers` still has that handler.
@@ -159,15 +157,20 @@ class Requests:
     async def _refuse(self, comm: Comm, reason: str) -> None:
         """Answer the first request on *comm* by an error that tells *reason*, and close *comm*."""
         message = f"{self._server._name_in_messages} refuses a connection: {reason}"
-        logger.warning("%s (from %s)", message, comm.peer_address)
+        refusals = self._refusals
+        refusals.log(message, comm.peer_address)
+        refusals.enter(comm)
+        # Nothing that the request contains is needed.
+        comm.deserialize = False
         try:
-            async with asyncio.timeout(_REFUSAL_TIME):
+            async with asyncio.timeout(refusals.timeout):
                 await comm.read()
                 await self._write(comm, None, error_message(OSError(message), "uncaught-error"))
                 await comm.close()
         except (TimeoutError, CommClosedError) as exc:
             logger.debug("%s did not wait for the refusal: %r", comm.peer_address, exc)
         finally:
+            refusals.leave(comm)
             comm.abort()
 
     async def _answer(self, comm: Comm, msg: Any) -> bool:

@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from distributed.comm.exceptions import FatalCommClosedError
@@ -103,16 +104,27 @@ class Attempts:
         self.deadline = self._start + seconds
         #: The attempts that are in progress, as an ordered set.
         self.running: dict[Attempt, None] = {}
-        # Kind of failure → number of attempts, and the last reason.
-        self._failures: dict[Any, tuple[int, str]] = {}
         #: The error of the last attempt that failed.
         self.failure: BaseException | None = None
         # Whether the failures were logged.
         self._logged = False
-        # Name and port of a host → its addresses, and the time at which they were found.
-        self._addresses: dict[tuple[str, int], tuple[list[Any], float]] = {}
-        # Address that was reached → number of attempts that failed afterwards.
-        self._reached: dict[Any, int] = {}
+
+    # Most calls need none of these.
+
+    @cached_property
+    def _failures(self) -> dict[Any, tuple[int, str]]:
+        """Kind of failure → number of attempts, and the last reason."""
+        return {}
+
+    @cached_property
+    def _addresses(self) -> dict[tuple[str, int], tuple[list[Any], float]]:
+        """Name and port of a host → its addresses, and the time at which they were found."""
+        return {}
+
+    @cached_property
+    def _reached(self) -> dict[Any, int]:
+        """Address that was reached → number of attempts that failed afterwards."""
+        return {}
 
     def failed(self, exc: OSError) -> None:
         """Note why an attempt has failed."""

@@ -160,11 +160,16 @@ class Requests:
         refusals = self._refusals
         refusals.log(message, comm.peer_address)
         refusals.enter(comm)
-        # Nothing that the request contains is needed.
-        comm.deserialize = False
+        # Nothing in the request is needed, so nothing is deserialized.
+        comm.deserialize = comm.allow_pickle = False
         try:
             async with asyncio.timeout(refusals.timeout):
-                await comm.read()
+                try:
+                    await comm.read()
+                except CommClosedError:
+                    raise
+                except Exception as exc:  # noqa: BLE001  (the peer gets the refusal instead)
+                    logger.debug("The request of %s was not read: %r", comm.peer_address, exc)
                 await self._write(comm, None, error_message(OSError(message), "uncaught-error"))
                 await comm.close()
         except (TimeoutError, CommClosedError) as exc:

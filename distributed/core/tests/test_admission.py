@@ -114,14 +114,21 @@ async def test_a_refused_connection_that_stays_silent_is_closed():
             await comm.read()
 
 
+unpickled: list[int] = []
+
+
+def note(number: int) -> None:
+    unpickled.append(number)
+
+
+class Payload:
+    def __reduce__(self):
+        return note, (1,)
+
+
 @gen_test()
 async def test_the_request_of_a_refused_connection_is_not_unpickled():
-    unpickled = []
-
-    class Payload:
-        def __reduce__(self):
-            return unpickled.append, (1,)
-
+    unpickled.clear()
     with config.set({"distributed.comm.max-connections": 0}):
         server = Server({})
     async with server:

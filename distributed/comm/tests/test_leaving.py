@@ -207,7 +207,7 @@ async def test_connecting_to_a_server_that_leaves_at_any_stage_is_retried(scheme
         captured_logger("", level=logging.WARNING) as log,
         leaving_server(scheme, str(tmp_path / "socket")) as (address, occurred),
     ):
-        while len(occurred) < 20 * len(cases(scheme)):
+        while len(occurred) < 10 * len(cases(scheme)):
             outcomes = await asyncio.gather(
                 *(transport.connect(address, timeout=0.3, token=TOKEN) for _ in range(20)),
                 return_exceptions=True,
@@ -265,7 +265,7 @@ async def test_a_listener_whose_peers_leave_at_any_stage_stays_usable(scheme):
         )
 
         def leave_at_every_stage() -> None:
-            for _ in range(20):
+            for _ in range(10):
                 for case in cases(scheme):
                     peer = connect_raw(listener.contact_address)
                     Leaver(peer.sock, scheme, "client", case).run()

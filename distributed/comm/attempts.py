@@ -106,6 +106,8 @@ class Attempts:
         self.running: dict[Attempt, None] = {}
         #: The error of the last attempt that failed.
         self.failure: BaseException | None = None
+        #: The number of attempts that wait for a lookup, which a further attempt would only share.
+        self.lookups = 0
         # Whether the failures were logged.
         self._logged = False
 
@@ -299,7 +301,8 @@ async def _try_again(
                 if now() >= deadline:
                     raise attempts.error() from attempts.failure
                 attempts.report()
-                race.enter(attempt())
+                if not attempts.lookups:
+                    race.enter(attempt())
                 pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
                 attempt_limit *= _ATTEMPT_GROWTH
                 next_attempt = now() + attempt_limit

@@ -129,6 +129,13 @@ async def _resolve(resolver: netutil.Resolver, host: str, port: int) -> list[Add
     return list(await resolver.resolve(host, port))
 
 
+async def _look_up(host: str, port: int) -> list[Address]:
+    try:
+        return await _lookups.addresses_of(host, port)
+    except UnicodeError as exc:
+        raise ValueError(f"{host!r} cannot be the name of a host: {exc}") from exc
+
+
 async def connect_to_host(host: str, port: int) -> socket.socket:
     """Return a socket that is connected to an address of *host*.
 
@@ -143,11 +150,14 @@ async def connect_to_host(host: str, port: int) -> socket.socket:
     found = None if attempts is None else attempts.known_addresses(host, port)
     if found is None:
         enter_stage(f"resolving the name {host!r}")
-        try:
-            found = await _lookups.addresses_of(host, port)
-        except UnicodeError as exc:
-            raise ValueError(f"{host!r} cannot be the name of a host: {exc}") from exc
-        if attempts is not None:
+        if attempts is None:
+            found = await _look_up(host, port)
+        else:
+            attempts.lookups += 1
+            try:
+                found = await _look_up(host, port)
+            finally:
+                attempts.lookups -= 1
             attempts.keep_addresses(host, port, found)
     if not found:
         raise OSError(f"the name {host!r} has no address")

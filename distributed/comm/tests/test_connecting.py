@@ -180,10 +180,14 @@ async def test_a_lookup_may_take_most_of_the_timeout(scheme, names):
         return [(socket.AF_INET, ("127.0.0.1", port))]
 
     names(find)
-    async with transport.listening(echo) as listener:
+    handled: list[Comm] = []
+    async with transport.listening(handled.append) as listener:
         comm = await transport.connect(named(listener), timeout=1.2)
         await comm.close()
-    assert lookups == 1
+        await async_poll_for(lambda: handled, timeout=5)
+        # No further attempt has waited for the lookup as well.
+        assert lookups == len(handled) == 1
+        await handled[0].close()
 
 
 @gen_test()

@@ -52,7 +52,7 @@ class Attempt:
         What the attempt is doing, as a present participle or the like.
     """
 
-    __slots__ = ("_token", "attempts", "stage")
+    __slots__ = ("_outer", "attempts", "stage")
 
     def __init__(self, attempts: Attempts) -> None:
         self.attempts = attempts
@@ -60,11 +60,13 @@ class Attempt:
 
     def __enter__(self) -> Self:
         self.attempts.running[self] = None
-        self._token = _current.set(self)
+        self._outer = _current.get()
+        _current.set(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _current.reset(self._token)
+        # `reset` would fail in a coroutine that is closed after its event loop has stopped.
+        _current.set(self._outer)
         del self.attempts.running[self]
 
 

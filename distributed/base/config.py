@@ -88,6 +88,8 @@ DEFAULTS: Mapping[str, Any] = {
             # Maximum number of connections to a server, in total and per host; null: unlimited.
             "max-connections": 100_000,
             "max-connections-per-host": 50_000,
+            # Maximum number of refused connections that wait to be told the reason.
+            "max-refusals": 500,
             # Maximum number of running coroutine handlers of one stream; null: unlimited.
             "max-stream-handlers": 1000,
             # The secret that both sides of a connection share, as text or in a file; null: none.
@@ -99,6 +101,8 @@ DEFAULTS: Mapping[str, Any] = {
                 "handshake": None,
                 # Time without a request before a server closes a connection; null: unlimited.
                 "idle": None,
+                # Time to receive the request that the refusal of a connection answers.
+                "refusal": "10s",
                 # Time that sent data may stay unacknowledged before the connection is closed.
                 "tcp": "30s",
             },

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
@@ -20,6 +19,7 @@ from weakref import WeakSet
 
 from distributed.base.quantities import parse_timedelta
 from distributed.comm.addressing import parse_address
+from distributed.comm.attempts import Attempt, Attempts, keep_trying
 from distributed.comm.auth import (
     Authentication,
     AuthenticationError,
@@ -49,13 +49,6 @@ logger = logging.getLogger(__name__)
 
 #: The callable that a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]
-
-
-#: Maximum seconds before the second attempt to connect, and between any two attempts.
-_BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
-#: Maximum share of the timeout that the first attempt to connect may take, and the factor by which
-#: the share grows with each attempt.
-_FIRST_ATTEMPT_SHARE, _ATTEMPT_GROWTH = 0.2, 1.5
 
 
 class Comm(ABC):
@@ -330,17 +323,6 @@ class BaseListener(Listener):
         for comm in list(self._handshaking):
             comm.abort()
 
-    def abort_oldest_handshake(self) -> bool:
-        """Abort the comm whose handshake began first; return whether there is one.
-
-        Honest peers complete their handshake soon.
-        """
-        for comm in self._handshaking:
-            if not comm.closed():
-                comm.abort()
-                return True
-        return False
-
     async def on_connection(
         self, comm: Comm, handshake_overrides: dict[str, Any] | None = None
     ) -> None:
@@ -414,6 +396,7 @@ async def connect(
     """Connect to *addr* and do the handshake.
 
     Failed attempts are repeated, after random pauses of growing length, until *timeout* expires.
+    A slow attempt continues while the next ones begin, and the first success counts.
 
     Parameters
     ----------
@@ -439,7 +422,8 @@ async def connect(
     Raises
     ------
     OSError
-        If no attempt succeeded in time.  Its cause is the error of the last attempt.
+        If no attempt succeeded in time.  It counts the attempts and gives the last reason of each
+        kind, and its cause is the error of the last attempt that failed.
     FatalCommClosedError
         If an attempt met an error that another attempt cannot change.
     ValueError
@@ -454,40 +438,29 @@ async def connect(
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
 
-    now = asyncio.get_running_loop().time
-    deadline = now() + seconds
-    attempt_limit = seconds * _FIRST_ATTEMPT_SHARE
-    pause_limit = _BACKOFF_BASE
-    failure: OSError | None = None
-    while True:
-        try:
-            async with asyncio.timeout_at(min(deadline, now() + attempt_limit)):
-                comm = await connector.connect(loc, deserialize=deserialize, **connection_args)
-                if allow_pickle is not None:
-                    comm.allow_pickle = allow_pickle
-                try:
-                    authentication = None
-                    if token is not None:
-                        authentication = Authentication(token, "client", comm.channel_binding)
-                    await do_handshake(comm, handshake_overrides, authentication)
-                except BaseException:
-                    comm.abort()
-                    raise
-                return comm
-        except FatalCommClosedError:
-            raise
-        except OSError as exc:
-            if failure is None or str(exc):
-                # The error of an attempt that timed out has no text.
-                failure = exc
-            logger.debug("Could not connect to %s, trying again: %s", addr, exc)
-        pause = random.uniform(0, pause_limit)
-        await asyncio.sleep(min(pause, deadline - now()))
-        if now() >= deadline:
-            break
-        pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
-        attempt_limit *= _ATTEMPT_GROWTH
-    raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s") from failure
+    attempts = Attempts(addr, seconds)
+
+    async def attempt() -> Comm:
+        with Attempt(attempts) as current:
+            comm = await connector.connect(loc, deserialize=deserialize, **connection_args)
+            if allow_pickle is not None:
+                comm.allow_pickle = allow_pickle
+            current.stage = "in the handshake"
+            try:
+                authentication = None
+                if token is not None:
+                    authentication = Authentication(token, "client", comm.channel_binding)
+                await do_handshake(comm, handshake_overrides, authentication)
+            except BaseException:
+                comm.abort()
+                raise
+            return comm
+
+    return await keep_trying(attempt, attempts, _abort)
+
+
+def _abort(comm: Comm) -> None:
+    comm.abort()
 
 
 def listen(

@@ -515,7 +515,7 @@ class InProcListener(BaseListener):
     async def _handle_comm(self, comm: InProc) -> None:
         try:
             await self.on_connection(comm)
-        except CommClosedError as exc:
+        except OSError as exc:
             logger.info("Connection to %s failed before it began: %s", self.listen_address, exc)
             return
         try:

@@ -1,6 +1,6 @@
 """Sockets and their streams: opening, listening and options.
 
-If a name has several addresses, Tornado's ``TCPClient`` finds one that answers.  The comms,
+:mod:`distributed.comm.happy_eyeballs` finds the address of a host that answers.  The comms,
 connectors and listeners that use these sockets are in :mod:`distributed.comm.tcp`, ``ws`` and
 ``unix``.
 """
@@ -11,25 +11,22 @@ import asyncio
 import errno
 import functools
 import logging
-import os
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from tornado import netutil
-from tornado.concurrent import future_set_result_unless_cancelled
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, StreamClosedError
-from tornado.tcpclient import TCPClient
+from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.exceptions import CommClosedError
+from distributed.comm.happy_eyeballs import connect_socket, connect_to_host
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.settings import settings
-from distributed.comm.tls import TLSStream, open_tls_stream
+from distributed.comm.tls import open_tls_stream
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +40,6 @@ _KEEPALIVE_PROBES = 10
 
 #: Whether an accepted socket inherits the options of the listening one.
 OPTIONS_ARE_INHERITED = sys.platform == "linux"
-
-#: Type of a non-blocking socket, which the system creates in one call if it can.
-_NON_BLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 #: Errors of ``accept()`` if file descriptors, or memory of the kernel, are exhausted.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -107,7 +101,8 @@ def _timeout_options(seconds: float) -> list[tuple[int, int, int]]:
 def get_stream_address(stream: IOStream) -> str:
     """Return the local address of *stream* as ``host:port``.
 
-    It is ``"<closed>"`` if the peer has disconnected, and this side has not noticed it yet.
+    It is ``"<closed>"`` if the peer has disconnected, and this side has not noticed it yet.  No
+    comm has such an address: see `get_socket_address`.
 
     Raises
     ------
@@ -116,106 +111,37 @@ def get_stream_address(stream: IOStream) -> str:
     """
     if stream.closed():
         raise CommClosedError(f"the stream is closed and has no address: {stream!r}")
-    return get_socket_address(stream.socket)
-
-
-def get_socket_address(sock: socket.socket) -> str:
-    """Return the local address of *sock* as ``host:port``, or ``"<closed>"``."""
     try:
-        return unparse_host_port(*sock.getsockname()[:2])
-    except OSError:
-        # The peer has disconnected already.
+        return get_socket_address(stream.socket)
+    except CommClosedError:
         return "<closed>"
 
 
-async def _getaddrinfo(
-    host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
-) -> list[tuple[int, Any]]:
-    """Resolve *host*; a thread is used only if it is not an IP address.
-
-    Returns
-    -------
-    list of (family, socket address)
+def get_socket_address(sock: socket.socket) -> str:
+    """Return the local address of *sock* as ``host:port``.
 
     Raises
     ------
-    socket.gaierror
-        If *host* does not resolve, or has no address of this *family*.
+    CommClosedError
+        If the peer has disconnected, where the system then gives no address.
     """
     try:
-        found = socket.getaddrinfo(
-            host, port, family, type, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        )
-    except socket.gaierror as exc:
-        # All other errors, such as an IPv6 address where *family* is IPv4, would occur again.
-        if exc.errno != socket.EAI_NONAME:
-            raise
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=type)
-    return [(entry[0], entry[4]) for entry in found]
+        return unparse_host_port(*sock.getsockname()[:2])
+    except OSError as exc:
+        raise CommClosedError("the peer closed the connection") from exc
 
 
-async def connect_socket(family: int, address: tuple[Any, ...]) -> socket.socket:
-    """Return a socket that is connected to *address*.
+def peer_loc(address: Any) -> str:
+    """Return the *address* of an accepted socket's peer as ``host:port``.
 
     Raises
     ------
-    StreamClosedError
-        If the connection cannot be made; its ``real_error`` tells why.
+    CommClosedError
+        If the peer has disconnected, where the system then gives no address.
     """
-    sock = socket.socket(family, _NON_BLOCKING)
-    try:
-        if sock.getblocking():
-            sock.setblocking(False)
-        try:
-            sock.connect(address)
-        except BlockingIOError:
-            if not _is_connected(sock):
-                await _until_writable(sock)
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if error:
-                    raise OSError(error, os.strerror(error)) from None
-        return sock
-    except BaseException as exc:
-        sock.close()
-        if isinstance(exc, OSError):
-            raise StreamClosedError(exc) from exc
-        raise
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    """Return whether *sock* is connected already, as is usual within one host."""
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
-async def _until_writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    writable = loop.create_future()
-    loop.add_writer(sock, future_set_result_unless_cancelled, writable, None)
-    try:
-        await writable
-    finally:
-        loop.remove_writer(sock)
-
-
-class _Resolver(netutil.Resolver):
-    """A resolver that uses no thread for numeric addresses."""
-
-    def initialize(self) -> None:
-        pass
-
-    async def resolve(
-        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[tuple[int, Any]]:
-        return await _getaddrinfo(host, port, family=family)
-
-
-#: Resolves the names of hosts for all connections.
-tcp_client = TCPClient(resolver=_Resolver())
+    if not address:
+        raise CommClosedError("the peer closed the connection before it was accepted")
+    return unparse_host_port(*address[:2])
 
 
 class Client:
@@ -235,15 +161,15 @@ class Client:
 
         Raises
         ------
-        StreamClosedError
-            If the host cannot be reached; ``real_error`` tells why.
         OSError
-            If the name does not resolve.
+            If the name does not resolve, or the host cannot be reached.
+        ValueError
+            If *host* cannot be the name of a host.
         """
-        if not _is_ipv4(host):
-            # The name may have several addresses; Tornado finds one that answers.
-            return await _AnyAddress(self).open(host, port)
-        sock = await connect_socket(socket.AF_INET, (host, port))
+        if _is_ipv4(host):
+            sock = await connect_socket(socket.AF_INET, (host, port))
+        else:
+            sock = await connect_to_host(host, port)
         if self.ssl_context is None:
             return MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
         return open_tls_stream(sock, self.ssl_context, server_hostname=self.server_hostname)
@@ -255,47 +181,6 @@ def _is_ipv4(host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-class _AnyAddress(TCPClient):
-    """A client that closes its streams if it is cancelled, even just after one has connected."""
-
-    def __init__(self, client: Client) -> None:
-        super().__init__(resolver=tcp_client.resolver)
-        self._client = client
-        # The streams of all addresses that were tried.
-        self._streams: list[MessageStream] = []
-
-    async def open(self, host: str, port: int) -> MessageStream:
-        try:
-            stream = await self.connect(host, port, max_buffer_size=MAX_BUFFER_SIZE)
-        except BaseException:
-            for stream in self._streams:
-                stream.close()
-            raise
-        assert isinstance(stream, MessageStream)
-        return stream
-
-    # Tornado would start TLS on a connected stream, and lose data that was received before.
-    def _create_stream(
-        self,
-        max_buffer_size: int | None,
-        af: socket.AddressFamily,
-        addr: tuple[Any, ...],
-        source_ip: str | None = None,
-        source_port: int | None = None,
-    ) -> tuple[MessageStream, Any]:
-        sock = socket.socket(af)
-        context = self._client.ssl_context
-        stream: MessageStream
-        if context is None:
-            stream = MessageStream(sock, max_buffer_size=max_buffer_size)
-            connected = stream.connect(addr)
-        else:
-            stream = TLSStream(sock, ssl_options=context, max_buffer_size=max_buffer_size)
-            connected = stream.connect(addr, server_hostname=self._client.server_hostname)
-        self._streams.append(stream)
-        return stream, connected
 
 
 class SocketServer(TCPServer):

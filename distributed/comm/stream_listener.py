@@ -7,17 +7,21 @@ sockets are made, which stream a socket gets, and what the addresses are.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import select
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+import struct
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ClassVar
 
+from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
 from distributed.comm.core import (
     BaseListener,
-    Comm,
     CommHandler,
     FatalCommClosedError,
     call_comm_handler,
@@ -28,6 +32,17 @@ from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 
 logger = logging.getLogger(__name__)
 
+#: Offsets in struct tcp_info of linux/tcp.h: tcpi_last_data_recv (u32, milliseconds) and, since
+#: Linux 4.1, tcpi_bytes_received (u64).
+_LAST_DATA_RECEIVED, _BYTES_RECEIVED = 52, 128
+
+#: Milliseconds in which a peer's bytes may still be on their way from the socket to the handshake.
+_RECENT = 100
+
+#: Maximum number of connections that are compared to close one of them.  Comparing all would take
+#: longer the more there are.
+_COMPARED = 64
+
 
 def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     """Log once that the handshake with a peer that connected from *peer* to *local* failed."""
@@ -36,15 +51,24 @@ def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
 
 
-def _is_silent(comm: Comm) -> bool:
-    """Return whether no bytes of the peer wait to be read; False for a websocket."""
-    stream = getattr(comm, "stream", None)
-    if stream is None:
-        # The peer of a websocket has sent its request.
-        return False
+def _is_readable(sock: socket.socket) -> bool:
+    """Return whether the peer has sent bytes that were not received, or has disconnected."""
     readable = select.poll()
-    readable.register(stream.socket, select.POLLIN)
-    return not readable.poll(0)
+    readable.register(sock, select.POLLIN)
+    return bool(readable.poll(0))
+
+
+def _silence(sock: socket.socket) -> float:
+    """Return the milliseconds since the peer has sent anything; infinity if it never did.
+
+    It is also infinity if the system does not tell.
+    """
+    if sys.platform != "linux" or sock.family == socket.AF_UNIX:
+        return math.inf
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+    if len(info) < _BYTES_RECEIVED + 8 or not any(info[_BYTES_RECEIVED:]):
+        return math.inf
+    return float(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0])
 
 
 class StreamListener(BaseListener):
@@ -76,17 +100,35 @@ class StreamListener(BaseListener):
         )
         self.tcp_server = server
 
+    def _unfinished(self) -> Iterator[tuple[IOStream, Callable[[], object]]]:
+        """Yield the streams whose handshake is in progress, oldest first, and how to close each."""
+        for comm in self._handshaking:
+            stream = getattr(comm, "stream", None)
+            if stream is not None:
+                yield stream, comm.abort
+
     def _make_room(self) -> bool:
         """Close a connection because file descriptors ran out; return whether there was one.
 
-        A peer whose connect() has returned has sent its part of the handshake.  So connections that
-        have sent nothing are closed first.
+        A peer whose connect() has returned has sent its part of the handshake, but this side may
+        not have looked at it yet.  Therefore a connection is closed only if nothing has arrived
+        just now: first one that has sent nothing at all.  Among equals it is the oldest, since
+        honest peers are done soon.
         """
-        for comm in self._handshaking:
-            if not comm.closed() and _is_silent(comm):
-                comm.abort()
+        close_waiting = None
+        for stream, close in itertools.islice(self._unfinished(), _COMPARED):
+            if stream.closed() or _is_readable(stream.socket):
+                continue
+            silence = _silence(stream.socket)
+            if silence == math.inf:
+                close()
                 return True
-        return self.abort_oldest_handshake()
+            if silence > _RECENT and close_waiting is None:
+                close_waiting = close
+        if close_waiting is None:
+            return False
+        close_waiting()
+        return True
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:
         """Return the stream for a new connection."""
@@ -113,11 +155,13 @@ class StreamListener(BaseListener):
             # The listener stopped after this socket was accepted.
             sock.close()
             return None
-        local, peer = self._addresses_of(sock, address)
-        logger.debug("Incoming connection from %s to %s", peer, local)
+        local, peer = self.prefix, "a peer"
         try:
+            local, peer = self._addresses_of(sock, address)
+            logger.debug("Incoming connection from %s to %s", peer, local)
             comm = self.comm_class(self._open_stream(sock), local, peer, self.deserialize)
         except OSError as exc:
+            sock.close()
             log_failed_connection(peer, local, exc)
             return None
         comm.allow_offload = self.allow_offload

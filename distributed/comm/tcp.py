@@ -24,6 +24,7 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.attempts import enter_stage
 from distributed.comm.core import (
     Comm,
     CommClosedError,
@@ -33,6 +34,7 @@ from distributed.comm.core import (
     Listener,
 )
 from distributed.comm.framed import FramedComm
+from distributed.comm.happy_eyeballs import _getaddrinfo, tcp_client
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.sockets import (
@@ -40,13 +42,12 @@ from distributed.comm.sockets import (
     OPTIONS_ARE_INHERITED,
     Client,
     SocketServer,
-    _getaddrinfo,
     bind_sockets,
     get_socket_address,
     get_stream_address,
+    peer_loc,
     set_tcp_timeout,
     set_up,
-    tcp_client,
 )
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -139,6 +140,7 @@ class TLS(TCP):
         stream = self.stream
         if not isinstance(stream, TLSStream):
             raise CommClosedError(f"closed before the TLS handshake was done: {self!r}")
+        enter_stage("in the TLS handshake")
         try:
             await stream.do_handshake()
         except BaseException as exc:
@@ -188,6 +190,8 @@ class BaseTCPConnector(Connector):
         ------
         OSError
             If the connection cannot be made.
+        ValueError
+            If *address* has no host, or one that cannot exist.
         """
         where = self.prefix + address
         host, port = parse_host_port(address)
@@ -196,27 +200,21 @@ class BaseTCPConnector(Connector):
                 f"cannot connect to {where}: it has no host; only listening addresses may omit it"
             )
         client = self._make_client(address, connection_args)
+        stream = None
         try:
             stream = await client.open(host, port)
-        except StreamClosedError as exc:
-            reason = exc if exc.real_error is None else exc.real_error
-            raise CommClosedError(
-                f"cannot connect to {where}: {type(reason).__name__}: {reason}"
-            ) from reason
-        # If TLS has closed the stream, the comm's TLS handshake raises an error with the reason.
-        if stream.closed() and not isinstance(stream.error, ssl.SSLError):
-            raise CommClosedError(
-                f"cannot connect to {where}: the peer closed the connection"
-            ) from stream.error
-        try:
-            if not stream.closed():
-                set_up(stream.socket)
-                local = self.prefix + get_socket_address(stream.socket)
-            else:
-                local = self.prefix + "<closed>"
+            set_up(stream.socket)
+            local = self.prefix + get_socket_address(stream.socket)
             return self.comm_class(stream, local, where, deserialize)
-        except BaseException:
-            stream.close()
+        except BaseException as exc:
+            if stream is not None:
+                stream.close()
+            if isinstance(exc, CommClosedError):
+                raise CommClosedError(f"cannot connect to {where}: {exc}") from exc
+            if isinstance(exc, OSError):
+                raise CommClosedError(
+                    f"cannot connect to {where}: {type(exc).__name__}: {exc}"
+                ) from exc
             raise
 
 
@@ -354,7 +352,7 @@ class BaseTCPListener(StreamListener):
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        peer = self.prefix + unparse_host_port(*address[:2])
+        peer = self.prefix + peer_loc(address)
         return self._local_address or self.prefix + get_socket_address(sock), peer
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:

@@ -1,7 +1,7 @@
 """TLS under a byte stream: the stream itself, and what its errors mean.
 
-:class:`TLSStream` is Tornado's TLS stream with two changes: connecting does not wait for the TLS
-handshake, and errors are raised to the caller instead of being logged.  The functions turn errors
+:class:`TLSStream` is Tornado's TLS stream, whose errors are raised to the caller instead of being
+logged.  The functions turn errors
 of OpenSSL, which name neither the peer nor a setting, into advice, and detect that only one of two
 peers speaks TLS.
 
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.comm.message_stream import TLSMessageStream
 
@@ -94,16 +94,7 @@ _ADVICE: Final = {
 
 
 class TLSStream(TLSMessageStream):
-    """A TLS stream over a socket that is connected already, or by :meth:`connect`."""
-
-    def connect(self, address: Any, server_hostname: str | None = None) -> Any:
-        """Connect the socket, and start the TLS handshake once it is connected.
-
-        Tornado's method also waits for the TLS handshake.  This one does not: where a name has
-        several addresses, the attempt at one of them has succeeded once the peer is reached.
-        """
-        self._server_hostname = server_hostname
-        return super(SSLIOStream, self).connect(address)
+    """A TLS stream over a connected socket."""
 
     async def do_handshake(self) -> None:
         """Wait until the TLS handshake has completed.

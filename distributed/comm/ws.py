@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar
 
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
@@ -29,9 +30,16 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.attempts import enter_stage
 from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
-from distributed.comm.sockets import MAX_BUFFER_SIZE, Client, get_stream_address, set_tcp_timeout
+from distributed.comm.sockets import (
+    MAX_BUFFER_SIZE,
+    Client,
+    get_socket_address,
+    peer_loc,
+    set_tcp_timeout,
+)
 from distributed.comm.stream_listener import log_failed_connection
 from distributed.comm.tcp import (
     BaseTCPBackend,
@@ -101,19 +109,29 @@ class WSConnector(BaseTCPConnector):
         ------
         OSError
             If the connection cannot be made.
+        ValueError
+            If *address* has no host, or one that cannot exist.
         FatalCommClosedError
             If the peer does not speak HTTP, or its refusal to open a websocket is permanent.
         """
         where = self.prefix + address
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
+        if not host:
+            raise ValueError(
+                f"cannot connect to {where}: it has no host; only listening addresses may omit it"
+            )
         client = self._make_client(host_port, connection_args)
         stream = connection = None
         try:
             stream = await client.open(host, port)
             expect_http(stream, HTTP_ANSWER)
+            # Later, if the peer has disconnected, not every system gives the address.
+            local = self.prefix + get_socket_address(stream.socket)
             if isinstance(stream, TLSStream):
+                enter_stage("in the TLS handshake")
                 await stream.do_handshake()
+            enter_stage("opening the websocket")
             set_tcp_timeout(stream)
             # "ws" also for wss://: Tornado must not encrypt, since the stream already does.
             url = f"ws://{unparse_host_port(host, port)}{path or '/'}"
@@ -126,7 +144,6 @@ class WSConnector(BaseTCPConnector):
                 request.headers.setdefault("Host", connection_args["server_hostname"])
             connection = ClientConnection(stream, request)
             protocol = await connection.upgraded()
-            local = self.prefix + get_stream_address(stream)
             return self.comm_class(protocol, local, where, deserialize)
         except BaseException as exc:
             if stream is not None:
@@ -222,6 +239,18 @@ def _log_answer(handler: RequestHandler) -> None:
         )
 
 
+class _HTTPServer(HTTPServer):
+    """The HTTP server of a listener that does not share its port."""
+
+    #: Called with the stream of each connection that has ended.
+    forget: Callable[[IOStream], object]
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        assert isinstance(server_conn, HTTP1ServerConnection)
+        self.forget(server_conn.stream)
+
+
 class WSListener(BaseTCPListener):
     """A listener for websockets, at an HTTP server of its own or at an existing one.
 
@@ -302,13 +331,14 @@ class WSListener(BaseTCPListener):
             self._join(shared)
             return
         application = Application([Rule(self._route, WSHandler)], log_function=_log_answer)
-        server = HTTPServer(
+        server = _HTTPServer(
             application,
             max_buffer_size=MAX_BUFFER_SIZE,
             max_header_size=HTTP_LIMIT,
             max_body_size=HTTP_LIMIT,
         )
         server.handle_stream = self._handle_stream  # type: ignore[assignment]
+        server.forget = self._forget
         self._accept_on(server, self._bind())
         self.bound_address = get_tcp_server_addresses(server)[0][:2]
 
@@ -317,13 +347,12 @@ class WSListener(BaseTCPListener):
         """The HTTP server that accepts the websockets, maybe shared; None unless started."""
         return self.tcp_server if isinstance(self.tcp_server, HTTPServer) else None
 
-    def _make_room(self) -> bool:
-        # A peer that means to open a websocket does so at once, so the oldest one is closed.
+    def _unfinished(self) -> Iterator[tuple[IOStream, Callable[[], object]]]:
         for stream in self._opening:
-            if not stream.closed():
-                stream.close()
-                return True
-        return super()._make_room()
+            yield stream, stream.close
+        for comm in self._handshaking:
+            assert isinstance(comm, WS)
+            yield comm._stream, comm.abort
 
     def _find_server(self) -> HTTPServer | None:
         """Return the HTTP server to share, or None."""
@@ -385,8 +414,9 @@ class WSListener(BaseTCPListener):
         This is not a coroutine function, so that `_make_room` finds the connection while more are
         accepted in the same event-loop iteration.  Otherwise it would close an honest peer.
         """
-        peer = self.prefix + unparse_host_port(*address[:2])
+        peer = "a peer"
         try:
+            peer = self.prefix + peer_loc(address)
             set_tcp_timeout(stream)
             stream = self._open_stream(stream.socket)
         except OSError as exc:
@@ -420,15 +450,17 @@ class WSListener(BaseTCPListener):
         """Make a comm of a websocket that a peer has opened, and serve it."""
         stream = protocol.stream
         self._forget(stream)
-        set_tcp_timeout(stream)
         try:
-            peer = unparse_host_port(*stream.socket.getpeername()[:2])
-        except (OSError, AttributeError):
-            # The peer has already disconnected.
+            if stream.closed():
+                raise CommClosedError("the peer closed the connection")
+            set_tcp_timeout(stream)
+            peer = self.prefix + unparse_host_port(*stream.socket.getpeername()[:2])
+            local = self.prefix + get_socket_address(stream.socket) + self.path
+            comm = self.comm_class(protocol, local, peer, self.deserialize)
+        except OSError as exc:
+            self._log_failure("a peer", exc)
             protocol.abandon()
             return
-        local = self.prefix + get_stream_address(stream) + self.path
-        comm = self.comm_class(protocol, local, self.prefix + peer, self.deserialize)
         comm.allow_offload = self.allow_offload
         task = asyncio.create_task(self._serve(comm))
         self._tasks.add(task)

@@ -1,11 +1,18 @@
-"""Limits on the connections of a server: in all, from one host, and without a request."""
+"""Limits on the connections of a server: in all, from one host, without a request, and refused."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import Counter
 
 from distributed.base import config
 from distributed.comm import Comm, get_address_host
+
+logger = logging.getLogger("distributed.core")
+
+#: Seconds after a refusal was logged in which further ones are only counted.
+_SILENCE = 10.0
 
 
 class Admission:
@@ -69,3 +76,61 @@ class Admission:
             self._counts[host] -= 1
             if not self._counts[host]:
                 del self._counts[host]
+
+
+class Refusals:
+    """The refused comms that wait for a request, so that its answer tells the reason.
+
+    A comm that sends no request is aborted after a while, or if there are too many: the oldest
+    first, since an honest peer sends its request soon.
+
+    Parameters
+    ----------
+    limit
+        Maximum number of comms that wait; None for no maximum.
+    timeout
+        Maximum number of seconds for which a comm waits; None for no maximum.
+    """
+
+    # A comm is in `_waiting` between `enter` and `leave`, unless it was aborted.
+    def __init__(self, limit: int | None = None, timeout: float | None = None) -> None:
+        self.limit = limit
+        self.timeout = timeout
+        # Oldest first; a dict serves as ordered set.
+        self._waiting: dict[Comm, None] = {}
+        # Time at which a refusal was last logged, and the number of refusals since then.
+        self._logged = float("-inf")
+        self._unlogged = 0
+
+    @classmethod
+    def configured(cls) -> Refusals:
+        """Return `Refusals` with the limits of the configuration."""
+        return cls(
+            config.get_int("distributed.comm.max-refusals"),
+            config.get_timedelta("distributed.comm.timeouts.refusal"),
+        )
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, comm: Comm) -> None:
+        """Let *comm* wait, and abort the one that has waited for the longest time if needed."""
+        self._waiting[comm] = None
+        if self.limit is not None and len(self._waiting) > self.limit:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.abort()
+
+    def leave(self, comm: Comm) -> None:
+        """Note that *comm* does not wait any more."""
+        self._waiting.pop(comm, None)
+
+    def log(self, message: str, peer: str) -> None:
+        """Log a refusal, but not each of many."""
+        now = asyncio.get_running_loop().time()
+        if now - self._logged < _SILENCE:
+            self._unlogged += 1
+            return
+        more = f", and {self._unlogged} others since the last report" if self._unlogged else ""
+        self._logged, self._unlogged = now, 0
+        logger.warning("%s (from %s%s)", message, peer, more)

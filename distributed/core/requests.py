@@ -17,16 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
-from distributed.core.admission import Admission
+from distributed.core.admission import Admission, Refusals
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.errors.text import safe_str, shown
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
 logger = logging.getLogger("distributed.core")
-
-#: Maximum number of seconds to wait for the request that the refusal of a peer answers.
-_REFUSAL_TIME = 10.0
 
 #: Maximum number of characters of a peer's message that an error or a log line shows.
 _SHOWN = 500
@@ -93,6 +90,7 @@ class Requests:
     def __init__(self, server: RequestServer):
         self._server = server
         self._admission = Admission.configured()
+        self._refusals = Refusals.configured()
         # Each task that serves or refuses a comm → that comm.
         self._tasks: dict[asyncio.Task[Any], Comm] = {}
         # op → the way to call its handler, if `server.handlers` still has that handler.
@@ -160,15 +158,25 @@ class Requests:
     async def _refuse(self, comm: Comm, reason: str) -> None:
         """Answer the first request on *comm* by an error that tells *reason*, and close *comm*."""
         message = f"{self._server._name_in_messages} refuses a connection: {reason}"
-        logger.warning("%s (from %s)", message, comm.peer_address)
+        refusals = self._refusals
+        refusals.log(message, comm.peer_address)
+        refusals.enter(comm)
+        # Nothing in the request is needed, so nothing is deserialized.
+        comm.deserialize = comm.allow_pickle = False
         try:
-            async with asyncio.timeout(_REFUSAL_TIME):
-                await comm.read()
+            async with asyncio.timeout(refusals.timeout):
+                try:
+                    await comm.read()
+                except CommClosedError:
+                    raise
+                except Exception as exc:  # noqa: BLE001  (the peer gets the refusal instead)
+                    logger.debug("The request of %s was not read: %r", comm.peer_address, exc)
                 await self._write(comm, None, error_message(OSError(message), "uncaught-error"))
                 await comm.close()
         except (TimeoutError, CommClosedError) as exc:
             logger.debug("%s did not wait for the refusal: %r", comm.peer_address, exc)
         finally:
+            refusals.leave(comm)
             comm.abort()
 
     async def _answer(self, comm: Comm, msg: Any) -> bool:

@@ -433,6 +433,19 @@ async def test_more_connections_than_a_host_may_have():
 
 
 @gen_test(timeout=60)
+async def test_refused_connections_that_stay_silent_are_bounded_in_number():
+    async with besieged(max_connections_per_host=20) as siege:
+        before = siege.server.descriptors()
+        peers = [await siege.after_handshake() for _ in range(800)]
+        # By default, 500 refused connections wait.  A few descriptors are the honest client's.
+        limit = before + 20 + 500 + 10
+        await async_poll_for(lambda: siege.server.descriptors() < limit, timeout=10)
+        # The first ones were admitted.
+        await asyncio.gather(*(peer.wait_closed() for peer in peers[20:250]))
+        assert siege.server.logged().count("refuses a connection") < 5
+
+
+@gen_test(timeout=60)
 async def test_more_silent_connections_than_there_are_descriptors():
     async with besieged() as siege:
         siege.server.limit_descriptors(100)

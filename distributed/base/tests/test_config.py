@@ -68,6 +68,8 @@ OURS = {
     "distributed.comm.batched.max-buffer-size",
     "distributed.comm.max-connections",
     "distributed.comm.max-connections-per-host",
+    "distributed.comm.max-refusals",
+    "distributed.comm.timeouts.refusal",
     "distributed.comm.max-frames",
     "distributed.comm.max-handshake-size",
     "distributed.comm.max-message-size",

@@ -617,15 +617,3 @@ def test_the_backend_takes_its_classes_from_attributes():
     backend = Backend()
     assert type(backend.get_connector()) is Connector
     assert type(backend.get_listener("127.0.0.1:0", echo, True)) is Listener
-
-
-@gen_test()
-async def test_a_connection_that_has_sent_nothing_is_closed_before_an_older_one_that_has():
-    async with listen("tcp://127.0.0.1:0", lambda comm: None) as listener:
-        address = get_address_host_port(listener.listen_address)
-        with socket.create_connection(address) as older, socket.create_connection(address):
-            await async_poll_for(lambda: len(listener._handshaking) == 2, timeout=10)
-            first, second = listener._handshaking
-            older.sendall(b"its part of the handshake")
-            assert listener._make_room()
-            assert (first.closed(), second.closed()) == (False, True)

@@ -56,10 +56,6 @@ PRIVATE_NAMES = {
     "SSLIOStream._do_ssl_handshake()": "closes the stream with the error, instead of logging it",
     "SSLIOStream._handshake_reading": "set by _do_ssl_handshake",
     "SSLIOStream._handshake_writing": "set by _do_ssl_handshake",
-    "SSLIOStream._server_hostname": "a connect() that does not wait for the TLS handshake",
-    "TCPClient._create_stream(max_buffer_size, af, addr, source_ip, source_port)": (
-        "makes a MessageStream for each address that is tried"
-    ),
     "TCPServer._handlers": "lets stop() remove the handlers that add_sockets() has added",
     "TCPServer._sockets": "lets stop() close the sockets; tells the addresses of a server",
 }

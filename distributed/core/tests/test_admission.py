@@ -1,4 +1,4 @@
-"""Limits on the connections of a server: in all, from one host, and without a request."""
+"""Limits on the connections of a server: in all, from one host, without a request, and refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from distributed.base import config
 from distributed.comm import CommClosedError, connect
 from distributed.core import Server, send_recv
-from distributed.core.admission import Admission
+from distributed.core.admission import Admission, Refusals
 from distributed.tests.servers import TCP, Gate
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -85,3 +85,68 @@ async def test_an_idle_connection_times_out_and_a_busy_one_does_not():
         gate.open("done")
         assert await call == "done"
         await busy.close()
+
+
+@gen_test()
+async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_others_get_the_reason():
+    with config.set({"distributed.comm.max-connections": 0, "distributed.comm.max-refusals": 2}):
+        server = Server({})
+    async with server:
+        await server.listen(TCP)
+        oldest, *others = [await connect(server.address) for _ in range(3)]
+        with pytest.raises(CommClosedError):
+            await oldest.read()
+        for comm in others:
+            with pytest.raises(OSError, match="max-connections"):
+                await send_recv(comm, op="echo", data=1)
+            await comm.close()
+
+
+@gen_test()
+async def test_a_refused_connection_that_stays_silent_is_closed():
+    changes = {"distributed.comm.max-connections": 0, "distributed.comm.timeouts.refusal": "50ms"}
+    with config.set(changes):
+        server = Server({})
+    async with server:
+        await server.listen(TCP)
+        comm = await connect(server.address)
+        with pytest.raises(CommClosedError):
+            await comm.read()
+
+
+unpickled: list[int] = []
+
+
+def note(number: int) -> None:
+    unpickled.append(number)
+
+
+class Payload:
+    def __reduce__(self):
+        return note, (1,)
+
+
+@gen_test()
+async def test_the_request_of_a_refused_connection_is_not_unpickled():
+    unpickled.clear()
+    with config.set({"distributed.comm.max-connections": 0}):
+        server = Server({})
+    async with server:
+        await server.listen(TCP)
+        comm = await connect(server.address)
+        with pytest.raises(OSError, match="max-connections"):
+            await send_recv(comm, op="echo", data=Payload())
+        await comm.close()
+    assert not unpickled
+
+
+@gen_test()
+async def test_refusals_are_counted_in_the_log_rather_than_repeated(monkeypatch):
+    refusals = Refusals()
+    with captured_logger("distributed.core") as log:
+        for _ in range(100):
+            refusals.log("it refuses a connection", "tcp://10.0.0.1:5000")
+        assert log.getvalue().count("it refuses a connection") == 1
+        monkeypatch.setattr(refusals, "_logged", float("-inf"))
+        refusals.log("it refuses a connection", "tcp://10.0.0.1:5000")
+    assert "and 99 others since the last report" in log.getvalue()

@@ -24,6 +24,7 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
     Comm,
     CommClosedError,
@@ -167,6 +168,8 @@ class BaseTCPConnector(Connector):
     prefix: ClassVar[str]
     #: The client whose ``resolver`` resolves the names of hosts; it is one for all connectors.
     client: ClassVar[TCPClient] = tcp_client
+    #: The names of the connection arguments.
+    keywords: ClassVar[frozenset[str]] = CONNECT
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
         """Return the client that opens the stream to *address*, ``host:port``.
@@ -188,8 +191,11 @@ class BaseTCPConnector(Connector):
         ------
         OSError
             If the connection cannot be made.
+        TypeError
+            If a connection argument is unknown.
         """
         where = self.prefix + address
+        check_keywords(where, connection_args, self.keywords)
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
@@ -295,6 +301,8 @@ class BaseTCPListener(StreamListener):
 
     #: Path of the address; only websockets have one.
     path = ""
+    #: The names of the connection arguments.
+    keywords: ClassVar[frozenset[str]] = LISTEN
 
     def __init__(
         self,
@@ -309,6 +317,7 @@ class BaseTCPListener(StreamListener):
         super().__init__(comm_handler, deserialize, allow_offload)
         self.ip, self.port = parse_host_port(address, default_port)
         self.default_host = default_host
+        check_keywords(self.prefix + address, connection_args, self.keywords)
         self._configure(address, connection_args)
         #: The host and port that are bound; None before start().
         self.bound_address: tuple[str, int] | None = None

@@ -40,6 +40,7 @@ from typing import Any, Final
 from distributed.base import config
 from distributed.base.host_addresses import get_ip
 from distributed.comm.addressing import ensure_concrete_host
+from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
     CommClosedError,
     CommHandler,
@@ -218,6 +219,7 @@ class UnixConnector(Connector):
             If *address* cannot be the name of a socket.
         """
         where = _PREFIX + address
+        check_keywords(where, connection_args, CONNECT)
         refuse_unencrypted(where, connection_args)
         loc = _normalize(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -270,6 +272,7 @@ class UnixListener(StreamListener):
         **connection_args: Any,
     ):
         super().__init__(comm_handler, deserialize, allow_offload)
+        check_keywords(_PREFIX + address, connection_args, LISTEN)
         refuse_unencrypted(_PREFIX + address, connection_args)
         host, name = _split(address)
         #: The name to listen at; empty for a new path.

@@ -29,6 +29,7 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.arguments import LISTEN, check_keywords
 from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
 from distributed.comm.sockets import MAX_BUFFER_SIZE, Client, get_stream_address, set_tcp_timeout
@@ -105,6 +106,7 @@ class WSConnector(BaseTCPConnector):
             If the peer does not speak HTTP, or its refusal to open a websocket is permanent.
         """
         where = self.prefix + address
+        check_keywords(where, connection_args, self.keywords)
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
         client = self._make_client(host_port, connection_args)
@@ -249,6 +251,7 @@ class WSListener(BaseTCPListener):
     prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
+    keywords = LISTEN | {"http_server"}
     #: The TLS context of an encrypted listener; None if the shared HTTP server has its own.
     ssl_context: ssl.SSLContext | None = None
 
@@ -264,6 +267,10 @@ class WSListener(BaseTCPListener):
         **connection_args: Any,
     ):
         host_port, self.path = _split_path(address)
+        if http_server is not None and not isinstance(http_server, HTTPServer):
+            raise TypeError(
+                f"http_server must be a tornado.httpserver.HTTPServer, not {http_server!r}"
+            )
         self.http_server = http_server
         super().__init__(
             host_port,

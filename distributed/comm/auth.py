@@ -28,7 +28,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from distributed.comm.settings import settings
+from distributed.comm.settings import check_configuration, settings
 
 #: Size of a nonce, in bytes.
 NONCE_SIZE = 32
@@ -56,6 +56,8 @@ def configured_token() -> str | None:
         If the file cannot be read.
     """
     key = "distributed.comm.auth.token"
+    # Not the last valid token: it may have been none.
+    check_configuration()
     configured = settings()
     token = configured.token
     if token is None:
@@ -63,9 +65,15 @@ def configured_token() -> str | None:
         path = configured.token_file
         if path is None:
             return None
-        token = Path(path).expanduser().read_text().strip()
-    if not isinstance(token, str) or not token:
-        raise ValueError(f"the token of {key!r} must be text, and not empty")
+        try:
+            token = Path(path).expanduser().read_text().strip()
+        except OSError as exc:
+            what = f"cannot read the token of {key!r}: {exc.strerror}"
+            raise type(exc)(exc.errno, what, path) from exc
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"the token of {key!r}, in the file {path!r}, is not text") from exc
+    if not token:
+        raise ValueError(f"the token of {key!r}, in the file {path!r}, must not be empty")
     return token
 
 

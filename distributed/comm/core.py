@@ -30,7 +30,7 @@ from distributed.comm.auth import (
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
 from distributed.comm.registry import get_backend
-from distributed.comm.settings import settings
+from distributed.comm.settings import check_configuration, settings
 from distributed.protocol.limits import LoadPolicy
 
 __all__ = [
@@ -449,9 +449,9 @@ async def connect(
     TypeError
         If an argument is unknown or has a wrong type.
     """
-    configured = settings()
+    check_configuration()
     given = check_duration("timeout", timeout)
-    seconds = configured.connect_timeout if given is None else given
+    seconds = settings().connect_timeout if given is None else given
     connection_args = with_security(connection_args, "connect")
     token = choose_token(connection_args.pop("token", None))
     allow_pickle = check_flag("allow_pickle", connection_args.pop("allow_pickle", None))
@@ -529,7 +529,7 @@ def listen(
     """
     if not callable(handle_comm):
         raise TypeError(f"handle_comm must be a function that takes a comm, not {handle_comm!r}")
-    settings()
+    check_configuration()
     kwargs = with_security(kwargs, "listen")
     token = choose_token(kwargs.pop("token", None))
     allow_pickle = check_flag("allow_pickle", kwargs.pop("allow_pickle", None))

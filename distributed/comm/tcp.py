@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 
-from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
 from distributed.comm.addressing import (
     ensure_concrete_host,
@@ -36,6 +35,7 @@ from distributed.comm.core import (
 from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
+from distributed.comm.settings import settings
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     OPTIONS_ARE_INHERITED,
@@ -355,9 +355,8 @@ class BaseTCPListener(StreamListener):
 
     def _bind(self) -> list[socket.socket]:
         """Return sockets that listen at the address."""
-        backlog = int(config.get("distributed.comm.socket-backlog"))
         try:
-            return bind_sockets(self.ip, self.port, backlog)
+            return bind_sockets(self.ip, self.port, settings().socket_backlog)
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port) + self.path
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc

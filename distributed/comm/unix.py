@@ -37,7 +37,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from distributed.base import config
 from distributed.base.host_addresses import get_ip
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
@@ -50,6 +49,7 @@ from distributed.comm.core import (
 )
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
+from distributed.comm.settings import settings
 from distributed.comm.sockets import MAX_BUFFER_SIZE, SocketServer
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -300,7 +300,7 @@ class UnixListener(StreamListener):
         """
         if self.tcp_server is not None:
             return
-        backlog = int(config.get("distributed.comm.socket-backlog"))
+        backlog = settings().socket_backlog
         loc = self.name or _new_path()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

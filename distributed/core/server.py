@@ -28,6 +28,7 @@ from distributed.comm.arguments import (
     with_security,
 )
 from distributed.comm.core import Listener
+from distributed.comm.settings import check_configuration
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -132,6 +133,7 @@ class Server(LifeCycle):
     ) -> None:
         if unknown:
             raise unexpected_keyword_of(Server.__init__, unknown, OBJECT_HINT)
+        check_configuration()
         super().__init__()
         name = type(self).__name__
         _check_handlers("handlers", handlers)

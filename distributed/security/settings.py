@@ -134,7 +134,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
             )
         self.require_encryption = require_encryption
         for name, key in {**_FILE_FIELDS, "tls_ciphers": "distributed.comm.tls.ciphers"}.items():
-            setattr(self, name, _text(name, kwargs[name] if name in kwargs else config.get(key)))
+            setattr(self, name, _text(name, kwargs[name] if name in kwargs else config.read(key)))
         self.tls_min_version = _version("min", kwargs) or ssl.TLSVersion.TLSv1_2
         self.tls_max_version = _version("max", kwargs)
         if self.tls_max_version is not None and self.tls_max_version < self.tls_min_version:
@@ -335,14 +335,7 @@ def _version(bound: Literal["min", "max"], kwargs: dict[str, Any]) -> ssl.TLSVer
                 f"{name}={version!r} is not supported, expected one of {list(_VERSIONS)}"
             )
         return None if version is None else ssl.TLSVersion(version)
-    key = f"distributed.comm.tls.{bound}-version"
-    version = config.get(key)
-    try:
-        return _CONFIGURED_VERSIONS[version]
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{key}={version!r} is not supported, expected one of {[None, 1.2, 1.3]}"
-        ) from None
+    return _CONFIGURED_VERSIONS[config.read(f"distributed.comm.tls.{bound}-version")]
 
 
 def _described(name: str, value: str) -> str:

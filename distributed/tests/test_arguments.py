@@ -87,7 +87,7 @@ async def test_an_argument_that_is_like_no_other_is_an_error_that_lists_all(tran
 @pytest.mark.parametrize("scheme", sorted(backends))
 @gen_test()
 async def test_a_transport_does_not_ignore_arguments_of_connect_and_listen(scheme):
-    """A transport that is called directly refuses the token that only connect() and listen() use."""
+    """A transport that is called directly refuses what only connect() and listen() use."""
     loc = {"inproc": "", "unix": ""}.get(scheme, "127.0.0.1:0")
     backend = get_backend(scheme)
     for name in ("token", "allow_pickle", "security"):

@@ -274,9 +274,10 @@ class Server(LifeCycle):
         for op in self.blocked_handlers:
             if op in self.handlers:
                 continue
-            text = (
-                f"{self._server_blocked_by} contains {op!r}, but {type(self).__name__} has no such "
-            )
+            where = self._server_blocked_by
+            if where.startswith("distributed."):
+                where += f" (from {config.source(where, self.blocked_handlers)})"
+            text = f"{where} contains {op!r}, but {type(self).__name__} has no such "
             if op in self.stream_handlers:
                 raise ValueError(
                     f"{text}operation. It is a stream handler, and these cannot be blocked one by "

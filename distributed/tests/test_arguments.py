@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm.core import connect, listen
 from distributed.comm.registry import backends, get_backend
@@ -386,6 +387,17 @@ async def test_a_subclass_that_blocks_an_unknown_handler_neither_listens_nor_sta
     with pytest.raises(RuntimeError, match="failed to start") as caught:
         await server
     assert "did you mean 'add'" in str(caught.value.__cause__)
+
+
+@gen_test()
+async def test_the_configuration_cannot_block_an_unknown_handler():
+    key = "distributed.server.blocked-handlers"
+    expected = rf"{key} \(from .*\) contains 'ecko'.*did you mean 'echo'"
+    with config.set({key: ["ecko"]}):
+        server = Server({})
+        with pytest.raises(ValueError, match=expected):
+            server.listen("inproc://")
+    await server.close()
 
 
 #: Functions that take a duration, by the name of the argument.

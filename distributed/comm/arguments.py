@@ -93,8 +93,7 @@ def with_security(
         If ``security`` is not a ``Security`` object, or *arguments* also contain what it gives.
     """
     result = dict(arguments)
-    security = result.pop("security", None)
-    if security is None:
+    if not result or (security := result.pop("security", None)) is None:
         return result
     if isinstance(security, type) or not hasattr(security, "default_role"):
         raise TypeError(
@@ -126,6 +125,8 @@ def check_keywords(where: str, arguments: Mapping[str, Any], known: Set[str]) ->
     known
         The names that the transport knows.
     """
+    if not arguments:
+        return
     check_flag("require_encryption", arguments.get("require_encryption"))
     unknown = arguments.keys() - known
     if not unknown:

@@ -28,7 +28,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from distributed.comm.settings import check_configuration, settings
+from distributed.comm.settings import check_configuration
 
 #: Size of a nonce, in bytes.
 NONCE_SIZE = 32
@@ -56,9 +56,8 @@ def configured_token() -> str | None:
         If the file cannot be read.
     """
     key = "distributed.comm.auth.token"
-    # Not the last valid token: it may have been none.
-    check_configuration()
-    configured = settings()
+    # Not the last valid settings: the last valid token may have been none.
+    configured = check_configuration()
     token = configured.token
     if token is None:
         key = "distributed.comm.auth.token-file"

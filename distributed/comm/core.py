@@ -449,9 +449,9 @@ async def connect(
     TypeError
         If an argument is unknown or has a wrong type.
     """
-    check_configuration()
-    given = check_duration("timeout", timeout)
-    seconds = settings().connect_timeout if given is None else given
+    configured = check_configuration()
+    given = None if timeout is None else check_duration("timeout", timeout)
+    seconds = configured.connect_timeout if given is None else given
     connection_args = with_security(connection_args, "connect")
     token = choose_token(connection_args.pop("token", None))
     allow_pickle = check_flag("allow_pickle", connection_args.pop("allow_pickle", None))

@@ -136,6 +136,6 @@ class _Settings(config.Section[CommSettings]):
 #: Return the current settings.
 settings = _Settings("distributed.comm", _make)
 
-#: Raise a ValueError if any value of the configuration is invalid.  Servers, ``listen`` and
-#: ``connect`` call it first.
+#: Return the current settings, or raise a ValueError if any value of the configuration is invalid.
+#: Servers, ``listen`` and ``connect`` call it first.
 check_configuration = config.Section("distributed", _make)

@@ -33,11 +33,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from distributed.base import config
+from distributed.base.arguments import check_duration
 from distributed.base.buffers import nbytes
 from distributed.base.event_loop import asyncio_loop_of
-from distributed.base.quantities import parse_bytes, parse_timedelta
+from distributed.base.quantities import parse_bytes
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Pickled, Serialize, Serialized, ToPickle
+from distributed.protocol.families import check_families
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
@@ -168,12 +170,20 @@ class BatchedSend:
     ) -> None:
         if max_buffer_size is None:
             max_buffer_size = config.get_bytes("distributed.comm.batched.max-buffer-size") or 0
-        self.max_buffer_size = parse_bytes(max_buffer_size)
+        try:
+            self.max_buffer_size = parse_bytes(max_buffer_size)
+        except (ValueError, TypeError) as exc:
+            raise type(exc)(f"max_buffer_size={max_buffer_size!r}: {exc}") from None
+        if self.max_buffer_size < 0:
+            raise ValueError(
+                f"max_buffer_size={max_buffer_size!r} is negative; 0 stands for no limit"
+            )
+        check_families("serializers", serializers)
         if interval is None:
             raise TypeError(
                 "interval must be a number of milliseconds or a text such as '2ms', not None"
             )
-        self.interval = parse_timedelta(interval, default="ms")
+        self.interval = check_duration("interval", interval, default="ms") or 0
         self.loop = loop
         self.serializers = serializers
         self.comm: Comm | None = None
@@ -183,7 +193,7 @@ class BatchedSend:
         self.batch_count = 0
         self.byte_count = 0
         self.recent_message_log: deque[Any] = deque(
-            maxlen=config.get("distributed.admin.low-level-log-length")
+            maxlen=config.get_int("distributed.admin.low-level-log-length")
         )
         self.next_deadline: float | None = None
         # Set by close(): batches no longer wait for the interval.
@@ -310,7 +320,7 @@ class BatchedSend:
             `TimeoutError` if the flush took longer: the comm was aborted, and the unwritten
             messages are in the buffer.
         """
-        seconds = None if timeout is None else parse_timedelta(timeout)
+        seconds = check_duration("timeout", timeout)
         loop = asyncio.get_running_loop()
         self.please_stop = True
         self._wake()

@@ -23,122 +23,45 @@ import importlib.util
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from distributed.base import config_store
+from distributed.base.arguments import nearest
+from distributed.base.config_keys import DEFAULTS, KEYS
+from distributed.base.config_kinds import Duration, Flag, Kind, Size, Whole
+from distributed.base.config_sources import lookup, source_of
 from distributed.base.config_store import canonical_name, merge, no_default, update
-from distributed.base.quantities import parse_bytes, parse_timedelta
 
 __all__ = [
     "DEFAULTS",
+    "KEYS",
     "Section",
+    "check",
     "collect",
     "get",
     "get_bool",
     "get_bytes",
     "get_int",
     "get_timedelta",
+    "invalid",
     "merge",
     "no_default",
     "pop",
+    "read",
     "refresh",
     "serialize",
     "set",
+    "source",
     "update",
     "update_defaults",
 ]
 
 _T = TypeVar("_T")
 
-#: Every key that this package reads, with its default.
-DEFAULTS: Mapping[str, Any] = {
-    # Parent directory of scratch directories; null: the system's temporary directory.
-    "temporary-directory": None,
-    "distributed": {
-        "scheduler": {
-            # Top-level packages whose modules are imported at a peer's request.
-            "allowed-imports": ["dask", "distributed"],
-            # Operations that a Server with this class name (in lower case) refuses.
-            "blocked-handlers": [],
-        },
-        "worker": {"blocked-handlers": []},
-        "nanny": {"blocked-handlers": []},
-        "comm": {
-            "retry": {"count": 0, "delay": {"min": "1s", "max": "20s"}},
-            # false, "auto", or the name of a compression.
-            "compression": False,
-            # Maximum size of a frame; a larger one is split.
-            "shard": "64MiB",
-            # Larger messages are (de)serialized in the offload thread.
-            "offload": "10MiB",
-            "default-scheme": "tcp",
-            "socket-backlog": 2048,
-            # Whether to unpickle data from peers, which can run any code.
-            "allow-pickle": True,
-            # Maximum size and number of frames of a received message; null: unlimited.
-            "max-message-size": None,
-            "max-frames": 10_000_000,
-            # Maximum nesting of collections whose elements are serialized one by one.
-            "max-depth": 512,
-            # Maximum total size of a message's compressed frames after decompression.
-            "max-inflated-size": "16GiB",
-            "max-handshake-size": "64kiB",
-            # Maximum number of connections to a server, in total and per host; null: unlimited.
-            "max-connections": 100_000,
-            "max-connections-per-host": 50_000,
-            # Maximum number of refused connections that wait to be told the reason.
-            "max-refusals": 500,
-            # Maximum number of running coroutine handlers of one stream; null: unlimited.
-            "max-stream-handlers": 1000,
-            # The secret that both sides of a connection share, as text or in a file; null: none.
-            "auth": {"token": None, "token-file": None},
-            "zstd": {"level": 3, "threads": 0},
-            "timeouts": {
-                "connect": "30s",
-                # Time to receive the peer's handshake; null: the value of connect.
-                "handshake": None,
-                # Time without a request before a server closes a connection; null: unlimited.
-                "idle": None,
-                # Time to receive the request that the refusal of a connection answers.
-                "refusal": "10s",
-                # Time that sent data may stay unacknowledged before the connection is closed.
-                "tcp": "30s",
-            },
-            # true or false; null: true if TLS is configured.
-            "require-encryption": None,
-            "tls": {
-                "ciphers": None,
-                "min-version": 1.2,
-                "max-version": None,
-                "ca-file": None,
-                "scheduler": {"cert": None, "key": None},
-                "worker": {"cert": None, "key": None},
-                "client": {"cert": None, "key": None},
-            },
-            "websockets": {"shard": "8MiB"},
-            # Maximum size of the messages that wait in a BatchedSend; null: unlimited.
-            "batched": {"max-buffer-size": "1GiB"},
-        },
-        "admin": {
-            # Time between ticks of the event loop, time without a tick that is logged as
-            # unresponsive, and time between averages.
-            "tick": {"interval": "20ms", "limit": "3s", "cycle": "1s"},
-            # Maximum number of characters of a remote error's text, and of its traceback.
-            "max-error-length": 10_000,
-            # Maximum number of entries in logs of recent messages.
-            "low-level-log-length": 1000,
-            "system-monitor": {
-                "interval": "500ms",
-                "log-length": 7200,
-                "disk": True,
-                "host-cpu": False,
-                "gil": {"enabled": True, "interval": "1ms"},
-            },
-        },
-    },
-}
+#: Maximum number of characters of a value in an error.
+_SHOWN = 200
 
 
 # The module that stores the configuration: ``dask.config`` or ``distributed.base.config_store``.
@@ -212,9 +135,11 @@ def _check_sections(store: Any, key: str) -> None:
         section = ".".join(parts[:end])
         value = store.get(section, None)
         if value is not None and not isinstance(value, Mapping):
+            shown = "a value" if section.startswith("distributed.comm.auth") else repr(value)
             raise ValueError(
-                f"Configuration key {section!r} is {value!r}, but must be a section that contains "
-                f"{key!r}: set that key instead, e.g. by {_variable(key)}"
+                f"Configuration key {section!r} is {shown} "
+                f"(from {source(section, value)}), but must be a section that "
+                f"contains {key!r}: set that key instead, e.g. by {_variable(key)}"
             )
 
 
@@ -269,13 +194,66 @@ def get(key: str, default: Any = no_default) -> Any:
     return value
 
 
-def _bad_value(key: str, value: object, expected: str, example: str, why: str = "") -> ValueError:
+def source(key: str, value: object) -> str:
+    """Return where *key* was set to *value*: a variable, a file, or ``set``."""
+    return source_of(key, value, _store().paths)
+
+
+def invalid(key: str, value: object, expected: str, example: str, why: str = "") -> ValueError:
+    """Return the error for a value that *key* must not have.
+
+    Parameters
+    ----------
+    key, value
+        The key and its value.
+    expected
+        What is allowed.
+    example
+        A valid value.
+    why
+        The reason why the value is not allowed.
+    """
+    entry = KEYS.get(_plain(key))
+    shown = repr(value)
+    if entry is not None and entry.kind.secret:
+        shown = f"a secret of type {type(value).__name__}"
+    elif len(shown) > _SHOWN:
+        shown = f"{shown[:_SHOWN]}…"
     return ValueError(
-        f"Configuration key {key!r} is {value!r}, which is not {expected}"
-        + (f" ({why})" if why else "")
+        f"Configuration key {key!r} is {shown} (from {source(key, value)}), which is not {expected}"
+        + (f": {why}" if why else "")
         + f". Use e.g. {example}: in a configuration file, by distributed.config.set, "
         f"or {_variable(key)}={example}"
     )
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _read(key: str, kind: Kind) -> Any:
+    value = get(key)
+    try:
+        return kind.read(value)
+    except (ValueError, TypeError) as exc:
+        raise invalid(key, value, kind.allowed, kind.example, str(exc)) from None
+
+
+def read(key: str) -> Any:
+    """Return the value of a key of `KEYS`, checked and converted as its kind says.
+
+    Raises
+    ------
+    ValueError
+        If the value is not allowed.  The error gives the key, the value, its source, what is
+        allowed, and a valid example.
+    """
+    return _read(key, KEYS[_plain(key)].kind)
+
+
+def _kind_of(key: str, default: Kind) -> Kind:
+    entry = KEYS.get(_plain(key))
+    return entry.kind if entry is not None and isinstance(entry.kind, type(default)) else default
 
 
 def get_timedelta(key: str) -> float | None:
@@ -284,13 +262,9 @@ def get_timedelta(key: str) -> float | None:
     Raises
     ------
     ValueError
-        If the value is not a duration.  The error gives the key, the value and a valid example.
+        If the value is not a duration, as in `read`.
     """
-    value = get(key)
-    try:
-        seconds: float | None = parse_timedelta(value)
-    except (ValueError, TypeError) as exc:
-        raise _bad_value(key, value, "a duration", "30s", str(exc)) from None
+    seconds: float | None = _read(key, _kind_of(key, Duration(null=True)))
     return seconds
 
 
@@ -300,17 +274,9 @@ def get_bytes(key: str) -> int | None:
     Raises
     ------
     ValueError
-        If the value is not a size, or is negative, as in `get_timedelta`.
+        If the value is not a size, or is negative, as in `read`.
     """
-    value = get(key)
-    if value is None:
-        return None
-    try:
-        size = parse_bytes(value)
-    except (ValueError, TypeError) as exc:
-        raise _bad_value(key, value, "a number of bytes", "64MiB", str(exc)) from None
-    if size < 0:
-        raise _bad_value(key, value, "a number of bytes", "64MiB", "it is negative")
+    size: int | None = _read(key, _kind_of(key, Size(null=True)))
     return size
 
 
@@ -320,16 +286,10 @@ def get_int(key: str) -> int | None:
     Raises
     ------
     ValueError
-        If the value is anything else, as in `get_timedelta`.
+        If the value is anything else, as in `read`.
     """
-    value = get(key)
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _bad_value(key, value, "a whole number that is not negative", "1000")
-    return value
+    number: int | None = _read(key, _kind_of(key, Whole(null=True)))
+    return number
 
 
 def get_bool(key: str) -> bool | None:
@@ -338,14 +298,66 @@ def get_bool(key: str) -> bool | None:
     Raises
     ------
     ValueError
-        If the value is anything else, as in `get_timedelta`.
+        If the value is anything else, as in `read`.
     """
-    value = get(key)
-    if value is None or isinstance(value, bool):
-        return value
-    if value in (0, 1):
-        return bool(value)
-    raise _bad_value(key, value, "true or false", "true")
+    flag: bool | None = _read(key, _kind_of(key, Flag(null=True)))
+    return flag
+
+
+# Checking
+
+#: The section in which unknown keys are reported.
+_COMM = "distributed.comm"
+# The unknown keys that were reported already.
+_reported: dict[str, None] = {}
+
+
+def check() -> None:
+    """Check all values, and warn of misspelt keys of ``distributed.comm``, once of each.
+
+    Raises
+    ------
+    ValueError
+        If a value is not allowed, as in `read`.
+    """
+    for key in KEYS:
+        read(key)
+    known = list(_leaves(DEFAULTS))
+    for defaults in _store().defaults:
+        # Those of other packages, also of dask's roles.
+        known += _leaves(defaults)
+    for key in _leaves(_store().config.get("distributed", {}).get("comm"), f"{_COMM}."):
+        _check_name(_plain(key), [_plain(each) for each in known if each.startswith(_COMM)])
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all values in nested dicts."""
+    if isinstance(section, Mapping):
+        for name, value in section.items():
+            if isinstance(value, Mapping) and value:
+                yield from _leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+
+def _check_name(key: str, known: list[str]) -> None:
+    """Warn if *key* is not *known*, but is like a known key; once."""
+    # Sections may be set as a whole, to null or to an empty dict.
+    if key in _reported or any(f"{each}.".startswith(f"{key}.") for each in known):
+        return
+    _reported[key] = None
+    # By the whole name, and by its last part, for a key in the wrong section.
+    near = nearest(key.removeprefix(_COMM), [each.removeprefix(_COMM) for each in known], 0.8)
+    if near is None:
+        last = {each.rpartition(".")[2]: each.removeprefix(_COMM) for each in known}
+        near = last.get(nearest(key.rpartition(".")[2], last, 0.8) or "")
+    if near is not None:
+        value = lookup(key, _store().config)
+        warnings.warn(
+            f"Configuration key {key!r} (from {source(key, value)}) does not "
+            f"exist and has no effect; did you mean {_COMM + near!r}?",
+            stacklevel=2,
+        )
 
 
 class Section(Generic[_T]):

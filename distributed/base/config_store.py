@@ -27,7 +27,7 @@ import site
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ __all__ = [
     "collect_env",
     "collect_files",
     "config",
+    "config_files",
     "config_lock",
     "defaults",
     "deserialize",
@@ -215,7 +216,12 @@ def collect_env(env: Mapping[str, str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _config_files(paths: Sequence[str]) -> Iterator[Path]:
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def config_files(paths: Sequence[str], warn: Callable[[str], None] = _warn) -> Iterator[Path]:
+    """Yield the files in *paths*, lowest priority first."""
     for path in map(Path, paths):
         try:
             if path.is_dir():
@@ -225,14 +231,12 @@ def _config_files(paths: Sequence[str]) -> Iterator[Path]:
             elif path.exists():
                 yield path
         except OSError as exc:
-            _warn(f"Ignoring configuration in {str(path)!r}, which cannot be read: {exc}")
+            warn(f"Ignoring configuration in {str(path)!r}, which cannot be read: {exc}")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def collect_files(paths: Sequence[str]) -> list[dict[str, Any]]:
+def collect_files(
+    paths: Sequence[str], warn: Callable[[str], None] = _warn
+) -> list[dict[str, Any]]:
     """Return the configuration of each file in *paths* (directories or files), in that order.
 
     Files that cannot be opened are skipped with a warning, as are YAML files if PyYAML is not
@@ -245,11 +249,11 @@ def collect_files(paths: Sequence[str]) -> list[dict[str, Any]]:
     """
     result = []
     unreadable = []
-    for path in _config_files(paths):
+    for path in config_files(paths, warn):
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as exc:
-            _warn(f"Ignoring configuration file {str(path)!r}, which cannot be read: {exc}")
+            warn(f"Ignoring configuration file {str(path)!r}, which cannot be read: {exc}")
             continue
         if path.suffix == ".json":
             content = _parse(path, text, json.loads, (ValueError,))
@@ -262,7 +266,7 @@ def collect_files(paths: Sequence[str]) -> list[dict[str, Any]]:
             content = _parse(path, text, yaml.safe_load, (yaml.YAMLError,))
         result.append(content)
     if unreadable:
-        _warn(
+        warn(
             f"Ignoring {', '.join(unreadable)}, because PyYAML is not installed. "
             "Install distributed-core[config] to use them, or set their values with environment "
             "variables such as DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT=30s"

@@ -97,7 +97,7 @@ def parse_address(addr: str, strict: bool = False) -> tuple[str, str]:
         raise ValueError(
             f"Invalid url scheme. Must include protocol like tcp://localhost:8000. Got {addr}"
         )
-    return config.get("distributed.comm.default-scheme"), loc
+    return config.read("distributed.comm.default-scheme"), loc
 
 
 def unparse_address(scheme: str, loc: str) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from distributed.comm.settings import settings
+from distributed.comm.settings import check_configuration
 
 #: Size of a nonce, in bytes.
 NONCE_SIZE = 32
@@ -56,16 +56,23 @@ def configured_token() -> str | None:
         If the file cannot be read.
     """
     key = "distributed.comm.auth.token"
-    configured = settings()
+    # Not the last valid settings: the last valid token may have been none.
+    configured = check_configuration()
     token = configured.token
     if token is None:
         key = "distributed.comm.auth.token-file"
         path = configured.token_file
         if path is None:
             return None
-        token = Path(path).expanduser().read_text().strip()
-    if not isinstance(token, str) or not token:
-        raise ValueError(f"the token of {key!r} must be text, and not empty")
+        try:
+            token = Path(path).expanduser().read_text().strip()
+        except OSError as exc:
+            what = f"cannot read the token of {key!r}: {exc.strerror}"
+            raise type(exc)(exc.errno, what, path) from exc
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"the token of {key!r}, in the file {path!r}, is not text") from exc
+    if not token:
+        raise ValueError(f"the token of {key!r}, in the file {path!r}, must not be empty")
     return token
 
 

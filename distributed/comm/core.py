@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
 
-from distributed.base.quantities import parse_timedelta
+from distributed.base.arguments import check_duration, check_flag
 from distributed.comm.addressing import parse_address
+from distributed.comm.arguments import with_security
 from distributed.comm.attempts import Attempt, Attempts, keep_trying
 from distributed.comm.auth import (
     Authentication,
@@ -29,7 +30,7 @@ from distributed.comm.auth import (
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
 from distributed.comm.registry import get_backend
-from distributed.comm.settings import settings
+from distributed.comm.settings import check_configuration, settings
 from distributed.protocol.limits import LoadPolicy
 
 __all__ = [
@@ -410,9 +411,10 @@ async def connect(
     handshake_overrides
         Replace values of the map that this side sends.
     connection_args
-        ``token``, the secret that both sides have to know; ``allow_pickle``, whether anything
-        received is unpickled; and further arguments of the transport.  By default the first two
-        are as configured.
+        ``security``, a `Security` object; or ``token``, the secret that both sides have to know,
+        ``ssl_context`` and ``require_encryption`` in its place; ``allow_pickle``, whether anything
+        received is unpickled; and further arguments of the transport.  By default ``token`` and
+        ``allow_pickle`` are as configured.
 
     Returns
     -------
@@ -427,14 +429,16 @@ async def connect(
     FatalCommClosedError
         If an attempt met an error that another attempt cannot change.
     ValueError
-        If the address is invalid.
+        If the address, an argument or a value of the configuration is invalid.
+    TypeError
+        If an argument is unknown or has a wrong type.
     """
-    if timeout is None:
-        seconds = settings().connect_timeout
-    else:
-        seconds = parse_timedelta(timeout, default="seconds")
+    configured = check_configuration()
+    given = None if timeout is None else check_duration("timeout", timeout)
+    seconds = configured.connect_timeout if given is None else given
+    connection_args = with_security(connection_args, "connect")
     token = choose_token(connection_args.pop("token", None))
-    allow_pickle = connection_args.pop("allow_pickle", None)
+    allow_pickle = check_flag("allow_pickle", connection_args.pop("allow_pickle", None))
     scheme, loc = parse_address(addr)
     connector = get_backend(scheme).get_connector()
 
@@ -483,18 +487,25 @@ def listen(
     deserialize
         See :class:`Comm`.
     kwargs
-        ``token``, the secret that peers have to know; ``allow_pickle``, whether anything received
-        from them is unpickled; and further arguments of the transport.  By default the first two
-        are as configured.
+        ``security``, a `Security` object; or ``token``, the secret that peers have to know,
+        ``ssl_context`` and ``require_encryption`` in its place; ``allow_pickle``, whether anything
+        received from peers is unpickled; and further arguments of the transport.  By default
+        ``token`` and ``allow_pickle`` are as configured.
 
     Raises
     ------
     ValueError
-        If the address is invalid.  An address that cannot be bound is an
-        ``OSError`` when the listener is awaited.
+        If the address or a value of the configuration is invalid.  An address that cannot be bound
+        is an ``OSError`` when the listener is awaited.
+    TypeError
+        If an argument is unknown or has a wrong type.
     """
+    if not callable(handle_comm):
+        raise TypeError(f"handle_comm must be a function that takes a comm, not {handle_comm!r}")
+    check_configuration()
+    kwargs = with_security(kwargs, "listen")
     token = choose_token(kwargs.pop("token", None))
-    allow_pickle = kwargs.pop("allow_pickle", None)
+    allow_pickle = check_flag("allow_pickle", kwargs.pop("allow_pickle", None))
     scheme, loc = parse_address(addr)
     listener: Listener
     listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)

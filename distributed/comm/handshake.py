@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from distributed.comm.auth import Authentication, AuthenticationError
 from distributed.comm.exceptions import FatalCommClosedError
-from distributed.protocol.compression import get_compression_settings
+from distributed.comm.settings import settings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
@@ -59,9 +59,7 @@ def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
         Whether this side unpickles anything.
     """
     info = {
-        "compression": None
-        if same_host
-        else get_compression_settings("distributed.comm.compression"),
+        "compression": None if same_host else settings().compression,
         "python": tuple(sys.version_info)[:3],
         "pickle-protocol": HIGHEST_PROTOCOL,
     }

@@ -24,6 +24,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from distributed.base.host_addresses import get_ip
+from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
     BaseListener,
     Comm,
@@ -552,8 +553,8 @@ class InProcConnector(Connector):
         ValueError
             If the address belongs to another process, or is malformed.
         """
-        listener = self.manager.get_listener_for(address)
-        if listener is None:
+        check_keywords(InProcListener.prefix + address, connection_args, CONNECT)
+        if (listener := self.manager.get_listener_for(address)) is None:
             raise OSError(f"no endpoint for inproc address {address!r}")
         request = ConnectionRequest(
             c2s_q=Queue(),
@@ -583,6 +584,7 @@ class InProcBackend(Backend):
     def get_listener(
         self, loc: str, handle_comm: CommHandler, deserialize: bool, **connection_args: Any
     ) -> InProcListener:
+        check_keywords(InProcListener.prefix + loc, connection_args, LISTEN)
         return InProcListener(loc, handle_comm, deserialize)
 
     def get_address_host(self, loc: str) -> str:

@@ -66,8 +66,7 @@ def _offload_threshold() -> int | None:
     try:
         return OFFLOAD_THRESHOLD
     except NameError:
-        switched_off = config.get("distributed.comm.offload") is False
-        threshold = None if switched_off else config.get_bytes("distributed.comm.offload")
+        threshold = config.get_bytes("distributed.comm.offload")
         # A value that another thread has assigned meanwhile stays.
         value: int | None = globals().setdefault("OFFLOAD_THRESHOLD", threshold)
         return value

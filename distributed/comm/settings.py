@@ -6,28 +6,35 @@ Looking up and parsing a dozen keys for each connection would take as long as co
 
 from __future__ import annotations
 
+import copy
+import logging
 from functools import cached_property
-from typing import Any
+from typing import Final
 
 from distributed.base import config
+from distributed.comm.registry import backends, get_backend
+from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.framing import Limits
 from distributed.protocol.limits import LoadPolicy
 
-__all__ = ["CommSettings", "settings"]
+__all__ = ["CommSettings", "check_configuration", "settings"]
+
+logger = logging.getLogger(__name__)
+
+_COMPRESSION: Final = "distributed.comm.compression"
+_SCHEME: Final = "distributed.comm.default-scheme"
 
 
 class CommSettings:
     """The settings below ``distributed.comm``, each of them parsed at its first use.
 
-    An invalid setting raises a `ValueError` that names its key.  Do not keep this object: a setting
-    that is first used later would have a later value.
+    Do not keep this object: a setting that is first used later would have a later value.
     """
 
     @cached_property
     def connect_timeout(self) -> float:
         """Maximum seconds for connecting (``timeouts.connect``)."""
-        timeout = config.get_timedelta("distributed.comm.timeouts.connect")
-        assert timeout is not None
+        timeout: float = config.read("distributed.comm.timeouts.connect")
         return timeout
 
     @cached_property
@@ -56,7 +63,7 @@ class CommSettings:
         """Limits of a message (``max-message-size``, ``max-frames``)."""
         return Limits(
             max_message_size=config.get_bytes("distributed.comm.max-message-size"),
-            max_frames=config.get("distributed.comm.max-frames"),
+            max_frames=config.get_int("distributed.comm.max-frames"),
         )
 
     @cached_property
@@ -71,15 +78,64 @@ class CommSettings:
         return LoadPolicy.from_config()
 
     @cached_property
-    def token(self) -> object:
-        """The configured value of ``auth.token``."""
-        return config.get("distributed.comm.auth.token")
+    def compression(self) -> str | None:
+        """The name of the compression for peers on other hosts (``compression``)."""
+        return get_compression_settings(_COMPRESSION)
 
     @cached_property
-    def token_file(self) -> Any:
+    def socket_backlog(self) -> int:
+        """Maximum number of connections that wait to be accepted (``socket-backlog``)."""
+        backlog: int = config.read("distributed.comm.socket-backlog")
+        return backlog
+
+    @cached_property
+    def token(self) -> str | None:
+        """The configured value of ``auth.token``."""
+        token: str | None = config.read("distributed.comm.auth.token")
+        return token
+
+    @cached_property
+    def token_file(self) -> str | None:
         """The configured value of ``auth.token-file``."""
-        return config.get("distributed.comm.auth.token-file")
+        path: str | None = config.read("distributed.comm.auth.token-file")
+        return path
+
+
+def _make() -> CommSettings:
+    config.check()
+    # What the transports and compressions of this process decide.
+    get_compression_settings(_COMPRESSION)
+    scheme = config.read(_SCHEME)
+    if scheme not in backends:
+        try:
+            get_backend(scheme)
+        except (ValueError, ImportError) as exc:
+            raise config.invalid(_SCHEME, scheme, "a known scheme", "tcp", str(exc)) from exc
+    return CommSettings()
+
+
+class _Settings(config.Section[CommSettings]):
+    """The settings below ``distributed.comm``."""
+
+    def __call__(self) -> CommSettings:
+        """Return the current settings, or the last valid ones if they have become invalid.
+
+        A server that listens must not refuse its peers because a value was set later.
+        `check_configuration` raises the error where a caller can see it.
+        """
+        try:
+            return super().__call__()
+        except ValueError as exc:
+            if self._made is None:
+                raise
+            logger.error("Keeping the settings of connections as they were: %s", exc)
+            self._made = copy.deepcopy(config.config["distributed"]["comm"]), self._made[1]
+            return self._made[1]
 
 
 #: Return the current settings.
-settings = config.Section("distributed.comm", CommSettings)
+settings = _Settings("distributed.comm", _make)
+
+#: Return the current settings, or raise a ValueError if any value of the configuration is invalid.
+#: Servers, ``listen`` and ``connect`` call it first.
+check_configuration = config.Section("distributed", _make)

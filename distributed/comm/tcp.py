@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 
-from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
 from distributed.comm.addressing import (
     ensure_concrete_host,
@@ -24,6 +23,7 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.attempts import enter_stage
 from distributed.comm.core import (
     Comm,
@@ -37,6 +37,7 @@ from distributed.comm.framed import FramedComm
 from distributed.comm.happy_eyeballs import _getaddrinfo, tcp_client
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
+from distributed.comm.settings import settings
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
     OPTIONS_ARE_INHERITED,
@@ -169,6 +170,8 @@ class BaseTCPConnector(Connector):
     prefix: ClassVar[str]
     #: The client whose ``resolver`` resolves the names of hosts; it is one for all connectors.
     client: ClassVar[TCPClient] = tcp_client
+    #: The names of the connection arguments.
+    keywords: ClassVar[frozenset[str]] = CONNECT
 
     def _make_client(self, address: str, connection_args: dict[str, Any]) -> Client:
         """Return the client that opens the stream to *address*, ``host:port``.
@@ -190,10 +193,13 @@ class BaseTCPConnector(Connector):
         ------
         OSError
             If the connection cannot be made.
+        TypeError
+            If a connection argument is unknown.
         ValueError
             If *address* has no host, or one that cannot exist.
         """
         where = self.prefix + address
+        check_keywords(where, connection_args, self.keywords)
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
@@ -293,6 +299,8 @@ class BaseTCPListener(StreamListener):
 
     #: Path of the address; only websockets have one.
     path = ""
+    #: The names of the connection arguments.
+    keywords: ClassVar[frozenset[str]] = LISTEN
 
     def __init__(
         self,
@@ -307,6 +315,7 @@ class BaseTCPListener(StreamListener):
         super().__init__(comm_handler, deserialize, allow_offload)
         self.ip, self.port = parse_host_port(address, default_port)
         self.default_host = default_host
+        check_keywords(self.prefix + address, connection_args, self.keywords)
         self._configure(address, connection_args)
         #: The host and port that are bound; None before start().
         self.bound_address: tuple[str, int] | None = None
@@ -344,9 +353,8 @@ class BaseTCPListener(StreamListener):
 
     def _bind(self) -> list[socket.socket]:
         """Return sockets that listen at the address."""
-        backlog = int(config.get("distributed.comm.socket-backlog"))
         try:
-            return bind_sockets(self.ip, self.port, backlog)
+            return bind_sockets(self.ip, self.port, settings().socket_backlog)
         except OSError as exc:
             where = self.prefix + unparse_host_port(self.ip, self.port) + self.path
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc

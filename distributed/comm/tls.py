@@ -287,8 +287,17 @@ def refuse_unencrypted(address: str, connection_args: Mapping[str, Any]) -> None
     ------
     RuntimeError
         If ``require_encryption`` is true in them.
+    TypeError
+        If they contain an ``ssl_context``, without ``require_encryption=False``.
     """
-    if connection_args.get("require_encryption"):
+    required = connection_args.get("require_encryption")
+    if required is None and connection_args.get("ssl_context") is not None:
+        raise TypeError(
+            f"{address!r} is of a transport that does not encrypt: it would ignore the "
+            "ssl_context.  Use a tls:// or wss:// address, or allow unencrypted connections with "
+            "require_encryption=False"
+        )
+    if required:
         raise RuntimeError(
             f"encryption required by Dask configuration, refusing communication from/to {address!r}"
         )

@@ -37,9 +37,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from distributed.base import config
 from distributed.base.host_addresses import get_ip
 from distributed.comm.addressing import ensure_concrete_host
+from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
     CommClosedError,
     CommHandler,
@@ -49,6 +49,7 @@ from distributed.comm.core import (
 )
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
+from distributed.comm.settings import settings
 from distributed.comm.sockets import MAX_BUFFER_SIZE, SocketServer
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -218,6 +219,7 @@ class UnixConnector(Connector):
             If *address* cannot be the name of a socket.
         """
         where = _PREFIX + address
+        check_keywords(where, connection_args, CONNECT)
         refuse_unencrypted(where, connection_args)
         loc = _normalize(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -270,6 +272,7 @@ class UnixListener(StreamListener):
         **connection_args: Any,
     ):
         super().__init__(comm_handler, deserialize, allow_offload)
+        check_keywords(_PREFIX + address, connection_args, LISTEN)
         refuse_unencrypted(_PREFIX + address, connection_args)
         host, name = _split(address)
         #: The name to listen at; empty for a new path.
@@ -297,7 +300,7 @@ class UnixListener(StreamListener):
         """
         if self.tcp_server is not None:
             return
-        backlog = int(config.get("distributed.comm.socket-backlog"))
+        backlog = settings().socket_backlog
         loc = self.name or _new_path()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

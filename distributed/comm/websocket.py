@@ -29,7 +29,7 @@ from tornado.websocket import (
     WebSocketProtocol13,
 )
 
-from distributed.base import config
+from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
 
 #: Maximum size of HTTP headers, and of the body of an HTTP error, in bytes.
@@ -49,7 +49,7 @@ _FINAL_ANSWERS = frozenset({200, 400, 401, 403, 405, 407, 410, 426, 501, 505})
 
 def handshake_limit() -> int:
     """Return the maximum size of a websocket message before the handshake is done, in bytes."""
-    limit = config.get_bytes("distributed.comm.max-handshake-size")
+    limit = settings().handshake_limits.max_message_size
     return sys.maxsize if limit is None else limit
 
 
@@ -225,7 +225,7 @@ class Protocol(WebSocketProtocol13):
     # answer: a peer that is busy or does not read sends none, although it is still connected.  The
     # kernel detects a dead peer, as on any TCP connection: it does not acknowledge the pings.
     def start_pinging(self) -> None:
-        interval = config.get_timedelta("distributed.comm.timeouts.tcp")
+        interval = settings().tcp_timeout
         if interval:
             self._schedule_ping(interval / 2)
 

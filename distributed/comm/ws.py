@@ -30,6 +30,7 @@ from distributed.comm.addressing import (
     parse_host_port,
     unparse_host_port,
 )
+from distributed.comm.arguments import LISTEN, check_keywords
 from distributed.comm.attempts import enter_stage
 from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
 from distributed.comm.settings import settings
@@ -115,6 +116,7 @@ class WSConnector(BaseTCPConnector):
             If the peer does not speak HTTP, or its refusal to open a websocket is permanent.
         """
         where = self.prefix + address
+        check_keywords(where, connection_args, self.keywords)
         host_port, path = _split_path(address)
         host, port = parse_host_port(host_port)
         if not host:
@@ -278,6 +280,7 @@ class WSListener(BaseTCPListener):
     prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
     encrypted: ClassVar[bool] = False
+    keywords = LISTEN | {"http_server"}
     #: The TLS context of an encrypted listener; None if the shared HTTP server has its own.
     ssl_context: ssl.SSLContext | None = None
 
@@ -293,6 +296,10 @@ class WSListener(BaseTCPListener):
         **connection_args: Any,
     ):
         host_port, self.path = _split_path(address)
+        if http_server is not None and not isinstance(http_server, HTTPServer):
+            raise TypeError(
+                f"http_server must be a tornado.httpserver.HTTPServer, not {http_server!r}"
+            )
         self.http_server = http_server
         super().__init__(
             host_port,

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
 from distributed.core.errors.messages import exception_from
 from distributed.core.tasks import NoOpAwaitable
+from distributed.protocol.families import check_families
 
 __all__ = ["RPCClosed", "RemoteCalls", "addr_from_args", "coerce_to_address", "send_recv"]
 
@@ -104,6 +105,8 @@ async def send_recv(
     if deserializers is None:
         deserializers = serializers
     if deserializers is not None:
+        if type(deserializers) is str:
+            check_families("deserializers", deserializers)
         msg["serializers"] = deserializers
     try:
         await comm.write(msg, serializers=serializers, on_error="raise")

@@ -16,7 +16,7 @@ from typing import Any, Self, final
 
 from tornado.ioloop import IOLoop
 
-from distributed.base.quantities import parse_timedelta
+from distributed.base.arguments import check_duration
 from distributed.core.status import Status
 
 logger = logging.getLogger("distributed.core")
@@ -124,7 +124,7 @@ class LifeCycle:
             if self._status is not Status.init:
                 return self
             name = type(self).__name__
-            timeout = parse_timedelta(self.death_timeout)
+            timeout = check_duration("death_timeout", self.death_timeout)
             limit = asyncio.timeout(timeout)
             try:
                 async with limit:
@@ -177,7 +177,7 @@ class LifeCycle:
             The reason, for the log.
         """
         # Parsed first, so that an invalid timeout raises before anything is closed.
-        grace = None if timeout is None else parse_timedelta(timeout)
+        grace = check_duration("timeout", timeout)
         if self._close_begun:
             await self._event_finished.wait()
             return

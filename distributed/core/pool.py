@@ -18,17 +18,28 @@ import logging
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Never, Self
 
+from distributed.base.arguments import check_duration, unexpected_keyword_of
 from distributed.comm import Comm, CommClosedError
+from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import RemoteCalls, addr_from_args
 from distributed.core.host import connect
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
+from distributed.protocol.families import check_families
 
 __all__ = ["ConnectionPool", "PoolState", "PooledRPCCall"]
 
 logger = logging.getLogger("distributed.core")
+
+
+def check_limit(argument: str, limit: Any) -> None:
+    """Raise ValueError unless *limit* is a number of connections, from 1."""
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit >= 1:
+        raise ValueError(
+            f"{argument} must be a number from 1, as a maximum of connections, not {limit!r}"
+        )
 
 
 class PoolState:
@@ -46,8 +57,7 @@ class PoolState:
     # * No call waits while a place is free or a connection is idle: each method that frees a
     #   connection or a place calls _settle().
     def __init__(self, limit: float) -> None:
-        if not isinstance(limit, int | float) or not limit >= 1:
-            raise ValueError(f"the limit of a pool must be a number from 1, got {limit!r}")
+        check_limit("limit", limit)
         self.limit = limit
         # Address → idle connections.  Callers that look up an address leave an empty set.
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
@@ -218,6 +228,11 @@ class PooledRPCCall(RemoteCalls):
         serializers: Sequence[str] | None = None,
         deserializers: Sequence[str] | None = None,
     ) -> None:
+        # Those of the pool were checked when it was created.
+        if serializers is not pool.serializers:
+            check_families("serializers", serializers)
+        if deserializers is not pool.deserializers:
+            check_families("deserializers", deserializers)
         self.addr = addr
         self.pool = pool
         self.serializers = serializers
@@ -261,6 +276,13 @@ class ConnectionPool(PoolState):
         Whether expensive (de)serialization may run in a thread.
     server
         The server that owns this pool, if any.
+    security
+        As for :class:`~distributed.core.rpc`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown or invalid.
 
     Attributes
     ----------
@@ -289,13 +311,21 @@ class ConnectionPool(PoolState):
         connection_args: Mapping[str, Any] | None = None,
         timeout: float | str | None = None,
         server: object = None,
+        *,
+        security: SecuritySettings | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unexpected_keyword_of(ConnectionPool.__init__, unknown, OBJECT_HINT)
         super().__init__(limit)
+        check_duration("timeout", timeout)
+        check_families("serializers", serializers)
+        check_families("deserializers", deserializers)
         self.deserialize = deserialize
         self.serializers = serializers
         self.allow_offload = allow_offload
         self.deserializers = serializers if deserializers is None else deserializers
-        self.connection_args = dict(connection_args or {})
+        self.connection_args = check_connection_args(connection_args, security)
         self.timeout = timeout
         self.server = weakref.ref(server) if server is not None else None
         self.status = Status.init
@@ -377,6 +407,8 @@ class ConnectionPool(PoolState):
             if self.status is Status.init:
                 state = "closed as long as it, or its server, is not started with 'await'"
             raise RuntimeError(f"ConnectionPool is {state}; cannot connect to {addr}")
+        if timeout is not None:
+            check_duration("timeout", timeout)
         comm = self._take_idle(addr)
         if comm is not None:
             return comm

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Never, Self
 
+from distributed.base.arguments import check_duration, unexpected_keyword_of
 from distributed.comm import Comm
+from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
 from distributed.core.host import connect
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
+from distributed.protocol.families import check_families
 
 __all__ = ["rpc"]
 
@@ -39,6 +42,13 @@ class rpc(RemoteCalls):
         Additional arguments for the transport, such as ``ssl_context``.
     serializers, deserializers
         Names of the serialization families to use and to accept.
+    security
+        A `Security` object, in place of the arguments of *connection_args* that it gives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown or invalid.
 
     Attributes
     ----------
@@ -72,7 +82,16 @@ class rpc(RemoteCalls):
         connection_args: Mapping[str, Any] | None = None,
         serializers: Sequence[str] | None = None,
         deserializers: Sequence[str] | None = None,
+        *,
+        security: SecuritySettings | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unexpected_keyword_of(rpc.__init__, unknown, OBJECT_HINT)
+        check_duration("timeout", timeout)
+        check_families("serializers", serializers)
+        check_families("deserializers", deserializers)
+        self.connection_args = check_connection_args(connection_args, security)
         self.status: Status = Status.running
         # Every comm not yet found closed → whether it is idle.
         self.comms: dict[Comm, bool] = {}
@@ -83,7 +102,6 @@ class rpc(RemoteCalls):
         self.deserialize = deserialize
         self.serializers = serializers
         self.deserializers = serializers if deserializers is None else deserializers
-        self.connection_args = dict(connection_args or {})
         # Every comm made by or given to this object that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
         if comm is not None:

@@ -15,11 +15,20 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Final, Never, Self
 
 from distributed.base import config
+from distributed.base.arguments import check_flag, did_you_mean, unexpected_keyword_of
 from distributed.comm import Comm, get_address_host, get_address_host_port
+from distributed.comm.arguments import (
+    OBJECT_HINT,
+    SecuritySettings,
+    check_connection_args,
+    check_names,
+    with_security,
+)
 from distributed.comm.core import Listener
+from distributed.comm.settings import check_configuration
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -29,7 +38,7 @@ from distributed.core.host import (
 )
 from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
-from distributed.core.pool import ConnectionPool
+from distributed.core.pool import ConnectionPool, check_limit
 from distributed.core.requests import Requests
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
@@ -40,6 +49,9 @@ logger = logging.getLogger("distributed.core")
 
 #: Seconds before running handlers are cancelled when their server is closed.
 CLOSE_GRACE = 1.0
+
+#: Name of a class, in lower case → the role whose certificate its servers use.
+_ROLES: Final = {"scheduler": "scheduler", "worker": "worker", "nanny": "worker"}
 
 
 class Server(LifeCycle):
@@ -67,6 +79,13 @@ class Server(LifeCycle):
         The directory in which the scratch directory is made.
     needs_workdir
         Whether the scratch directory belongs to this server alone and is locked.
+    security
+        A `Security` object, for connections to other servers and, by default, for :meth:`listen`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown or invalid.
 
     Examples
     --------
@@ -108,11 +127,20 @@ class Server(LifeCycle):
         timeout: float | str | None = None,
         local_directory: str | os.PathLike[str] | None = None,
         needs_workdir: bool = True,
+        *,
+        security: SecuritySettings | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unexpected_keyword_of(Server.__init__, unknown, OBJECT_HINT)
+        check_configuration()
         super().__init__()
         name = type(self).__name__
-        _check_callable("handler", handlers)
-        _check_callable("stream handler", stream_handlers or {})
+        _check_handlers("handlers", handlers)
+        if stream_handlers is not None:
+            _check_handlers("stream_handlers", stream_handlers)
+        check_limit("connection_limit", connection_limit)
+        check_flag("allow_pickle", self.allow_pickle)
         #: Operations: name → handler.
         self.handlers: dict[str, Callable[..., Any]] = {
             "identity": self.identity,
@@ -122,9 +150,12 @@ class Server(LifeCycle):
             **handlers,
         }
         #: Names of operations that are refused.
-        self.blocked_handlers = _blocked_handlers(name, blocked_handlers)
+        self.blocked_handlers, self._server_blocked_by = _blocked_handlers(name, blocked_handlers)
         #: Operations of one-way streams: name → handler.
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
+        if blocked_handlers is not None and type(self).__init__ is Server.__init__:
+            self._check_blocked_handlers()
+        # Otherwise, a subclass may add handlers in its own __init__.
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}
@@ -166,7 +197,9 @@ class Server(LifeCycle):
         )
         self._original_local_dir = self._scratch_directory.original
 
-        self.connection_args = dict(connection_args or {})
+        self._server_security = security
+        role = _ROLES.get(name.lower())
+        self.connection_args = check_connection_args(connection_args, security, role)
         if self.allow_pickle is not None:
             self.connection_args.setdefault("allow_pickle", self.allow_pickle)
         #: For calls to other servers: ``await self.rpc(address).op(...)``.
@@ -184,6 +217,7 @@ class Server(LifeCycle):
 
     async def start_unsafe(self) -> Self:
         """Start the periodic callbacks and the pool.  Subclasses extend this method."""
+        self._check_blocked_handlers()
         await super().start_unsafe()
         if is_role(self):
             # A role expects its directory on `sys.path`; other servers create it at first use.
@@ -231,6 +265,25 @@ class Server(LifeCycle):
         finally:
             stop_profile(self)
             await self.rpc.close()
+
+    def _check_blocked_handlers(self) -> None:
+        """Raise ValueError if an operation is blocked that does not exist.
+
+        It may be the misspelled name of an operation that then stays open to every peer.
+        """
+        for op in self.blocked_handlers:
+            if op in self.handlers:
+                continue
+            where = self._server_blocked_by
+            if where.startswith("distributed."):
+                where += f" (from {config.source(where, self.blocked_handlers)})"
+            text = f"{where} contains {op!r}, but {type(self).__name__} has no such "
+            if op in self.stream_handlers:
+                raise ValueError(
+                    f"{text}operation. It is a stream handler, and these cannot be blocked one by "
+                    "one: block 'connection_stream' or leave the stream handler out"
+                )
+            raise ValueError(f"{text}handler; {did_you_mean(op, self.handlers)}")
 
     # Built-in operations
 
@@ -346,19 +399,31 @@ class Server(LifeCycle):
         allow_offload
             Whether expensive (de)serialization may run in a thread.
         kwargs
-            Further arguments of the transport, such as ``ssl_context``.
+            As for :func:`distributed.comm.listen`, such as ``security``, whose default is that of
+            the server.
 
         Returns
         -------
         awaitable
             It ends when the address is bound, or raises the error.  The address is bound once the
             event loop runs, also without ``await``; an error is logged then.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is unknown or invalid.
         """
+        self._check_blocked_handlers()
         addr = address_to_listen_at(
             self.default_port if port_or_addr is None else port_or_addr, self.default_ip
         )
         if self.allow_pickle is not None:
             kwargs.setdefault("allow_pickle", self.allow_pickle)
+        check_names("Server.listen()", kwargs, "listen")
+        if kwargs.get("security") is None and self._server_security is not None:
+            kwargs["security"] = self._server_security
+        if kwargs.get("security") is not None:
+            kwargs = with_security(kwargs, "listen", _ROLES.get(type(self).__name__.lower()))
         return self._server_listeners.listen(addr, allow_offload=allow_offload, **kwargs)
 
     @property
@@ -467,19 +532,33 @@ class Server(LifeCycle):
         return await self._scratch_directory.upload_file_async(filename, data, load=load)
 
 
-def _check_callable(kind: str, handlers: Mapping[str, Callable[..., Any]]) -> None:
+def _check_handlers(argument: str, handlers: Any) -> None:
+    """Raise TypeError unless *handlers* maps names to functions."""
+    if not isinstance(handlers, Mapping):
+        raise TypeError(
+            f"{argument} must be a mapping of names to functions, such as {{'add': add}}, not "
+            f"{handlers!r}"
+        )
     for op, handler in handlers.items():
+        if not isinstance(op, str):
+            raise TypeError(f"a name in {argument} must be text, not {op!r}")
         if not callable(handler):
+            kind = argument.replace("_", " ").removesuffix("s")
             raise TypeError(f"the {kind} of {op!r} is not callable: {handler!r}")
 
 
-def _blocked_handlers(server_name: str, given: Iterable[str] | None) -> list[str]:
-    """Return the names of blocked operations: those *given*, or those of the configuration."""
-    key = "blocked_handlers"
+def _blocked_handlers(server_name: str, given: Any) -> tuple[list[str], str]:
+    """Return the names of blocked operations, and where they are given, for errors.
+
+    They are those *given*, or those of the configuration.
+    """
+    source = "blocked_handlers"
     if given is None:
-        key = f"distributed.{server_name.lower()}.blocked-handlers"
-        given = config.get(key, default=None) or ()
-    if isinstance(given, str):
-        # list() would make a list of its letters, and no operation would be blocked.
-        raise TypeError(f"{key} has to be a list of names such as ['run'], got {given!r}")
-    return list(given)
+        source = f"distributed.{server_name.lower()}.blocked-handlers"
+        given = config.get(source, default=None) or ()
+    # list() would make a list of the letters of a text, and no operation would be blocked.
+    is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    names: list[Any] = list(given) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{source} has to be a list of names such as ['run'], got {given!r}")
+    return names, source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec
 
@@ -87,8 +88,14 @@ class AsyncTaskGroup:
         ------
         AsyncTaskGroupClosedError
             If the group is closed.
+        TypeError, ValueError
+            If *delay* is not a number from 0.
         """
         self._check_open(afunc)
+        if not isinstance(delay, int | float) or isinstance(delay, bool):
+            raise TypeError(f"delay must be a number of seconds, not {delay!r}")
+        if math.isnan(delay):
+            raise ValueError("delay must be a number of seconds, not nan")
 
         async def delayed() -> None:
             await asyncio.sleep(delay)

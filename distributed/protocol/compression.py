@@ -137,8 +137,7 @@ def _varint(frame: Any) -> int:
 
 @functools.cache
 def _zstd_settings() -> tuple[int, int]:
-    # Negative levels are faster than level 1; a negative number of threads means all CPUs.
-    return config.get("distributed.comm.zstd.level"), config.get("distributed.comm.zstd.threads")
+    return config.read("distributed.comm.zstd.level"), config.read("distributed.comm.zstd.threads")
 
 
 def _zstd_compress(frame: Any) -> Any:
@@ -210,8 +209,10 @@ def get_compression_settings(key: str) -> str | None:
         return compressions[name].name
     except (KeyError, TypeError):
         known = ",".join(repr(known) for known in compressions)
+        # The text of the original, and the source.
         raise ValueError(
-            f"Invalid compression setting {key}={name}. Valid options are {known}. "
+            f"Invalid compression setting {key}={name!r:.200} (from {config.source(key, name)}). "
+            f"Valid options are {known}. "
             "lz4, snappy and zstd need their libraries (lz4, python-snappy, zstandard)."
         ) from None
 

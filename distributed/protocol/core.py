@@ -37,7 +37,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
-from distributed.protocol.families import pickle_frames
+from distributed.protocol.families import check_families, pickle_frames
 from distributed.protocol.header_cache import (
     cache_reader,
     cached_frames,
@@ -117,6 +117,8 @@ class _MessageWriter:
         self._frames = frames = [b""]
         if context and context.get("allow-pickle") is False:
             serializers = accepted_serializers(serializers, context)
+        if type(serializers) is str:
+            check_families("serializers", serializers)
         self._serializers = serializers
         self._on_error = on_error
         self._context = context

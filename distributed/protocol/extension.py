@@ -52,9 +52,7 @@ def import_allowed_module(name: str) -> ModuleType:
     ImportError
         If the module does not exist.
     """
-    allowed = config.get(_ALLOWED_IMPORTS)
-    if isinstance(allowed, str):
-        allowed = [allowed]
+    allowed = config.read(_ALLOWED_IMPORTS)
     if name.partition(".")[0] not in allowed:
         raise ImportNotAllowedError(
             f"Importing {name!r} is not allowed, please add it to the list of allowed modules the "

@@ -13,11 +13,12 @@ cuda       objects of types registered for transports between devices
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
+from distributed.base.arguments import did_you_mean
 from distributed.base.buffers import ensure_memoryview
 from distributed.base.callables import has_keyword
 from distributed.protocol import pickle
@@ -37,6 +38,7 @@ from distributed.protocol.utils import Buffer, join_frames, msgpack_opts
 __all__ = [
     "Family",
     "Header",
+    "check_families",
     "families",
     "pickle_dumps",
     "pickle_frames",
@@ -105,6 +107,31 @@ def register_serialization_family(
     >>> del families["text"]
     """
     families[name] = Family(dumps, loads, dumps is not None and has_keyword(dumps, "context"))
+
+
+def check_families(argument: str, names: Any) -> None:
+    """Check an argument that names serializer families; None stands for the default families.
+
+    Raises
+    ------
+    TypeError
+        If it is not a collection of names, but for instance one name.
+    ValueError
+        If it contains an unknown name.
+    """
+    if names is None:
+        return
+    if not isinstance(names, Collection) or isinstance(names, str | bytes | Mapping):
+        raise TypeError(
+            f"{argument} must be a list of names of serializer families, such as "
+            f"['dask', 'pickle'], not {names!r}"
+        )
+    for name in names:
+        if name not in families:
+            raise ValueError(
+                f"unknown serializer family {name!r} in {argument}={list(names)!r} "
+                f"(known: {list(families)}); {did_you_mean(name, families)}"
+            )
 
 
 def register_serialization(

@@ -71,10 +71,10 @@ class LoadPolicy(NamedTuple):
             If a configured value is invalid; the error names its key.
         """
         if allow_pickle is None:
-            allow_pickle = config.get_bool(ALLOW_PICKLE)
-            if allow_pickle is None:
-                raise ValueError(f"{ALLOW_PICKLE} must be true or false, not null")
-        return cls(allow_pickle, config.get_int(MAX_DEPTH), config.get_bytes(MAX_INFLATED_SIZE))
+            allow_pickle = config.read(ALLOW_PICKLE)
+        return cls(
+            bool(allow_pickle), config.get_int(MAX_DEPTH), config.get_bytes(MAX_INFLATED_SIZE)
+        )
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from distributed.protocol.exceptions import (
     ProtocolError,
     SerializationError,
 )
-from distributed.protocol.families import Header, families
+from distributed.protocol.families import Header, check_families, families
 from distributed.protocol.limits import Reading, check_unpickling, reading
 from distributed.protocol.utils import join_frames
 from distributed.protocol.wrappers import Serialize, Serialized
@@ -219,7 +219,9 @@ def serialize(
     for name in serializers:
         family = families.get(name)
         if family is None:
-            raise ValueError(f"unknown serializer family {name!r} (known: {list(families)})")
+            # This raises, unless another thread has just registered the family.
+            check_families("serializers", serializers)
+            continue
         if family.dumps is None:
             continue
         try:

@@ -49,9 +49,7 @@ _U64: Final = struct.Struct("<Q")
 @functools.cache
 def default_shard_size() -> int:
     """Return `BIG_BYTES_SHARD_SIZE`."""
-    size = config.get_bytes("distributed.comm.shard")
-    if size is None or size < 1:
-        raise ValueError(f"distributed.comm.shard must be a positive size, not {size!r}")
+    size: int = config.read("distributed.comm.shard")
     return size
 
 

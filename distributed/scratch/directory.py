@@ -88,7 +88,7 @@ class ScratchDirectory:
         self, owner_name: str, local_directory: str | None = None, needs_workdir: bool = True
     ) -> None:
         if not local_directory:
-            local_directory = config.get("temporary-directory") or tempfile.gettempdir()
+            local_directory = config.read("temporary-directory") or tempfile.gettempdir()
         base = os.path.abspath(local_directory)
         if os.path.basename(base) != SCRATCH_SPACE:
             base = os.path.join(base, SCRATCH_SPACE)

@@ -12,14 +12,24 @@ from __future__ import annotations
 import html
 import os
 import ssl
+import warnings
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from distributed.base import config
+from distributed.base.arguments import check_flag, did_you_mean
 from distributed.security.certificates import load_authority, load_identity, make_certificate, shown
 
 __all__ = ["Security"]
 
 _ROLES: Final = ("client", "scheduler", "worker")
+#: The roles in which an object without a role of its own listens and connects, by preference.
+_ROLES_TO_LISTEN: Final = ("scheduler", "worker", "client")
+_ROLES_TO_CONNECT: Final = ("client", "worker", "scheduler")
+
+#: Minimum number of characters of a token that is used without a warning.  A random token then has
+#: at least 60 bits, and cannot be guessed.
+MIN_TOKEN_LENGTH: Final = 16
 
 _VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, None)
 _CONFIGURED_VERSIONS: Final = dict(zip((1.2, 1.3, None), _VERSIONS, strict=True))
@@ -59,14 +69,19 @@ class Security:
     extra_conn_args
         More arguments for a transport, such as the headers of a websocket.
     token
-        A secret that both sides of a connection share.
+        A secret that both sides of a connection share, at least 16 characters chosen at random.
 
     Raises
     ------
     TypeError
         If a keyword is unknown, or has a value of the wrong type.
     ValueError
-        If a version is not supported, or the minimum is above the maximum.
+        If a version is not supported, the minimum is above the maximum, or the token is empty.
+
+    Warns
+    -----
+    UserWarning
+        If the token is so short that it can be guessed.
 
     Notes
     -----
@@ -96,7 +111,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
     tls_scheduler_key: str | None
     tls_worker_cert: str | None
     tls_worker_key: str | None
-    extra_conn_args: dict[str, Any]
+    extra_conn_args: Mapping[str, Any]
     token: str | bytes | None
 
     # Setting any other attribute is an error.
@@ -106,7 +121,11 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         unknown = sorted(set(kwargs) - set(self.__slots__))
         if unknown:
             known = ", ".join(sorted(self.__slots__))
-            raise TypeError(f"Unknown parameters: {unknown} (known ones: {known})")
+            raise TypeError(
+                f"Unknown parameters: {unknown}; {did_you_mean(unknown[0], self.__slots__)} "
+                f"(known ones: {known})"
+            )
+        require_encryption = check_flag("require_encryption", require_encryption)
         if require_encryption is None:
             require_encryption = config.get_bool("distributed.comm.require-encryption")
         if require_encryption is None:
@@ -115,7 +134,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
             )
         self.require_encryption = require_encryption
         for name, key in {**_FILE_FIELDS, "tls_ciphers": "distributed.comm.tls.ciphers"}.items():
-            setattr(self, name, _text(name, kwargs[name] if name in kwargs else config.get(key)))
+            setattr(self, name, _text(name, kwargs[name] if name in kwargs else config.read(key)))
         self.tls_min_version = _version("min", kwargs) or ssl.TLSVersion.TLSv1_2
         self.tls_max_version = _version("max", kwargs)
         if self.tls_max_version is not None and self.tls_max_version < self.tls_min_version:
@@ -124,8 +143,10 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
                 f"tls_max_version={self.tls_max_version.name}"
             )
         extra = kwargs.get("extra_conn_args")
+        if extra is not None and not isinstance(extra, Mapping):
+            raise TypeError(f"extra_conn_args must be a dict, not {extra!r}")
         self.extra_conn_args = {} if extra is None else extra
-        self.token = kwargs.get("token")
+        self.token = _token(kwargs.get("token"))
 
     @classmethod
     def temporary(cls, **kwargs: Any) -> Security:
@@ -152,6 +173,15 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
         files = {name: key if name.endswith("_key") else cert for name in _FILE_FIELDS}
         return cls(require_encryption=True, **files, **kwargs)
 
+    def default_role(self, side: Literal["connect", "listen"]) -> str:
+        """Return the role of a side of a connection, for callers that do not state one.
+
+        It is the first role that has a certificate: of scheduler, worker, client for ``"listen"``,
+        of client, worker, scheduler for ``"connect"``.
+        """
+        roles = _ROLES_TO_LISTEN if side == "listen" else _ROLES_TO_CONNECT
+        return next((role for role in roles if getattr(self, f"tls_{role}_cert")), roles[0])
+
     def get_tls_config_for_role(self, role: str) -> dict[str, Any]:
         """Return the TLS settings of a role.
 
@@ -171,7 +201,7 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
             If the role is unknown.
         """
         if role not in _ROLES:
-            raise ValueError(f"unknown role {role!r}")
+            raise ValueError(f"unknown role {role!r}; {did_you_mean(role, _ROLES)}")
         return {
             "ca_file": self.tls_ca_file,
             "ciphers": self.tls_ciphers,
@@ -213,7 +243,8 @@ tls_client_cert=Local (/etc/dask/me.pem), tls_min_version=TLSv1_2)
     def _get_args(self, role: str, protocol: ssl._SSLMethod) -> dict[str, Any]:
         return {
             "ssl_context": self._get_tls_context(role, protocol),
-            "require_encryption": self.require_encryption,
+            # Fields can be set later.
+            "require_encryption": check_flag("require_encryption", self.require_encryption),
             **({} if self.token is None else {"token": self.token}),
         }
 
@@ -277,6 +308,23 @@ def _text(name: str, value: Any) -> str | None:
     raise TypeError(f"{name} must be a str, not {type(value).__name__!r}")
 
 
+def _token(token: Any) -> str | bytes | None:
+    """Return a token; refuse one that every peer would know, and warn of one that is short."""
+    if token is None:
+        return None
+    if not isinstance(token, str | bytes):
+        raise TypeError(f"token must be text or bytes, not {type(token).__name__}")
+    if not token.strip():
+        raise ValueError("token must not be empty: every peer would know it")
+    if len(token) < MIN_TOKEN_LENGTH:
+        warnings.warn(
+            f"a token of {len(token)} characters can be guessed; use at least {MIN_TOKEN_LENGTH} "
+            "at random, such as secrets.token_urlsafe(32)",
+            stacklevel=3,
+        )
+    return token
+
+
 def _version(bound: Literal["min", "max"], kwargs: dict[str, Any]) -> ssl.TLSVersion | None:
     """Return the minimum or maximum TLS version, from the keywords or the configuration."""
     name = f"tls_{bound}_version"
@@ -287,14 +335,7 @@ def _version(bound: Literal["min", "max"], kwargs: dict[str, Any]) -> ssl.TLSVer
                 f"{name}={version!r} is not supported, expected one of {list(_VERSIONS)}"
             )
         return None if version is None else ssl.TLSVersion(version)
-    key = f"distributed.comm.tls.{bound}-version"
-    version = config.get(key)
-    try:
-        return _CONFIGURED_VERSIONS[version]
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{key}={version!r} is not supported, expected one of {[None, 1.2, 1.3]}"
-        ) from None
+    return _CONFIGURED_VERSIONS[config.read(f"distributed.comm.tls.{bound}-version")]
 
 
 def _described(name: str, value: str) -> str:

@@ -47,7 +47,9 @@ def trusting(address: str) -> Iterator[None]:
     if not is_encrypted(address):
         yield
         return
-    args = {"ssl_context": tls_security().get_connection_args("client")["ssl_context"]}
+    context = tls_security().get_connection_args("client")["ssl_context"]
+    # Servers that do not encrypt can be called, too.
+    args = {"ssl_context": context, "require_encryption": False}
     before = core.connect
 
     async def connect(address: str, *positional: Any, **kwargs: Any) -> Comm:

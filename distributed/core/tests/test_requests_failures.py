@@ -72,7 +72,10 @@ async def test_an_unknown_op_raises_at_the_caller():
 @pytest.mark.parametrize("op", [5, None, ("echo",), {"echo": 1}, b"echo", {"nested": [{}]}, 1.5])
 @gen_test()
 async def test_an_op_that_is_not_a_string_is_an_error(transport, op):
-    async with serving(transport, blocked_handlers=["f"]) as server, connected(server) as comm:
+    async with (
+        serving(transport, blocked_handlers=["identity"]) as server,
+        connected(server) as comm,
+    ):
         with quiet():
             answer = await ask(comm, {"op": op})
         assert "No handler for op" in answer["exception_text"]
@@ -148,9 +151,9 @@ async def test_blocked_handlers_are_configured_by_class():
     class Scheduler(Server):
         pass
 
-    with config.set({"distributed.scheduler.blocked-handlers": ["echo", "f"]}):
+    with config.set({"distributed.scheduler.blocked-handlers": ["echo", "identity"]}):
         scheduler, server = Scheduler({}), Server({})
-    assert list(scheduler.blocked_handlers) == ["echo", "f"]
+    assert list(scheduler.blocked_handlers) == ["echo", "identity"]
     assert list(server.blocked_handlers) == []
     await scheduler.close()
     await server.close()
@@ -159,8 +162,8 @@ async def test_blocked_handlers_are_configured_by_class():
 @gen_test()
 async def test_given_blocked_handlers_replace_the_configured_ones():
     with config.set({"distributed.server.blocked-handlers": ["echo"]}):
-        server = Server({}, blocked_handlers=["f"])
-    assert list(server.blocked_handlers) == ["f"]
+        server = Server({}, blocked_handlers=["identity"])
+    assert list(server.blocked_handlers) == ["identity"]
     await server.close()
 
 

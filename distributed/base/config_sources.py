@@ -1,0 +1,68 @@
+"""Find the source of a configuration value, for errors.
+
+Only values are stored, without their sources, also by dask.  So the sources are read once more: the
+last one with the same value is the answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distributed.base import config_store
+from distributed.base.config_store import canonical_name
+
+__all__ = ["source_of"]
+
+_MISSING: Any = object()
+
+
+def lookup(key: str, section: Any) -> Any:
+    """Return the value of the dotted *key* in nested dicts, or `_MISSING`."""
+    for part in key.split("."):
+        if not isinstance(section, Mapping):
+            return _MISSING
+        section = section.get(canonical_name(part, section), _MISSING)
+    return section
+
+
+def _same(one: Any, other: Any) -> bool:
+    # By their text, since a float may be nan.
+    return one is not _MISSING and repr(one) == repr(other)
+
+
+def source_of(key: str, value: Any, paths: Sequence[str]) -> str:
+    """Return a description of the source of a value.
+
+    Parameters
+    ----------
+    key
+        The dotted key.
+    value
+        The value that it has now.
+    paths
+        The files and directories that were read, lowest priority first.
+    """
+    for name, text in sorted(os.environ.items()):
+        if name.startswith("DASK_") and _same(lookup(key, _parsed(name, text)), value):
+            return f"environment variable {name}"
+    for path in reversed(list(config_store.config_files(paths))):
+        if _same(lookup(key, _content(str(path))), value):
+            return f"file {str(path)!r}"
+    return "distributed.config.set or dask.config.set"
+
+
+def _parsed(name: str, text: str) -> dict[str, Any]:
+    try:
+        return config_store.collect_env({name: text})
+    except ValueError:
+        return {}
+
+
+def _content(path: str) -> dict[str, Any]:
+    try:
+        found = config_store.collect_files([path], warn=lambda message: None)
+    except ValueError:
+        return {}
+    return found[0] if found else {}

@@ -169,7 +169,7 @@ class StandardProbe:
 
 
 def _raise_if_exhausted(exc: OSError) -> None:
-    """Raise *exc* if no file descriptor was free; then it says nothing about the platform."""
+    """Raise *exc* if no file descriptor was free, which is not a property of the platform."""
     if exc.errno in (errno.EMFILE, errno.ENFILE):
         raise exc
 

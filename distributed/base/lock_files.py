@@ -59,7 +59,7 @@ def names_in(dir_fd: int) -> list[str]:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Return whether a file or directory belongs to this user, and no other user can write to it."""
+    """Return whether a file or directory is this user's, and no other user can write to it."""
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return status.st_uid == os.geteuid() and not shared
 

@@ -23,6 +23,9 @@ OUTPUT = ROOT / "build" / "bench"
 RECORD = ROOT / "docs" / "performance"
 
 #: Files that the repository keeps, since docs/performance.rst shows them.
+#: The names of the plots; a directory given by the user may contain other images.
+PLOTTED = ("sequential", "transports", "concurrent", "payloads")
+
 RECORDED = ("targets.csv", "anatomy.csv", "machine.csv", "sequential.svg", "payloads.svg")
 
 
@@ -82,8 +85,8 @@ def say(text: str) -> None:
 
 def draw(directory: Path) -> None:
     """Draw the plots with a Python that has matplotlib, if such an environment can be made."""
-    for stale in directory.glob("*.svg"):
-        stale.unlink()
+    for name in PLOTTED:
+        (directory / f"{name}.svg").unlink(missing_ok=True)
     try:
         python = environment("bench-plots", ["matplotlib"], project=True)
     except EnvironmentUnavailable as error:

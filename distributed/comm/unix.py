@@ -20,13 +20,11 @@ A relative path needs a slash, as in ``unix://./app.sock``, to be told from the 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import errno
 import fcntl
 import itertools
 import os
 import re
-import shutil
 import socket
 import stat
 import struct
@@ -38,6 +36,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from distributed.base.host_addresses import get_ip
+from distributed.base.lock_files import opened_directory
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
@@ -54,6 +53,7 @@ from distributed.comm.sockets import MAX_BUFFER_SIZE, SocketServer
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
 from distributed.comm.tls import refuse_unencrypted
+from distributed.comm.unix_directory import PrivateDirectory
 
 __all__ = ["Unix", "UnixBackend", "UnixConnector", "UnixListener"]
 
@@ -78,30 +78,21 @@ _LOCK_ATTEMPTS, _LOCK_PAUSE = 100, 0.01
 #: default, large messages would be sent in many pieces, each of which wakes both sides.
 _SEND_BUFFER = 2**20
 
-#: The directory for new sockets, and the id of the process that created it; None until the first
-#: use.  A child process creates its own.  Only `_new_path` changes it.
-_private_directory: tuple[int, str] | None = None
+#: The directory for new sockets; None until the first use.  Only `_new_path` changes it.
+_private_directory: PrivateDirectory | None = None
 _numbers = itertools.count(1)
 
 
 def _new_path() -> str:
     """Return an unused path for a socket, in a directory that only this user can enter."""
     global _private_directory
-    made_by, directory = _private_directory or (None, "")
-    if made_by != os.getpid() or not os.path.isdir(directory):
-        directory = tempfile.mkdtemp(prefix="dask-unix-")
-        if len(os.fsencode(directory)) > _LONGEST_NAME - 10:
-            os.rmdir(directory)
-            directory = tempfile.mkdtemp(prefix="dask-unix-", dir="/tmp")
-        _private_directory = os.getpid(), directory
-        atexit.register(_remove_directory, *_private_directory)
-    return os.path.join(directory, str(next(_numbers)))
-
-
-def _remove_directory(made_by: int, directory: str) -> None:
-    # A forked child process inherits the exit handlers of its parent.
-    if os.getpid() == made_by:
-        shutil.rmtree(directory, ignore_errors=True)
+    if _private_directory is None or not _private_directory.is_usable():
+        parent = tempfile.gettempdir()
+        # The name of the directory has 19 bytes, and the number of the socket up to 10.
+        if len(os.fsencode(parent)) > _LONGEST_NAME - 30:
+            parent = "/tmp"
+        _private_directory = PrivateDirectory(parent)
+    return os.path.join(_private_directory.path, str(next(_numbers)))
 
 
 def _split(loc: str) -> tuple[str, str]:
@@ -309,11 +300,14 @@ class UnixListener(StreamListener):
                 sock.bind(_to_kernel(loc))
                 sock.listen(backlog)
             else:
-                async with _locked(os.path.dirname(loc)):
-                    _remove_stale(loc)
+                async with _locked(os.path.dirname(loc)) as directory:
+                    _remove_stale(loc, directory)
+                    if sys.platform == "linux":
+                        # Gives the mode of the file, except for bits of the umask.
+                        os.fchmod(sock.fileno(), 0o600)
                     sock.bind(loc)
                     # Connecting is impossible until `listen`, so no other user gets in before this.
-                    os.chmod(loc, 0o600)
+                    _set_mode(os.path.basename(loc), directory)
                     sock.listen(backlog)
                     self._unlink = weakref.finalize(self, _unlink, os.getpid(), loc, os.lstat(loc))
         except BaseException as exc:
@@ -347,8 +341,8 @@ class UnixListener(StreamListener):
 
 
 @asynccontextmanager
-async def _locked(directory: str) -> AsyncIterator[None]:
-    """Lock *directory* against other listeners that look for stale sockets.
+async def _locked(directory: str) -> AsyncIterator[int]:
+    """Lock *directory* against other listeners that look for stale sockets; yield it, opened.
 
     Without the lock, they would take a socket that is bound but does not listen yet for stale.
     """
@@ -364,31 +358,36 @@ async def _locked(directory: str) -> AsyncIterator[None]:
                         exc.errno, f"another process keeps {directory} locked (flock)"
                     ) from None
             await asyncio.sleep(_LOCK_PAUSE)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _remove_stale(path: str) -> None:
-    """Remove the socket at *path* if no process listens at it.
+def _remove_stale(path: str, directory: int) -> None:
+    """Remove the socket at *path*, which is in the open *directory*, if no process listens at it.
 
     Raises
     ------
     OSError
-        If a process listens at it, or the file is not a socket.
+        If a process listens at it, another user owns it, or the file is not a socket.
     """
+    name = os.path.basename(path)
     try:
-        mode = os.lstat(path).st_mode
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(found.st_mode):
         raise FileExistsError(errno.EEXIST, "a file that is not a socket is there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            if found.st_uid != os.geteuid():
+                raise PermissionError(
+                    errno.EPERM, f"the socket of another user, {found.st_uid}, is there"
+                ) from None
+            _unlink_if_same(name, directory, found)
             return
         except BlockingIOError:
             # The backlog is full, so a process listens.
@@ -396,13 +395,30 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another socket listens there already")
 
 
+def _set_mode(name: str, directory: int) -> None:
+    """Let only this user connect to the socket *name* in the open *directory*."""
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if stat.S_IMODE(found.st_mode) != 0o600:
+        # This would follow a link, so it is done only where fchmod() did not suffice.
+        os.chmod(name, 0o600, dir_fd=directory)
+
+
+def _unlink_if_same(name: str, directory: int, known: os.stat_result) -> None:
+    """Remove a file from an open directory, if it is still the *known* one."""
+    try:
+        if os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), known):
+            os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+
+
 def _unlink(made_by: int, path: str, made: os.stat_result) -> None:
     """Remove the socket file that a listener of this process created, if it is still that file."""
     if os.getpid() != made_by:
         return
     try:
-        if os.path.samestat(os.lstat(path), made):
-            os.unlink(path)
+        with opened_directory(os.path.dirname(path)) as directory:
+            _unlink_if_same(os.path.basename(path), directory, made)
     except FileNotFoundError:
         return
 

@@ -20,6 +20,7 @@ from distributed.base.event_loop import asyncio_loop_of
 from distributed.comm import Comm
 from distributed.metrics import context_meter
 from distributed.system_monitor import SystemMonitor
+from distributed.telemetry import monitor
 
 __all__ = [
     "AsyncTaskGroupClosedError",
@@ -27,6 +28,7 @@ __all__ = [
     "connect",
     "context_meter",
     "is_role",
+    "own_monitor",
     "replaceable",
     "start_profile",
     "stop_profile",
@@ -39,6 +41,12 @@ _profiled: WeakKeyDictionary[IOLoop, WeakSet[Any]] = WeakKeyDictionary()
 # A private attribute, so another version of the meter may lack it; then everything is measured.
 _callbacks = getattr(context_meter, "_callbacks", None)
 metering.connect(context_meter.meter, (lambda: True) if _callbacks is None else _callbacks.get)
+
+
+#: What creates the system monitor of each server.  None: the servers of a process share one, as
+#: they measure the same process.  The roles of the original replace methods of their monitor, so
+#: each has its own.
+own_monitor = None if SystemMonitor is monitor.SystemMonitor else SystemMonitor
 
 
 def replaceable(name: str, default: Any) -> Any:

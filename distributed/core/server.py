@@ -32,6 +32,7 @@ from distributed.comm.settings import check_configuration
 from distributed.core.host import (
     SystemMonitor,
     is_role,
+    own_monitor,
     replaceable,
     start_profile,
     stop_profile,
@@ -175,7 +176,7 @@ class Server(LifeCycle):
         statistics = self._server_statistics = Statistics(
             name,
             tick_limit=lambda: replaceable("tick_maximum_delay", tick_limit),
-            make_monitor=SystemMonitor,
+            make_monitor=own_monitor,
         )
         #: Counters by name; ``counters["op"]`` counts operations.
         self.counters = statistics.counters
@@ -185,7 +186,7 @@ class Server(LifeCycle):
         self.digests_total = statistics.digests_total
         #: The maximum of each metric.
         self.digests_max = statistics.digests_max
-        #: Callbacks by name; all are started and stopped with the server.
+        #: Callbacks by name; :meth:`start_periodic_callbacks` starts them, :meth:`stop` stops them.
         self.periodic_callbacks = statistics.make_periodic_callbacks()
 
         # Set by subclasses that have another directory.
@@ -216,22 +217,30 @@ class Server(LifeCycle):
     # Life cycle
 
     async def start_unsafe(self) -> Self:
-        """Start the periodic callbacks and the pool.  Subclasses extend this method."""
+        """Start the pool.  Subclasses extend this method.
+
+        This does not start the periodic callbacks, so that an idle server uses no CPU: see
+        :meth:`start_periodic_callbacks`.
+        """
         self._check_blocked_handlers()
         await super().start_unsafe()
         if is_role(self):
             # A role expects its directory on `sys.path`; other servers create it at first use.
             _ = self.local_directory
-        start_profile(self)
-        self.start_periodic_callbacks()
         await self.rpc.start()
         return self
 
     def start_periodic_callbacks(self) -> None:
-        """Start those periodic callbacks that are not running."""
+        """Start those periodic callbacks that are not running, and the profile of the event loop.
+
+        Subclasses that need their callbacks, ticks or samples of the system monitor call this
+        method when they start.
+        """
         if not self._is_open:
             # Closed while it started.
             return
+        start_profile(self)
+        self._server_statistics.prepare()
         self._server_statistics.reset_ticks()
         for callback in self.periodic_callbacks.values():
             if not callback.is_running():
@@ -483,7 +492,11 @@ class Server(LifeCycle):
 
     @property
     def monitor(self) -> SystemMonitor:
-        """The monitor of this process and its host; made on first use."""
+        """The monitor of this process and its host; made on first use.
+
+        The servers of a process share it.  Assign another ``SystemMonitor`` to change one for this
+        server alone.
+        """
         return self._server_statistics.monitor
 
     @monitor.setter

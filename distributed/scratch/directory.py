@@ -26,7 +26,8 @@ from typing import Any
 
 from distributed.base import config
 from distributed.base.event_loop import offload
-from distributed.scratch.workspace import WorkDir, WorkSpace, safe_unlink
+from distributed.base.lock_files import opened_directory
+from distributed.scratch.workspace import DIR_LOCK_EXT, WORKSPACE_LOCKS, WorkDir, WorkSpace
 
 __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]
 
@@ -176,7 +177,7 @@ class ScratchDirectory:
         Raises
         ------
         ValueError
-            If ``filename`` contains a directory.
+            If ``filename`` contains a directory, or is the name of a lock file.
         OSError
             If the file cannot be written.
         Exception
@@ -184,15 +185,19 @@ class ScratchDirectory:
         """
         _check_filename(filename)
         content = data.encode() if isinstance(data, str) else data
-        path = os.path.join(self.path, filename)
-        unfinished = os.path.join(self.path, f".{secrets.token_hex(8)}.upload")
-        try:
-            with open(unfinished, "wb") as file:
-                file.write(content)
-            os.replace(unfinished, path)
-        except BaseException:
-            safe_unlink(unfinished)
-            raise
+        directory = self.path
+        path = os.path.join(directory, filename)
+        unfinished = f".{secrets.token_hex(8)}.upload"
+        with opened_directory(directory) as dir_fd:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(unfinished, flags, 0o666, dir_fd=dir_fd), "wb") as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                    os.replace(unfinished, filename, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+                except BaseException:
+                    os.unlink(unfinished, dir_fd=dir_fd)
+                    raise
         if load:
             with self._lock:
                 if self._closed:
@@ -240,7 +245,7 @@ def import_file(path: str) -> list[ModuleType]:
         names = [stem]
         # Cached bytecode is considered valid if the source has the same size and the same
         # modification time in whole seconds.
-        safe_unlink(importlib.util.cache_from_source(path))
+        _remove_bytecode(importlib.util.cache_from_source(path))
     elif extension in _ZIP_EXTENSIONS:
         names = _top_level_names(path)
     else:
@@ -250,6 +255,20 @@ def import_file(path: str) -> list[ModuleType]:
         return []
     importlib.invalidate_caches()
     return [_import_or_reload(name, extension) for name in names]
+
+
+def _remove_bytecode(path: str) -> None:
+    """Remove a file of cached bytecode, unless its directory is a symbolic link."""
+    parent, cache = os.path.split(os.path.dirname(path))
+    try:
+        with opened_directory(parent) as outer, opened_directory(cache, outer) as dir_fd:
+            os.unlink(os.path.basename(path), dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        logger.warning(
+            "Cannot remove %r, so an older version of the module may be imported: %s", path, exc
+        )
 
 
 def _import_or_reload(name: str, extension: str) -> ModuleType:
@@ -279,6 +298,13 @@ def _check_filename(filename: str) -> None:
         raise ValueError(
             f"Refused to upload {filename!r}: files are only written into the scratch directory; "
             "use a name without a directory"
+        )
+    if filename in WORKSPACE_LOCKS or filename.endswith(DIR_LOCK_EXT):
+        # A server without a directory of its own writes into the workspace itself, where a new lock
+        # file makes the directory of another server look stale.
+        raise ValueError(
+            f"Refused to upload {filename!r}: that is the name of a lock file of the scratch "
+            "directories; use another name"
         )
 
 

@@ -3,8 +3,11 @@
 A `WorkSpace` is a directory in which each process creates a `WorkDir`. The owner of a `WorkDir`
 holds an exclusive ``flock(2)`` on the file ``<its path>.dirlock``, which the kernel releases when
 the process ends, even by ``kill -9``. Creating a `WorkDir` first removes the directories in the
-workspace whose lock file can be locked. Directories that are in use, and those without a lock
-file, are never removed.
+workspace whose lock file can be locked. Directories that are in use, those without a lock file, and
+those of other users are never removed.
+
+If other users can write to the workspace, nothing is locked or removed except by its owner: another
+user could put a name there that leads elsewhere, or hold a lock for ever.
 
 ::
 
@@ -24,22 +27,40 @@ import fcntl
 import logging
 import os
 import secrets
-import shutil
 import stat
-import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from distributed.base import config
+from distributed.base.lock_files import (
+    create_lock,
+    is_private,
+    names_in,
+    opened_directory,
+    remove_tree,
+    take_lock,
+    unlock,
+)
 
-__all__ = ["DIR_LOCK_EXT", "WorkDir", "WorkSpace", "is_locking_enabled", "safe_unlink"]
+__all__ = [
+    "DIR_LOCK_EXT",
+    "WORKSPACE_LOCKS",
+    "WorkDir",
+    "WorkSpace",
+    "is_locking_enabled",
+    "safe_unlink",
+]
 
 # The original's logger, by which users filter.
 logger = logging.getLogger("distributed.diskutils")
 
 DIR_LOCK_EXT = ".dirlock"
+
+_GLOBAL_LOCK, _PURGE_LOCK = "global.lock", "purge.lock"
+
+#: The names of the workspace's own locks.
+WORKSPACE_LOCKS = frozenset({_GLOBAL_LOCK, _PURGE_LOCK})
 
 
 def is_locking_enabled() -> bool:
@@ -90,9 +111,7 @@ class WorkSpace:
     """
 
     def __init__(self, base_dir: str) -> None:
-        self.base_dir = _claim_base_dir(os.path.abspath(base_dir))
-        self._global_lock_path = os.path.join(self.base_dir, "global.lock")
-        self._purge_lock_path = os.path.join(self.base_dir, "purge.lock")
+        self.base_dir, self._trusted = _claim_base_dir(os.path.abspath(base_dir))
         # Set to False, permanently, when a lock fails, as on file systems without locks.
         self._locking = is_locking_enabled()
 
@@ -116,55 +135,72 @@ class WorkSpace:
         ValueError
             If both are given, or one is not a valid name inside the workspace.
         """
-        os.makedirs(self.base_dir, exist_ok=True)  # a cleaner of /tmp may have removed it
         self._purge_leftovers()
         return WorkDir(self, name=name, prefix=prefix)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Open the directory, which is created again if a cleaner of /tmp has removed it."""
+        _make(self.base_dir)
+        with opened_directory(self.base_dir) as space:
+            status = os.fstat(space)
+            if self._trusted and not _is_trusted(status):
+                raise PermissionError(
+                    f"Cannot create scratch directories in {self.base_dir!r}: it was replaced by a "
+                    f"directory of user {status.st_uid}"
+                )
+            if self._locking and not is_private(status):
+                self._locking = False
+                logger.info(
+                    "Other users can write to %r, so scratch directories in it will not be removed "
+                    "after a crash. Remove that permission (chmod go-w), or set another directory "
+                    "(temporary-directory).",
+                    self.base_dir,
+                )
+            yield space
 
     def _purge_leftovers(self) -> list[str]:
         """Remove stale directories and return their paths; do nothing if another process does."""
         purged = []
-        with self._hold(self._purge_lock_path, blocking=False) as held:
+        with self._opened() as space, self._hold(_PURGE_LOCK, space, blocking=False) as held:
             if not held:
                 return []
-            for entry in sorted(os.listdir(self.base_dir)):
+            for entry in names_in(space):
                 if not entry.endswith(DIR_LOCK_EXT):
                     continue
                 name = entry.removesuffix(DIR_LOCK_EXT)
                 # A lock file of another name, such as "...dirlock", was not created here. The
                 # path built from it could be the workspace itself or its parent directory.
-                if _is_valid_name(name) and self._purge_if_stale(name):
+                if _is_valid_name(name) and self._purge_if_stale(name, space):
                     purged.append(os.path.join(self.base_dir, name))
         return purged
 
-    def _purge_if_stale(self, name: str) -> bool:
-        dir_path = os.path.join(self.base_dir, name)
-        lock_path = dir_path + DIR_LOCK_EXT
-        with self._hold(self._global_lock_path):
+    def _purge_if_stale(self, name: str, space: int) -> bool:
+        with self._hold(_GLOBAL_LOCK, space):
             # The creator of a lock file holds the global lock until it has locked the file.
-            fd = _take_existing_lock(lock_path)
+            fd = take_lock(name + DIR_LOCK_EXT, space)
+        dir_path = os.path.join(self.base_dir, name)
         if fd is None:
+            logger.debug("Not purging %r: its lock file is locked, or not ours", dir_path)
             return False
         logger.info("Found stale lock file and directory %r, purging", dir_path)
-        return _remove_locked(dir_path, lock_path, fd)
+        return _remove_locked(self.base_dir, name, space, fd)
 
     @contextmanager
-    def _hold(self, path: str, blocking: bool = True) -> Iterator[bool]:
+    def _hold(self, name: str, space: int, blocking: bool = True) -> Iterator[bool]:
         """Hold one of the workspace's own locks during the block; yield whether it is held."""
-        fd = self._take_own_lock(path, blocking) if self._locking else None
+        fd = self._take_own_lock(name, space, blocking) if self._locking else None
         try:
             yield fd is not None
         finally:
             if fd is not None:
-                _unlock(fd)
+                unlock(fd)
 
-    def _take_own_lock(self, path: str, blocking: bool) -> int | None:
+    def _take_own_lock(self, name: str, space: int, blocking: bool) -> int | None:
         fd = None
         try:
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except PermissionError:
-                # Another user's file, in a workspace that several users share.
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(name, flags, 0o644, dir_fd=space)
             fcntl.flock(fd, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             if fd is not None:
@@ -175,7 +211,7 @@ class WorkSpace:
                     "Could not lock %r: %s. Continuing without locks: scratch directories in %r "
                     "will not be removed after a crash. Use a local file system "
                     "(temporary-directory), or set distributed.worker.use-file-locking to false.",
-                    path,
+                    os.path.join(self.base_dir, name),
                     exc,
                     self.base_dir,
                 )
@@ -206,11 +242,13 @@ class WorkDir:
         for part in (name, prefix):
             if part is not None:
                 _check_name(part, may_be_empty=part is prefix)
-        with workspace._hold(workspace._global_lock_path) as locking:
-            self.dir_path, lock_path, fd = _make(workspace.base_dir, name, prefix, locking)
+        with workspace._opened() as space, workspace._hold(_GLOBAL_LOCK, space) as locking:
+            made, fd = _make_work_dir(workspace.base_dir, space, name, prefix, locking)
+            status = os.stat(made, dir_fd=space, follow_symlinks=False)
+        self.dir_path = os.path.join(workspace.base_dir, made)
         # Owns the locked file; alive until the directory is removed.
         self._finalizer = weakref.finalize(
-            self, _release, os.getpid(), self.dir_path, lock_path, fd
+            self, _release, os.getpid(), workspace.base_dir, made, fd, status
         )
 
     def __repr__(self) -> str:
@@ -226,21 +264,27 @@ class WorkDir:
         self._finalizer()
 
 
-def _claim_base_dir(base_dir: str) -> str:
-    """Create ``base_dir``, or one for this user if another user controls it; return its path."""
+def _claim_base_dir(base_dir: str) -> tuple[str, bool]:
+    """Create ``base_dir``, or one for this user if another user controls it.
+
+    Returns
+    -------
+    tuple
+        Its path, and whether only this user and root control its contents.
+    """
     try:
         if _make_or_trust(base_dir):
-            return base_dir
+            return base_dir, True
     except PermissionError:
         pass
     own = f"{base_dir}-{os.geteuid()}"
     try:
         if _make_or_trust(own):
-            return own
+            return own, True
     except PermissionError:
         # Its parent is not writable for this user, so an administrator made it writable on purpose.
         if os.access(base_dir, os.W_OK | os.X_OK):
-            return base_dir
+            return base_dir, False
     raise PermissionError(
         f"Cannot create scratch directories in {base_dir!r} or in {own!r}: they are not writable, "
         "or belong to another user. Set another directory (local_directory, or temporary-directory "
@@ -248,17 +292,31 @@ def _claim_base_dir(base_dir: str) -> str:
     )
 
 
+def _make(path: str) -> None:
+    """Create the directory ``path`` if it is missing, so that only this user can write to it."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
 def _make_or_trust(path: str) -> bool:
     """Create ``path`` and return whether only this user and root control its contents."""
-    os.makedirs(path, exist_ok=True)
-    status = os.stat(path)
-    if {status.st_uid, os.lstat(path).st_uid} - {os.geteuid(), 0}:
+    _make(path)
+    if os.lstat(path).st_uid not in (os.geteuid(), 0):
         return False
+    with opened_directory(path) as space:
+        return _is_trusted(os.fstat(space)) and os.access(path, os.W_OK | os.X_OK)
+
+
+def _is_trusted(status: os.stat_result) -> bool:
+    if status.st_uid == os.geteuid():
+        return True
     # In a directory of root that all users can write, only the sticky bit protects our files.
     unprotected = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-    if unprotected and status.st_uid != os.geteuid():
-        return False
-    return os.access(path, os.W_OK | os.X_OK)
+    return status.st_uid == 0 and not unprotected
 
 
 def _check_name(name: str, may_be_empty: bool) -> None:
@@ -280,115 +338,88 @@ def _is_valid_name(name: str) -> bool:
     )
 
 
-def _make(
-    base_dir: str, name: str | None, prefix: str | None, locking: bool
-) -> tuple[str, str, int | None]:
-    """Create and lock a directory; return its path, its lock file, and the file's descriptor."""
+def _make_work_dir(
+    base_dir: str, space: int, name: str | None, prefix: str | None, locking: bool
+) -> tuple[str, int | None]:
+    """Create and lock a directory; return its name and the descriptor of its lock file."""
     while True:
         chosen = name if name is not None else (prefix or "tmp") + secrets.token_hex(4)
-        dir_path = os.path.join(base_dir, chosen)
-        lock_path = dir_path + DIR_LOCK_EXT
+        lock = chosen + DIR_LOCK_EXT
         try:
             # The lock is created first: if the process dies in between, it leaves a stale lock
             # file, and not a directory without a lock file, which would never be removed.
-            fd = _make_lock(lock_path) if locking else None
+            fd = create_lock(lock, space) if locking else None
             try:
-                os.mkdir(dir_path, 0o700)
+                os.mkdir(chosen, 0o700, dir_fd=space)
             except BaseException:
                 if fd is not None:
-                    safe_unlink(lock_path)
-                    _unlock(fd)
+                    _unlink_lock(base_dir, lock, space)
+                    unlock(fd)
                 raise
         except FileExistsError:
             if name is None:
                 continue
+            dir_path = os.path.join(base_dir, chosen)
             raise FileExistsError(
                 f"Cannot create the scratch directory {dir_path!r}: it already exists, in use by "
                 "another process or made by hand"
             ) from None
-        return dir_path, lock_path, fd
+        return chosen, fd
 
 
-def _make_lock(path: str) -> int:
-    """Create and lock a new lock file, and return its descriptor.
-
-    Raises
-    ------
-    FileExistsError
-        If it exists, or another process was faster to lock it.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    if not _lock_if_still_there(fd, path):
-        raise FileExistsError(path)
-    return fd
-
-
-def _take_existing_lock(path: str) -> int | None:
-    """Lock a stale lock file of this user and return its descriptor, or None."""
+def _release(
+    owner_pid: int, base_dir: str, name: str, fd: int | None, made: os.stat_result
+) -> None:
+    if os.getpid() != owner_pid:
+        if fd is not None:
+            os.close(fd)
+        return
     try:
-        # O_NONBLOCK: opening a named pipe must not wait for a writer.
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        # Removed by its owner, not ours, not a file, or a symbolic link (ELOOP).
-        logger.debug("Not purging the directory of %r: %s", path, exc)
-        return None
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        return None
-    return fd if _lock_if_still_there(fd, path) else None
-
-
-def _lock_if_still_there(fd: int, path: str) -> bool:
-    """Lock an open file; if it is locked or no longer at ``path``, close it and return False."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.stat(path)):
-            return True
-    except (BlockingIOError, FileNotFoundError):
+        with opened_directory(base_dir) as space:
+            if _is_at(name + DIR_LOCK_EXT, space, None if fd is None else os.fstat(fd)) or _is_at(
+                name, space, made
+            ):
+                _remove_locked(base_dir, name, space, fd)
+                return
+    except FileNotFoundError:
         pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return False
+    # Neither is here, so this is not the workspace in which they were made.
+    logger.debug("The scratch directory %r is gone already", os.path.join(base_dir, name))
+    if fd is not None:
+        unlock(fd)
 
 
-def _unlock(fd: int) -> None:
-    # Closing is not enough if a forked child has inherited the descriptor.
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
+def _is_at(name: str, space: int, made: os.stat_result | None) -> bool:
+    """Return whether *name* is the file or directory that was *made*."""
+    if made is None:
+        return False
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=space, follow_symlinks=False), made)
+    except FileNotFoundError:
+        return False
 
 
-def _release(owner_pid: int, dir_path: str, lock_path: str, fd: int | None) -> None:
-    if os.getpid() == owner_pid:
-        _remove_locked(dir_path, lock_path, fd)
-    elif fd is not None:
-        os.close(fd)
-
-
-def _remove_locked(dir_path: str, lock_path: str, fd: int | None) -> bool:
+def _remove_locked(base_dir: str, name: str, space: int, fd: int | None) -> bool:
     """Remove a directory, then its lock file, which is locked; return whether both are gone.
 
     If the directory cannot be removed, its lock file stays, so that the next purge tries again.
     """
-    _remove_tree(dir_path)
-    gone = not os.path.lexists(dir_path)
+
+    def log(path: str, exc: BaseException) -> None:
+        logger.error("Failed to remove %r: %s", os.path.join(base_dir, path), exc)
+
+    gone = remove_tree(name, space, log)
     if fd is not None:
         if gone:
-            safe_unlink(lock_path)
-        _unlock(fd)
+            _unlink_lock(base_dir, name + DIR_LOCK_EXT, space)
+        unlock(fd)
     return gone
 
 
-def _remove_tree(path: str) -> None:
-    """Remove a directory tree, and log the files that cannot be removed."""
-
-    def log(func: Callable[..., Any], failed_path: str, exc: BaseException) -> None:
-        if not isinstance(exc, FileNotFoundError):
-            logger.error("Failed to remove %r (failed in %r): %s", failed_path, func, exc)
-
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(path, onexc=log)
-    else:
-        shutil.rmtree(path, onerror=lambda func, failed, info: log(func, failed, info[1]))
+def _unlink_lock(base_dir: str, lock: str, space: int) -> None:
+    try:
+        os.unlink(lock, dir_fd=space)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        logger.error("Failed to remove %r: %s", os.path.join(base_dir, lock), exc)

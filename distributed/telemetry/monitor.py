@@ -1,18 +1,22 @@
 """A short history of the resources used by this process and its host: CPU, memory, network, disk.
 
-`SystemMonitor` keeps the samples. A *probe* takes them: `PsutilProbe` if psutil is installed,
-otherwise `StandardProbe`, which reads ``/proc`` and omits quantities that the platform does not
-provide. A sample is taken only by `SystemMonitor.update`, in less than a millisecond (a ``Server``
-calls it every ``distributed.admin.system-monitor.interval``).
+`SystemMonitor` keeps the samples. A *probe* takes them: `StandardProbe`, which reads ``/proc``, or
+`PsutilProbe` on a platform without ``/proc`` if psutil is installed. A quantity that the platform
+does not provide is omitted. A sample is taken only by `SystemMonitor.update`, in less than a
+millisecond (a ``Server`` whose periodic callbacks are started calls it every
+``distributed.admin.system-monitor.interval``).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -29,7 +33,10 @@ Counters: TypeAlias = Mapping[str, float]
 
 
 class Probe(Protocol):
-    """A source of measurements. None means that the platform does not provide the quantity."""
+    """A source of measurements. None means that the platform does not provide the quantity.
+
+    OSError means that it cannot be measured now, for instance without a free file descriptor.
+    """
 
     def memory(self) -> int:
         """Return the resident memory of this process, in bytes."""
@@ -109,7 +116,8 @@ class StandardProbe:
         try:
             with open(os.path.join(self._proc, name)) as file:
                 return file.readlines()
-        except OSError:
+        except OSError as exc:
+            _raise_if_exhausted(exc)
             return []
 
     def memory(self) -> int:
@@ -123,8 +131,8 @@ class StandardProbe:
         for directory in (os.path.join(self._proc, "self/fd"), "/dev/fd"):
             try:
                 return len(os.listdir(directory)) - 1  # the listing itself opens a descriptor
-            except OSError:
-                continue
+            except OSError as exc:
+                _raise_if_exhausted(exc)
         return None
 
     def net_io(self) -> Counters | None:
@@ -160,8 +168,18 @@ class StandardProbe:
         return None
 
 
+def _raise_if_exhausted(exc: OSError) -> None:
+    """Raise *exc* if no file descriptor was free, which is not a property of the platform."""
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        raise exc
+
+
 def _default_probe() -> Probe:
-    return PsutilProbe() if find_spec("psutil") is not None else StandardProbe()
+    # Both give the same values where there is /proc. The import of psutil takes several
+    # milliseconds, which an event loop would wait for.
+    if os.path.exists("/proc/self/statm") or find_spec("psutil") is None:
+        return StandardProbe()
+    return PsutilProbe()
 
 
 def _start_gil_knocker() -> Any:
@@ -198,7 +216,8 @@ class SystemMonitor:
         Whether to record contention for the GIL (``gil.enabled``). This needs the library
         ``gilknocker``, which runs a thread; without the library it is not recorded.
     probe
-        The source of measurements. Default: psutil if it is installed, else the standard library.
+        The source of measurements. Default: ``/proc``; on a platform without it, psutil if it is
+        installed.
 
     Attributes
     ----------
@@ -209,7 +228,7 @@ class SystemMonitor:
     cumulative_gil_contention
         Seconds of contention for the GIL since the monitor was created.
     proc
-        The ``psutil.Process`` of this process; None without psutil.
+        The ``psutil.Process`` of this process, created at first use; None without psutil.
     gpu_name, gpu_memory_total
         None and -1: this monitor does not measure GPUs.
     quantities
@@ -237,9 +256,10 @@ class SystemMonitor:
     2
     """
 
-    # Invariant: all deques of `quantities` have the same length. Each `update` appends one value
-    # to each: a source that failed at creation is never read, and one that fails later counts as
-    # unchanged. A rate is the difference of two readings, and 0 in the first sample.
+    # Invariant: all deques of `quantities` have the same length, while `_lock` is not held. Each
+    # `update` appends one value to each: a source that gave None at creation is never read, and one
+    # that gives None or OSError later counts as unchanged. A rate is the difference of two
+    # readings, and 0 in the first sample.
 
     gpu_name: str | None = None
     gpu_memory_total: int = -1
@@ -263,6 +283,8 @@ class SystemMonitor:
         if monitor_gil_contention is None:
             monitor_gil_contention = config.get_bool(f"{section}.gil.enabled")
 
+        # Held while `quantities` is changed or read: the servers of a process share a monitor.
+        self._lock = threading.Lock()
         self._probe = _default_probe() if probe is None else probe
         sources = {"host_net_io": self._probe.net_io}
         if monitor_disk_io:
@@ -284,7 +306,6 @@ class SystemMonitor:
         self._last_gil_contention = 0.0
         self.cumulative_gil_contention = 0.0
 
-        self.proc: Any = getattr(self._probe, "process", None)
         self.monitor_net_io = "host_net_io" in self._sources
         self.monitor_disk_io = "host_disk_io" in self._sources
         self.monitor_host_cpu = "host_cpu" in self._sources
@@ -303,6 +324,12 @@ class SystemMonitor:
             + (f" fds: {sample['num_fds']}>" if "num_fds" in sample else ">")
         )
 
+    @cached_property
+    def proc(self) -> Any:
+        if find_spec("psutil") is None:
+            return None
+        return getattr(self._probe, "process", None) or import_module("psutil").Process()
+
     def get_process_memory(self) -> int:
         """Return the current resident memory of this process, in bytes.
 
@@ -319,12 +346,13 @@ class SystemMonitor:
         dict
             The new value of each of `quantities`.
         """
-        sample = dict(self._measure())
-        for name, value in sample.items():
-            if name not in self.quantities:
-                self.quantities[name] = deque(maxlen=self.maxlen)
-            self.quantities[name].append(value)
-        self.count += 1
+        with self._lock:
+            sample = dict(self._measure())
+            for name, value in sample.items():
+                if name not in self.quantities:
+                    self.quantities[name] = deque(maxlen=self.maxlen)
+                self.quantities[name].append(value)
+            self.count += 1
         return sample
 
     def _measure(self) -> Iterator[tuple[str, float]]:
@@ -336,11 +364,14 @@ class SystemMonitor:
             return difference / elapsed if self.count and elapsed > 0 else 0.0
 
         yield "cpu", round(100 * rate(used), 1)
-        yield "memory", self.get_process_memory()
+        yield "memory", self._read_or_last("memory", self.get_process_memory)
         yield "time", time()
         for source, read in self._sources.items():
             before = self._last_counters[source]
-            after = self._last_counters[source] = read() or before
+            try:
+                after = self._last_counters[source] = read() or before
+            except OSError:
+                after = before
             for name in before:
                 yield f"{source}.{name}", rate(after[name] - before[name])
         if self._gil_knocker is not None:
@@ -349,12 +380,22 @@ class SystemMonitor:
             self.cumulative_gil_contention += self._last_gil_contention * elapsed
             yield "gil_contention", self._last_gil_contention
         if self._has_num_fds:
-            fds = self._probe.num_fds()
-            yield "num_fds", self.quantities["num_fds"][-1] if fds is None else fds
+            yield "num_fds", self._read_or_last("num_fds", self._probe.num_fds)
+
+    def _read_or_last(self, name: str, read: Callable[[], float | None]) -> float:
+        """Return ``read()``, or the newest value of the quantity *name* if it cannot be read."""
+        try:
+            value = read()
+        except OSError:
+            if not self.count:
+                raise
+            value = None
+        return self.quantities[name][-1] if value is None else value
 
     def recent(self) -> dict[str, float]:
         """Return the newest value of each of `quantities`."""
-        return {name: values[-1] for name, values in self.quantities.items()}
+        with self._lock:
+            return {name: values[-1] for name, values in self.quantities.items()}
 
     def range_query(self, start: int) -> dict[str, list[float]]:
         """Return the samples from number ``start`` on that are still kept.
@@ -369,11 +410,12 @@ class SystemMonitor:
         dict
             Name → values, oldest first; empty lists if there are no new samples.
         """
-        wanted = max(0, self.count - start)
-        return {
-            name: list(islice(values, max(0, len(values) - wanted), None))
-            for name, values in self.quantities.items()
-        }
+        with self._lock:
+            wanted = max(0, self.count - start)
+            return {
+                name: list(islice(values, max(0, len(values) - wanted), None))
+                for name, values in self.quantities.items()
+            }
 
     def close(self) -> None:
         """Stop the thread of gilknocker, if any. Samples stay readable, and `update` works."""

@@ -1,16 +1,22 @@
 """Statistics of one server: counts, measurements, ticks of the event loop, the system monitor.
 
 `Statistics` does not depend on servers or messages: its owner adds counts and measurements, and
-starts and stops the callbacks of `make_periodic_callbacks`. Creating one takes microseconds; the
-system monitor is created at first use. Methods must be called in the thread of the owner's event
-loop.
+starts and stops the callbacks of `make_periodic_callbacks`. Until they are started, nothing is
+measured. Creating one takes microseconds; the system monitor is created at first use. Methods must
+be called in the thread of the owner's event loop.
+
+What is measured belongs to the process or to its event loop. The owners in one process share one
+system monitor, those on one event loop share their timers, and a blocked loop is logged once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from importlib import import_module
 
 from tornado.ioloop import PeriodicCallback
 
@@ -18,6 +24,8 @@ from distributed.base import config
 from distributed.telemetry.counter import Counter, Digest, DigestType
 from distributed.telemetry.meter import monotonic, time
 from distributed.telemetry.monitor import SystemMonitor
+from distributed.telemetry.process_monitor import process_monitor
+from distributed.telemetry.timers import SharedCallback
 
 __all__ = ["Statistics"]
 
@@ -27,6 +35,9 @@ logger = logging.getLogger("distributed.core")
 
 # Seconds between shifts of counters and digests; the interval of their first component.
 _SHIFT_INTERVAL = 5.0
+
+# Per thread, so per running event loop: `owners`, owner name → when it was last logged as blocked.
+_unresponsive = threading.local()
 
 
 class Statistics:
@@ -41,7 +52,8 @@ class Statistics:
         before the event loop is logged as unresponsive, or None to log nothing. Default: the
         current value of ``distributed.admin.tick.limit``.
     make_monitor
-        A function that creates the system monitor.
+        A function that creates a system monitor for this owner alone. Default: the monitor that
+        the owners in this process share.
 
     Attributes
     ----------
@@ -66,12 +78,18 @@ class Statistics:
     (4.0, 2.5)
     """
 
+    # Invariant: `_shares_monitor` is true if and only if `_monitor` is that of the process, and
+    # this object is one of its users until `close`.
     __slots__ = (
+        "__weakref__",
         "_last_cycle",
         "_last_tick",
         "_last_tick_monotonic",
         "_make_monitor",
         "_monitor",
+        "_monitor_fails",
+        "_monitor_interval",
+        "_shares_monitor",
         "_tick_counter",
         "_tick_interval_observed",
         "_tick_limit",
@@ -87,7 +105,7 @@ class Statistics:
         self,
         owner_name: str,
         tick_limit: Callable[[], float | None] | None = None,
-        make_monitor: Callable[[], SystemMonitor] = SystemMonitor,
+        make_monitor: Callable[[], SystemMonitor] | None = None,
     ) -> None:
         self.owner_name = owner_name
         self.counters: defaultdict[str, Counter] = defaultdict(Counter)
@@ -100,6 +118,11 @@ class Statistics:
         self._make_monitor = make_monitor
         # None until first use.
         self._monitor: SystemMonitor | None = None
+        self._shares_monitor = False
+        # Seconds between samples, or None to take none; set by make_periodic_callbacks().
+        self._monitor_interval: float | None = None
+        # Whether the newest attempt to take a sample failed.
+        self._monitor_fails = False
         self._tick_limit = _configured_tick_limit() if tick_limit is None else tick_limit
         # Number of tick durations measured.
         self._tick_counter = 0
@@ -113,19 +136,67 @@ class Statistics:
     def monitor(self) -> SystemMonitor:
         """The monitor of this process and its host, created at first use."""
         if self._monitor is None:
-            self._monitor = self._make_monitor()
+            if self._make_monitor is not None:
+                self._monitor = self._make_monitor()
+            else:
+                self._monitor = process_monitor.join(self)
+                self._shares_monitor = True
         return self._monitor
 
     @monitor.setter
     def monitor(self, value: SystemMonitor) -> None:
+        self._leave_shared_monitor()
         self._monitor = value
 
+    def _leave_shared_monitor(self) -> None:
+        if self._shares_monitor:
+            self._shares_monitor = False
+            process_monitor.leave(self)
+
+    def prepare(self) -> None:
+        """Import the libraries that the callbacks need, before the owner serves requests.
+
+        Otherwise, the first call of a callback would block the event loop for their import.
+        """
+        if self._monitor_interval is not None:
+            self._sample(lambda: self.monitor)
+        if self.digests is not None:
+            import_module("crick")
+
     def _update_monitor(self) -> None:
-        self.monitor.update()
+        self._sample(self._update)
+
+    def _update(self) -> None:
+        monitor = self.monitor
+        if self._shares_monitor:
+            process_monitor.sample(monitor, (self._monitor_interval or 0.0) / 2)
+        else:
+            monitor.update()
+
+    def _sample(self, measure: Callable[[], object]) -> None:
+        """Call *measure*; log the first of consecutive errors of the operating system."""
+        try:
+            measure()
+        except OSError as exc:
+            # Most often, the process has run out of file descriptors.
+            if not self._monitor_fails:
+                logger.warning(
+                    "%s cannot measure the resources of its process: %s. It tries again every "
+                    "%g s ('distributed.admin.system-monitor.interval'); further failures are not "
+                    "logged.",
+                    self.owner_name,
+                    exc,
+                    self._monitor_interval or 0.0,
+                )
+            self._monitor_fails = True
+        else:
+            self._monitor_fails = False
 
     def close(self) -> None:
         """Stop the background thread of the monitor, if any. All values stay readable."""
-        if self._monitor is not None:
+        if self._shares_monitor:
+            self._leave_shared_monitor()
+        elif self._monitor is not None:
             self._monitor.close()
 
     def digest_metric(self, name: Hashable, value: float) -> None:
@@ -180,7 +251,7 @@ class Statistics:
         duration = now - last
         self.digest_metric("tick-duration", duration)
         limit = self._tick_limit()
-        if limit is not None and duration > limit:
+        if limit is not None and duration > limit and self._is_first_to_report(now, duration):
             logger.warning(
                 "Event loop was unresponsive in %s for %.2fs.  "
                 "This is often caused by long-running GIL-holding "
@@ -189,6 +260,15 @@ class Statistics:
                 self.owner_name,
                 duration,
             )
+
+    def _is_first_to_report(self, now: float, duration: float) -> bool:
+        """Return whether no owner of this name on this event loop has logged the blocked time."""
+        owners: dict[str, float] = _unresponsive.__dict__.setdefault("owners", {})
+        # A report within the time that was blocked is about the same time.
+        first = now - owners.get(self.owner_name, -math.inf) >= duration
+        if first:
+            owners[self.owner_name] = now
+        return first
 
     def cycle_ticks(self) -> None:
         """Compute the average time between ticks since the last cycle, in seconds."""
@@ -216,15 +296,16 @@ class Statistics:
         def seconds(key: str) -> float | None:
             return config.get_timedelta(f"distributed.admin.{key}")
 
+        self._monitor_interval = seconds("system-monitor.interval")
         intervals: dict[str, tuple[Callable[[], None], float | None]] = {
             "shift_counters": (self.shift_counters, _SHIFT_INTERVAL),
-            "monitor": (self._update_monitor, seconds("system-monitor.interval")),
+            "monitor": (self._update_monitor, self._monitor_interval),
             "tick": (self.measure_tick, seconds("tick.interval")),
             "ticks": (self.cycle_ticks, seconds("tick.cycle")),
         }
         self.reset_ticks()
         return {
-            name: PeriodicCallback(callback, interval * 1000)
+            name: SharedCallback(callback, interval * 1000)
             for name, (callback, interval) in intervals.items()
             if interval is not None
         }

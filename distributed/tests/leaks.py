@@ -1,10 +1,11 @@
 """A pytest plugin that fails each test that leaks a resource.
 
 A test must not leave an event loop, a pending task, an open comm, rpc or connection pool, a
-listener, a socket, pipe or epoll descriptor, a thread, or a child process. asyncio and Tornado must
-not log an error ("Task was destroyed but it is pending", "Exception in callback …"). A coroutine
-that was "never awaited" is a `RuntimeWarning`, which ``filterwarnings = error`` in ``setup.cfg``
-turns into a failure.
+listener, a socket, pipe or epoll descriptor, a thread, or a child process. It must not leave an
+orphan either: a process whose parent was started by the test and has ended (on Linux). asyncio and
+Tornado must not log an error ("Task was destroyed but it is pending", "Exception in callback …").
+A coroutine that was "never awaited" is a `RuntimeWarning`, which ``filterwarnings = error`` in
+``setup.cfg`` turns into a failure.
 
 A leak is a resource that exists after the test but not before it, so the resources of a module- or
 session-scoped fixture are not leaks of its tests. Some resources end shortly after the test (a
@@ -18,18 +19,21 @@ with ``pytest -p distributed.tests.leaks``.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import asyncio
+import ctypes
 import gc
 import logging
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -47,6 +51,23 @@ _LOGGERS_OF_UNHANDLED_ERRORS = ("asyncio", "tornado.application")
 _loops: weakref.WeakSet[asyncio.BaseEventLoop] = weakref.WeakSet()
 
 
+#: The option of prctl(2) by which the kernel makes this process the parent of orphans.
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: The functions that start processes; subprocess has a reference of its own to the last one.
+_STARTERS: tuple[tuple[Any, str], ...] = (
+    (os, "fork"),
+    (os, "forkpty"),
+    (os, "posix_spawn"),
+    (os, "posix_spawnp"),
+    (_posixsubprocess, "fork_exec"),
+    (subprocess, "_fork_exec"),
+)
+
+#: The ids of the processes that this process started itself. Its other children are orphans.
+_started: set[int] = set()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("leak_deadline", "seconds before a remaining resource is a leak", default="3")
 
@@ -62,6 +83,29 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(asyncio.BaseEventLoop, "__init__", remembering)
     config.add_cleanup(patch.undo)
+    if sys.platform == "linux":
+        _adopt_orphans(patch)
+        config.add_cleanup(partial(ctypes.CDLL(None).prctl, _PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0))
+
+
+def _adopt_orphans(patch: pytest.MonkeyPatch) -> None:
+    """Make this process the parent of orphans, and note which children it starts itself."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    _started.update(_child_ids())
+
+    def noting(start: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(start)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = start(*args, **kwargs)
+            # forkpty() returns a descriptor as well; the child gets 0.
+            _started.add(result[0] if isinstance(result, tuple) else result)
+            return result
+
+        return wrapper
+
+    for module, name in _STARTERS:
+        patch.setattr(module, name, noting(getattr(module, name)))
 
 
 @pytest.fixture(autouse=True)
@@ -160,15 +204,30 @@ def _descriptors() -> Iterator[Resource]:
 def _children() -> Iterator[Resource]:
     tracker_pid = getattr(_resource_tracker(), "_pid", None)
     multiprocessing.active_children()  # reaps children that have ended, which are not leaks
+    for pid in _child_ids():
+        if pid in _started:
+            if pid != tracker_pid:
+                yield pid, partial(_describe_child, "child process", pid)
+        elif not _reap(pid):
+            yield pid, partial(_describe_child, "orphan process", pid)
+
+
+def _reap(pid: int) -> bool:
+    """Return whether an orphan has ended, and free its entry in the table of processes."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:  # another thread was faster
+        return True
+
+
+def _child_ids() -> Iterator[int]:
     for thread_id in _listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{thread_id}/children") as file:
                 pids = [int(pid) for pid in file.read().split()]
         except OSError:  # the thread has ended since the listing
             continue
-        for pid in pids:
-            if pid != tracker_pid:
-                yield pid, partial(_describe_child, pid)
+        yield from pids
 
 
 #: One function per kind of resource, in the order of the report: causes before their consequences.
@@ -232,13 +291,13 @@ def _describe_thread(thread: threading.Thread) -> str:
     return f"thread: {thread!r}{where}"
 
 
-def _describe_child(pid: int) -> str:
+def _describe_child(what: str, pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     except FileNotFoundError:
         command = "(gone by now)"
-    return f"child process {pid}: {command or '(ended, but not waited for)'}"
+    return f"{what} {pid}: {command or '(ended, but not waited for)'}"
 
 
 def _describe_descriptor(fd: int, target: str) -> str:

@@ -13,7 +13,7 @@ import traceback
 import pytest
 
 from distributed.base import config
-from distributed.core import Status
+from distributed.core import Status, rpc
 from distributed.tests.clusters import (
     ENVIRONMENT,
     EXAMPLES,
@@ -381,12 +381,16 @@ async def test_a_scheduler_that_closes_ends_its_workers_nannies_and_clients():
                 await future
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 @gen_test()
-async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed():
+async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed(how):
     async with cluster(0) as (scheduler, _), program("nanny", scheduler.address) as nanny:
         await workers_come(scheduler, 1)
-        nanny.kill()
+        async with rpc(nanny.address) as remote:
+            pid = (await remote.worker())["pid"]
+        nanny.send_signal(how)
         await workers_come(scheduler, 0)
+        await async_poll_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"))
 
 
 @gen_test()

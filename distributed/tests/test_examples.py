@@ -155,6 +155,42 @@ async def test_the_roles_work_together_and_the_nanny_replaces_a_killed_worker():
             await async_poll_for(all_have_left)
 
 
+def ended(pid):
+    """Return whether a process has ended; it may be a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@gen_test(timeout=60)
+async def test_a_worker_ends_with_its_nanny(how):
+    with role("scheduler.py", "tcp://127.0.0.1:0") as address:
+        command = ["python", str(EXAMPLES / "roles" / "nanny.py"), address]
+        with popen(command, capture_output=True, env=ENVIRONMENT) as nanny:
+            async with rpc(address) as scheduler:
+                _, pid = await working(scheduler)
+                nanny.send_signal(how)
+                await async_poll_for(lambda: ended(pid))
+            # 0, or -9 after SIGKILL.
+            assert nanny.wait() == (-how if how is signal.SIGKILL else 0)
+
+
+@gen_test(timeout=60)
+async def test_a_scheduler_closes_when_it_is_terminated():
+    with popen(
+        ["python", str(EXAMPLES / "roles" / "scheduler.py"), "tcp://127.0.0.1:0"],
+        capture_output=True,
+        env=ENVIRONMENT,
+    ) as scheduler:
+        assert scheduler.stdout.readline().startswith(b"tcp://")
+        scheduler.terminate()
+        assert scheduler.wait() == 0
+
+
 @gen_test(timeout=60)
 async def test_compute_without_workers_is_an_error():
     error = "no worker is registered"

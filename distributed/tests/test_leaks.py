@@ -56,6 +56,12 @@ def test_child_not_waited_for():
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, but is not reaped
 
+def test_orphan():
+    # It ends with the pytest process, as in test_child_process.
+    start = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'])"
+    parent = keep(subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE))
+    parent.wait()
+
 def test_task_destroyed():
     async def never_ends():
         await asyncio.get_running_loop().create_future()
@@ -159,6 +165,11 @@ def test_thread_that_ends_soon():
 def test_child_that_was_waited_for():
     subprocess.run([sys.executable, "-c", ""], check=True)
 
+@pytest.mark.parametrize("code", ["", "import time; time.sleep(0.1)"])
+def test_orphan_that_ends_soon(code):
+    start = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    subprocess.run([sys.executable, "-c", start, code], check=True)
+
 def test_process_of_multiprocessing():
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
@@ -186,6 +197,7 @@ LEAKS = {
     "test_thread": "thread: <Thread(forgotten, started daemon",
     "test_child_process": "-c input()",
     "test_child_not_waited_for": "(ended, but not waited for)",
+    "test_orphan": "orphan process ",
     "test_task_destroyed": "Task was destroyed but it is pending!",
     "test_never_awaited": "coroutine 'sleep' was never awaited",
     "test_error_in_callback": "ValueError: error in a callback",

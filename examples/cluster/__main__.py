@@ -24,7 +24,7 @@ async def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end.set)
     if args.parent:
-        loop.add_reader(sys.stdin, end.set)
+        loop.add_reader(sys.stdin, lambda: end.set() if loop.remove_reader(sys.stdin) else None)
     roles = {
         "scheduler": lambda: Scheduler(args.address, worker_ttl=args.worker_ttl),
         "worker": lambda: Worker(args.address, nthreads=int(args.nthreads)),

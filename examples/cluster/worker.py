@@ -69,6 +69,7 @@ class Worker(Peer):
         where = get_local_address_for(self.scheduler_address)
         await self.listen(where, **Security().get_listen_args("worker"))
         await self.register(self.address, self.nthreads)
+        self.start_periodic_callbacks()
         return self
 
     def get_data(self, keys: list[str]) -> dict[str, Any]:

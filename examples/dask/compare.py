@@ -26,6 +26,8 @@ def environment(path: Path) -> Path:
     complete = path / f"complete-{VERSION}"
     if not complete.exists():
         print(f"Creating {path} ...", flush=True)
+        if path.exists() and not (path / "pyvenv.cfg").exists():
+            raise SystemExit(f"{path} is not an environment of this program: use --directory")
         shutil.rmtree(path, ignore_errors=True)
         venv.create(path, with_pip=True)
         needed = [f"dask[array,diagnostics,distributed]=={VERSION}"]

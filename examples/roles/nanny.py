@@ -28,9 +28,12 @@ class Nanny(Server):
         return self
 
     async def start_worker(self) -> asyncio.subprocess.Process:
-        # in a session of its own, so that only the nanny gets interrupts from the keyboard
+        # Its input ends with this process, even after SIGKILL, and then it ends as well. In a
+        # session of its own, it gets no interrupts from the keyboard.
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, WORKER, self.scheduler_address, start_new_session=True
+            *(sys.executable, WORKER, self.scheduler_address, "--parent"),
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
         return self.process
 
@@ -44,19 +47,25 @@ class Nanny(Server):
         return {"pid": self.process and self.process.pid, "restarts": self.restarts}
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
+        """Close, and let the worker close; kill it after 5 seconds."""
         await super().close(timeout=timeout, reason=reason)  # cancels keep_alive
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGINT)
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            alarm = asyncio.get_running_loop().call_later(5, self.process.kill)
             await self.process.wait()
+            alarm.cancel()
 
 
 async def main(scheduler: str) -> None:
+    # A service manager ends a process by SIGTERM, which would end Python at once.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with Nanny(scheduler) as nanny:
         print(nanny.address, flush=True)
         await nanny.finished()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main(sys.argv[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from typing import Any
 
@@ -49,6 +50,9 @@ class Scheduler(Server):
 
 
 async def main(address: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with Scheduler() as scheduler:
         await scheduler.listen(address)
         print(scheduler.address, flush=True)
@@ -56,5 +60,5 @@ async def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 
 from tornado.ioloop import PeriodicCallback
@@ -28,6 +29,7 @@ class Worker(Server):
         comm = await connect(self.scheduler_address)
         await comm.write({"op": "worker_stream", "address": self.address, "reply": False})
         self.stream.start(comm)
+        self.start_periodic_callbacks()
         return self
 
     def heartbeat(self) -> None:
@@ -42,11 +44,23 @@ class Worker(Server):
         await super().close(timeout=timeout, reason=reason)
 
 
-async def main(scheduler: str) -> None:
+def close_with_parent(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    loop.remove_reader(sys.stdin)
+    task.cancel()
+
+
+async def main(scheduler: str, *options: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if "--parent" in options:
+        # The nanny holds the other end of this pipe, which is closed even if the nanny is killed.
+        loop.add_reader(sys.stdin, close_with_parent, loop, task)
     async with Worker(scheduler) as worker:
         await worker.finished()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(sys.argv[1]))
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(main(*sys.argv[1:]))

@@ -34,6 +34,8 @@ from distributed.comm import (
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.tests.raw_peers import raw_peer
 from distributed.comm.tests.transports import TRANSPORTS, echo
+from distributed.comm.unix_directory import remove_stale_directories
+from distributed.tests.environments import run_here
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 UNIX = TRANSPORTS["unix"]
@@ -301,6 +303,124 @@ def test_files_and_directory_are_removed_when_the_process_ends():
     process.communicate()
     assert process.returncode == 0
     assert not path_of(address).parent.exists()
+
+
+def test_the_directory_of_a_killed_process_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process, address = listening_process("unix://")
+    survivor, survivors_address = listening_process("unix://")
+    process.kill()
+    process.communicate()
+    assert path_of(address).exists()
+    next_process, next_address = listening_process("unix://")
+    assert not path_of(address).parent.exists()
+    assert path_of(survivors_address).exists()
+    assert path_of(next_address).exists()
+    for running in (survivor, next_process):
+        running.communicate()
+        assert running.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def leave(parent: Path, name: str = "dask-unix-0123abcd") -> Path:
+    """Make what a killed process leaves behind; return its directory."""
+    directory = parent / name
+    directory.mkdir(0o700)
+    (parent / f"{name}.dirlock").touch()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(directory / "1"))
+    return directory
+
+
+def remains(directory: Path) -> bool:
+    """Return whether a directory remains after stale ones are removed."""
+    remove_stale_directories(str(directory.parent))
+    return directory.exists()
+
+
+def test_only_directories_of_sockets_with_a_lock_file_are_removed(tmp_path):
+    stale = leave(tmp_path)
+    without_lock = leave(tmp_path, "dask-unix-11111111")
+    (tmp_path / "dask-unix-11111111.dirlock").unlink()
+    other_name = leave(tmp_path, "dask-unix-xyz")
+    assert not remains(stale)
+    assert not (tmp_path / "dask-unix-0123abcd.dirlock").exists()
+    assert remains(without_lock)
+    assert remains(other_name)
+
+
+def test_files_in_the_directory_of_a_dead_process_are_kept(tmp_path):
+    directory = leave(tmp_path)
+    (directory / "notes").write_text("mine")
+    (directory / "subdirectory").mkdir()
+    assert remains(directory)
+    assert (directory / "notes").read_text() == "mine"
+    assert (directory / "subdirectory").is_dir()
+
+
+def test_no_link_is_followed_when_stale_directories_are_removed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(elsewhere / "1"))
+    space = tmp_path / "space"
+    space.mkdir()
+    linked = space / "dask-unix-0123abcd"
+    linked.symlink_to(elsewhere)
+    (space / "dask-unix-0123abcd.dirlock").touch()
+    directory = leave(space, "dask-unix-11111111")
+    (directory / "2").symlink_to(elsewhere / "1")
+    assert remains(linked)
+    assert remains(directory)
+    assert (elsewhere / "1").exists()
+
+
+def test_a_lock_file_with_two_names_is_not_taken(tmp_path):
+    directory = leave(tmp_path)
+    os.link(tmp_path / "dask-unix-0123abcd.dirlock", tmp_path / "other name")
+    assert remains(directory)
+
+
+def test_a_directory_that_others_can_enter_is_kept(tmp_path):
+    directory = leave(tmp_path)
+    directory.chmod(0o755)
+    assert remains(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("what", ["", ".dirlock"])
+def test_what_belongs_to_another_user_is_kept(tmp_path, what):
+    directory = leave(tmp_path)
+    os.chown(f"{directory}{what}", 12345, -1)
+    assert remains(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@gen_test()
+async def test_a_stale_socket_of_another_user_is_not_replaced(address):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path_of(address)))
+    os.chown(path_of(address), 12345, -1)
+    with pytest.raises(PermissionError, match="the socket of another user, 12345, is there"):
+        await listen(address, echo)
+    assert path_of(address).exists()
+
+
+def test_a_forked_child_makes_its_own_directory_and_keeps_that_of_its_parent(tmp_path):
+    run_here(
+        """
+        import os, sys, tempfile
+        from distributed.comm import unix
+        tempfile.tempdir = sys.argv[1]
+        path = unix._new_path()
+        if not (child := os.fork()):
+            other = unix._new_path()
+            os._exit(os.path.dirname(other) == os.path.dirname(path))
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.path.isdir(os.path.dirname(path))
+        """,
+        tmp_path,
+    )
 
 
 @gen_test()

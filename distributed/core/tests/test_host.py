@@ -71,16 +71,31 @@ async def test_without_the_roles_an_event_loop_has_no_profile():
         assert not hasattr(server.io_loop, "profile")
 
 
+class Role(Server):
+    """A server that asks for what is measured periodically."""
+
+    async def start_unsafe(self):
+        await super().start_unsafe()
+        self.start_periodic_callbacks()
+        return self
+
+
+@gen_test()
+async def test_a_server_that_does_not_ask_for_it_is_not_profiled(profile):
+    async with Server({}):
+        assert profile.calls == []
+
+
 @gen_test()
 async def test_an_event_loop_is_profiled_from_its_first_server_to_its_last(profile):
-    async with Server({}) as first:
-        async with Server({}) as second:
+    async with Role({}) as first:
+        async with Role({}) as second:
             assert len(profile.running) == 1
             assert first.io_loop.profile is second.io_loop.profile
             await first.close()
             assert len(profile.running) == 1
         await async_poll_for(lambda: not profile.running, period=0.001)
-    async with Server({}):
+    async with Role({}):
         assert len(profile.running) == 1
     await async_poll_for(lambda: not profile.running, period=0.001)
     assert len(profile.calls) == 2
@@ -89,7 +104,7 @@ async def test_an_event_loop_is_profiled_from_its_first_server_to_its_last(profi
 @gen_test()
 async def test_the_profile_is_configured_as_that_of_the_original(profile):
     with configured(interval="7ms", cycle="70ms"):
-        async with Server({}):
+        async with Role({}):
             [call] = profile.calls
     assert (call["interval"], call["cycle"]) == ("7ms", "70ms")
 
@@ -98,7 +113,7 @@ async def test_the_profile_is_configured_as_that_of_the_original(profile):
 async def test_a_server_that_fails_to_start_ends_the_profile(profile):
     running = []
 
-    class Failing(Server):
+    class Failing(Role):
         async def start_unsafe(self):
             await super().start_unsafe()
             running.extend(profile.running)
@@ -112,7 +127,7 @@ async def test_a_server_that_fails_to_start_ends_the_profile(profile):
 
 def test_the_end_of_an_event_loop_ends_its_profile(profile):
     async def leave_open():
-        server = Server({})
+        server = Role({})
         await server
         server.stop()
         await server.rpc.close()
@@ -128,7 +143,7 @@ def test_the_end_of_an_event_loop_ends_its_profile(profile):
 @gen_test()
 async def test_a_profile_that_is_disabled_is_empty(profile):
     with configured(enabled=False):
-        async with Server({}) as server:
+        async with Role({}) as server:
             assert list(server.io_loop.profile) == []
     assert profile.calls == []
 
@@ -136,6 +151,6 @@ async def test_a_profile_that_is_disabled_is_empty(profile):
 @gen_test()
 async def test_an_event_loop_of_python_3_11_is_not_profiled(profile):
     host.sys.version_info.minor = 11
-    async with Server({}) as server:
+    async with Role({}) as server:
         assert list(server.io_loop.profile) == []
     assert profile.calls == []

@@ -36,6 +36,7 @@ from distributed.utils_test import (
 @gen_test()
 async def test_stop_stops_listening_and_leaves_comms_open(method, callbacks):
     async with serving(TCP) as server, connected(server) as comm:
+        server.start_periodic_callbacks()
         await assert_usable(comm)
         getattr(server, method)()
         await assert_usable(comm)
@@ -215,13 +216,15 @@ async def test_the_built_in_periodic_callbacks():
 
 
 @gen_test()
-async def test_periodic_callbacks_run_from_start_to_close():
+async def test_periodic_callbacks_run_from_the_call_that_starts_them_to_close():
     def running():
         return [callback.is_running() for callback in server.periodic_callbacks.values()]
 
     server = Server({})
     assert running() == [False] * 4
     await server
+    assert running() == [False] * 4
+    server.start_periodic_callbacks()
     assert running() == [True] * 4
     await server.close()
     assert running() == [False] * 4
@@ -242,6 +245,7 @@ async def test_a_periodic_callback_that_is_added_runs_once_callbacks_are_started
 )
 async def test_ticks_are_measured():
     async with Server({}) as server:
+        server.start_periodic_callbacks()
         before = time.time()
         await async_poll_for(lambda: server._tick_counter >= 3, period=0.001)
         assert before - 1 < server._last_tick < time.time() + 1
@@ -259,6 +263,7 @@ async def test_a_blocked_loop_is_logged_as_unresponsive(monkeypatch, limit):
         with config.set({"distributed.admin.tick.limit": "100 ms"}):
             server = Server({})
     async with server:
+        server.start_periodic_callbacks()
         await async_poll_for(lambda: server._tick_counter, period=0.001)
         with captured_logger("distributed.core") as log:
             time.sleep(0.2)  # noqa: ASYNC251 - blocks the loop for longer than the limit
@@ -269,6 +274,7 @@ async def test_a_blocked_loop_is_logged_as_unresponsive(monkeypatch, limit):
 @gen_test(config={"distributed.admin.tick.interval": "5 ms"})
 async def test_a_loop_that_is_blocked_for_less_than_the_limit_is_not_logged():
     async with Server({}) as server:
+        server.start_periodic_callbacks()
         await async_poll_for(lambda: server._tick_counter, period=0.001)
         with captured_logger("distributed.core") as log:
             time.sleep(0.1)  # noqa: ASYNC251 - blocks the loop for less than the limit

@@ -211,6 +211,28 @@ def test_a_name_with_a_directory_is_refused(scratch, tmp_path, filename):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("filename", ["global.lock", "purge.lock", "worker-1.dirlock"])
+def test_the_name_of_a_lock_file_is_refused(tmp_path, filename):
+    # Otherwise a peer could make the directory of a living server look stale.
+    with ScratchDirectory("Worker", str(tmp_path), needs_workdir=False) as scratch:
+        with pytest.raises(ValueError, match="lock file"):
+            scratch.upload_file(filename, b"", load=False)
+        assert os.listdir(scratch.path) == []
+
+
+def test_cached_bytecode_behind_a_link_is_not_removed(scratch, tmp_path, module, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    scratch.upload_file(f"{module}.py", "x = 1", load=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    cache = importlib.util.cache_from_source(os.path.join(scratch.path, f"{module}.py"))
+    os.symlink(elsewhere, os.path.dirname(cache))
+    kept = elsewhere / os.path.basename(cache)
+    kept.write_bytes(b"not bytecode")
+    import_file(os.path.join(scratch.path, f"{module}.py"))
+    assert kept.read_bytes() == b"not bytecode"
+
+
 def test_a_symbolic_link_is_replaced_and_not_followed(scratch, tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("precious")

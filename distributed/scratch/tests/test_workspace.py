@@ -496,6 +496,137 @@ def test_a_directory_that_cannot_be_created_is_an_error_with_a_suggestion(tmp_pa
         tmp_path.chmod(0o700)
 
 
+def leave(base: Path, name: str) -> Path:
+    """Make what a killed process leaves behind; return its directory."""
+    (base / f"{name}.dirlock").touch()
+    directory = base / name
+    directory.mkdir()
+    (directory / "file").touch()
+    return directory
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
+def test_nothing_is_purged_where_other_users_can_write(base, caplog, mode):
+    caplog.set_level("INFO")
+    base.mkdir(exist_ok=True)
+    directory = leave(base, "stale")
+    base.chmod(mode)
+    workspace = WorkSpace(str(base))
+    workdir = workspace.new_work_dir(name="fresh")
+    assert workspace._purge_leftovers() == []
+    assert (directory / "file").exists()
+    assert "Other users can write to" in caplog.text
+    assert caplog.text.count("chmod go-w") == 1
+    # Nor is it locked, because another user could keep the lock for ever.
+    assert names(base) == {"stale", "stale.dirlock", "fresh"}
+    workdir.release()
+    assert names(base) == {"stale", "stale.dirlock"}
+
+
+@as_root
+def test_nothing_is_purged_in_the_space_of_another_user(public):
+    space = public / "scratch"
+    space.mkdir()
+    directory = leave(space, "stale")
+    space.chmod(0o1777)
+    os.chown(space, 12345, -1)
+    WorkSpace(str(space)).new_work_dir(name="fresh").release()
+    assert (directory / "file").exists()
+    assert sorted(os.listdir(public)) == ["scratch", "scratch-0"]
+
+
+def test_a_new_workspace_is_private_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        workspace = WorkSpace(str(tmp_path / "new"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(workspace.base_dir).st_mode) == 0o755
+
+
+def test_a_stale_lock_whose_directory_is_a_link_removes_nothing(tmp_path, base, workspace):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (base / "stale.dirlock").touch()
+    (base / "stale").symlink_to(elsewhere)
+    assert workspace._purge_leftovers() == []
+    assert (elsewhere / "file").exists()
+    assert (base / "stale").is_symlink()
+
+
+def test_a_link_inside_a_stale_directory_is_removed_and_not_followed(tmp_path, base, workspace):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (leave(base, "stale") / "link").symlink_to(elsewhere)
+    assert workspace._purge_leftovers() == [str(base / "stale")]
+    assert (elsewhere / "file").exists()
+
+
+def test_a_lock_file_with_another_name_elsewhere_is_ignored(tmp_path, base, workspace):
+    precious = tmp_path / "precious"
+    precious.touch()
+    os.link(precious, base / "stale.dirlock")
+    (base / "stale").mkdir()
+    assert workspace._purge_leftovers() == []
+    assert (base / "stale").is_dir()
+
+
+@as_root
+def test_a_directory_of_another_user_is_not_removed(base, workspace, caplog):
+    directory = leave(base, "stale")
+    os.chown(directory, 12345, -1)
+    assert workspace._purge_leftovers() == []
+    assert (directory / "file").exists()
+    assert "not a directory that this user created here" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["global.lock", "purge.lock"])
+def test_the_locks_of_a_workspace_follow_no_link(tmp_path, base, workspace, name):
+    (base / name).symlink_to(tmp_path / "target")
+    workspace.new_work_dir(name="foo").release()
+    assert not (tmp_path / "target").exists()
+
+
+def test_release_removes_nothing_from_a_directory_that_took_the_place_of_the_workspace(
+    base, workspace
+):
+    workdir = workspace.new_work_dir(name="foo")
+    base.rename(f"{base}-moved")
+    (base / "foo").mkdir(parents=True)
+    (base / "foo.dirlock").touch()
+    workdir.release()
+    assert (base / "foo").is_dir()
+    assert (base / "foo.dirlock").exists()
+
+
+def test_a_directory_that_its_owner_made_again_is_removed_at_release(base, workspace):
+    workdir = workspace.new_work_dir(name="foo")
+    (base / "foo").rmdir()
+    (base / "foo").mkdir()
+    workdir.release()
+    assert names(base) == set()
+
+
+def test_a_directory_whose_lock_file_was_removed_by_a_cleaner_is_removed_at_release(
+    base, workspace
+):
+    workdir = workspace.new_work_dir(name="foo")
+    (base / "foo.dirlock").unlink()
+    workdir.release()
+    assert names(base) == set()
+
+
+@as_root
+def test_a_workspace_that_another_user_replaced_is_refused(base, workspace):
+    base.rmdir()
+    base.mkdir()
+    os.chown(base, 12345, -1)
+    with pytest.raises(PermissionError, match="replaced by a directory of user 12345"):
+        workspace.new_work_dir(name="foo")
+
+
 def test_safe_unlink_removes_a_file(tmp_path):
     path = tmp_path / "file"
     path.touch()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ import pytest
 
 from distributed.base import config
 from distributed.telemetry.monitor import PsutilProbe, StandardProbe, SystemMonitor
-from distributed.tests.environments import run_in
+from distributed.tests.environments import run_here, run_in
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -101,11 +103,64 @@ def test_a_sample_has_the_memory_that_get_process_memory_returns(monitor):
     assert monitor.recent()["memory"] == 12345
 
 
-def test_proc_is_the_process_of_psutil(monitor, probe):
-    if isinstance(probe, PsutilProbe):
-        assert monitor.proc.pid == os.getpid()
-    else:
-        assert monitor.proc is None
+def test_proc_is_the_process_of_psutil(monitor):
+    pytest.importorskip("psutil")
+    assert monitor.proc.pid == os.getpid()
+    assert monitor.proc is monitor.proc
+
+
+def test_proc_is_none_without_psutil(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert SystemMonitor(monitor_gil_contention=False).proc is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="psutil is the only source")
+def test_no_library_is_imported_to_take_samples():
+    run_here("""
+        import sys
+        from distributed.telemetry.monitor import SystemMonitor
+        before = set(sys.modules)
+        monitor = SystemMonitor(monitor_gil_contention=False)
+        monitor.update()
+        assert set(sys.modules) == before
+    """)
+
+
+@contextlib.contextmanager
+def no_free_descriptor():
+    """Use up the file descriptors of this process, with a low limit, during a block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_a_free_file_descriptor_a_sample_repeats_the_last_values(monitor):
+    before = monitor.update()
+    with no_free_descriptor():
+        sample = monitor.update()
+    assert set(sample) == set(before)
+    assert (sample["memory"], sample["num_fds"]) == (before["memory"], before["num_fds"])
+    lengths = {len(values) for values in monitor.quantities.values()}
+    assert lengths == {monitor.count}
+    assert monitor.update()["num_fds"] > 0
+
+
+def test_a_monitor_created_without_a_free_file_descriptor_is_an_error_and_can_be_repeated():
+    names = set(SystemMonitor(monitor_gil_contention=False).quantities)
+    with no_free_descriptor(), pytest.raises(OSError, match="Too many open files"):
+        SystemMonitor(monitor_gil_contention=False, probe=StandardProbe())
+    assert set(SystemMonitor(monitor_gil_contention=False).quantities) == names
 
 
 def test_time_is_the_time_of_day(monitor):

@@ -123,6 +123,11 @@ DEFAULTS: Mapping[str, Any] = {
             "tick": {"interval": "20ms", "limit": "3s", "cycle": "1s"},
             # Maximum number of characters of a remote error's text, and of its traceback.
             "max-error-length": 10_000,
+            # Maximum number of characters of a peer's value that an error or a log line shows.
+            "max-shown-length": 1000,
+            # Maximum number of characters that one statement logs within 10 s; more lines are
+            # only counted; null: unlimited.
+            "log-limit": "100kB",
             # Maximum number of entries in logs of recent messages.
             "low-level-log-length": 1000,
             "system-monitor": {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -18,7 +17,9 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
 
+from distributed.base.logs import get_logger
 from distributed.base.quantities import parse_timedelta
+from distributed.base.text import shown
 from distributed.comm.addressing import parse_address
 from distributed.comm.auth import (
     Authentication,
@@ -45,7 +46,7 @@ __all__ = [
     "listen",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The callable that a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]
@@ -487,7 +488,7 @@ async def connect(
             break
         pause_limit = min(2 * pause_limit, _BACKOFF_MAX)
         attempt_limit *= _ATTEMPT_GROWTH
-    raise OSError(f"Timed out trying to connect to {addr} after {seconds:g} s") from failure
+    raise OSError(f"Timed out trying to connect to {shown(addr)} after {seconds:g} s") from failure
 
 
 def listen(

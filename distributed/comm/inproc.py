@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -24,6 +23,8 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from distributed.base.host_addresses import get_ip
+from distributed.base.logs import get_logger
+from distributed.base.text import shown_repr
 from distributed.comm.core import (
     BaseListener,
     Comm,
@@ -48,7 +49,7 @@ __all__ = [
     "new_address",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Maximum number of messages read or written without waiting, before other tasks get a turn.
 _UNINTERRUPTED: Final = 64
@@ -371,12 +372,12 @@ class Manager:
         ip, *rest = addr.split("/")
         if len(rest) != 2 or not rest[0].isdigit():
             raise ValueError(
-                f"invalid inproc address {addr!r}: expected <ip>/<pid>/<number>, or nothing to "
-                "listen at a new one"
+                f"invalid inproc address {shown_repr(addr)}: expected <ip>/<pid>/<number>, or "
+                "nothing to listen at a new one"
             )
         if ip != self.ip or int(rest[0]) != os.getpid():
             raise ValueError(
-                f"inproc address {addr!r} does not match host ({self.ip!r}) or pid "
+                f"inproc address {shown_repr(addr)} does not match host ({self.ip!r}) or pid "
                 f"({os.getpid()}): only this process' own inproc addresses can be reached from it"
             )
 
@@ -554,7 +555,7 @@ class InProcConnector(Connector):
         """
         listener = self.manager.get_listener_for(address)
         if listener is None:
-            raise OSError(f"no endpoint for inproc address {address!r}")
+            raise OSError(f"no endpoint for inproc address {shown_repr(address)}")
         request = ConnectionRequest(
             c2s_q=Queue(),
             s2c_q=Queue(),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
 import os
 import socket
 import ssl
@@ -25,13 +24,14 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.tcpserver import TCPServer
 
+from distributed.base.logs import get_logger
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.exceptions import CommClosedError
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.settings import settings
 from distributed.comm.tls import TLSStream, open_tls_stream
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Tornado's maximum number of received bytes in a stream.  It would also limit the memory that a
 #: message is read into, which the framing limits.  If no task reads, Tornado buffers one chunk, and

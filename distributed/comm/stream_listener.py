@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from tornado.tcpserver import TCPServer
 
+from distributed.base.logs import get_logger
 from distributed.comm.core import (
     BaseListener,
     Comm,
@@ -26,7 +27,7 @@ from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def log_failed_connection(peer: str, local: str, exc: OSError) -> None:

@@ -17,6 +17,7 @@ from tornado.tcpclient import TCPClient
 
 from distributed.base import config
 from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
+from distributed.base.text import shown
 from distributed.comm.addressing import (
     ensure_concrete_host,
     get_tcp_server_address,
@@ -193,7 +194,8 @@ class BaseTCPConnector(Connector):
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
-                f"cannot connect to {where}: it has no host; only listening addresses may omit it"
+                f"cannot connect to {shown(where)}: it has no host; only listening addresses may "
+                "omit it"
             )
         client = self._make_client(address, connection_args)
         try:
@@ -201,12 +203,12 @@ class BaseTCPConnector(Connector):
         except StreamClosedError as exc:
             reason = exc if exc.real_error is None else exc.real_error
             raise CommClosedError(
-                f"cannot connect to {where}: {type(reason).__name__}: {reason}"
+                f"cannot connect to {shown(where)}: {type(reason).__name__}: {shown(reason)}"
             ) from reason
         # If TLS has closed the stream, the comm's TLS handshake raises an error with the reason.
         if stream.closed() and not isinstance(stream.error, ssl.SSLError):
             raise CommClosedError(
-                f"cannot connect to {where}: the peer closed the connection"
+                f"cannot connect to {shown(where)}: the peer closed the connection"
             ) from stream.error
         try:
             if not stream.closed():

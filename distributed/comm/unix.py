@@ -39,6 +39,7 @@ from typing import Any, Final
 
 from distributed.base import config
 from distributed.base.host_addresses import get_ip
+from distributed.base.text import shown, shown_repr
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.core import (
     CommClosedError,
@@ -131,7 +132,7 @@ def _normalize(loc: str) -> str:
     where, (_, loc) = loc, _split(loc)
     if not loc:
         raise ValueError(
-            f"{_PREFIX}{where} needs the path of a socket, as in {_PREFIX}/run/app.sock or "
+            f"{_PREFIX}{shown(where)} needs the path of a socket, as in {_PREFIX}/run/app.sock or "
             f"{_PREFIX}./app.sock"
         )
     if loc.startswith("@"):
@@ -142,12 +143,12 @@ def _normalize(loc: str) -> str:
     else:
         loc = os.path.abspath(loc)
     if "\0" in loc:
-        raise ValueError(f"the name of a socket cannot contain a null character: {loc!r}")
+        raise ValueError(f"the name of a socket cannot contain a null character: {shown_repr(loc)}")
     size = len(os.fsencode(loc))
     if size > _LONGEST_NAME:
         raise ValueError(
             f"the name of a socket can have at most {_LONGEST_NAME} bytes, and this one has "
-            f"{size}: {_PREFIX}{loc}; choose a shorter path"
+            f"{size}: {_PREFIX}{shown(loc)}; choose a shorter path"
         )
     return loc
 
@@ -239,7 +240,7 @@ class UnixConnector(Connector):
             why = exc.strerror
             if isinstance(exc, BlockingIOError):
                 why = "too many connections wait to be accepted"
-            raise error(f"cannot connect to {where}: {why}") from exc
+            raise error(f"cannot connect to {shown(where)}: {why}") from exc
 
 
 class UnixListener(StreamListener):
@@ -330,7 +331,7 @@ class UnixListener(StreamListener):
         super().stop()
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        return self.listen_address, _PREFIX + _join(self.host, _from_kernel(address))
+        return self.listen_address, _PREFIX + _join(self.host, shown(_from_kernel(address)))
 
     @property
     def listen_address(self) -> str:

@@ -11,7 +11,6 @@ An address is ``ws://host:port`` or ``ws://host:port/path``; the default path is
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import Coroutine
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
+from distributed.base.logs import get_logger
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
     parse_host_port,
@@ -67,7 +67,7 @@ __all__ = [
     "WSSListener",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def _split_path(loc: str) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+from distributed.base.logs import get_logger
 from distributed.comm import Comm
 from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
 from distributed.core.host import connect
@@ -15,7 +15,7 @@ from distributed.core.tasks import NoOpAwaitable
 
 __all__ = ["rpc"]
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 class rpc(RemoteCalls):

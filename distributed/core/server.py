@@ -9,7 +9,6 @@ to other servers (:mod:`~distributed.core.pool`), statistics
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections import defaultdict
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import Any, Self
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
 from distributed.core.host import (
@@ -36,7 +36,7 @@ from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
 from distributed.telemetry.statistics import Statistics
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Seconds before running handlers are cancelled when their server is closed.
 CLOSE_GRACE = 1.0

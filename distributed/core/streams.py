@@ -4,19 +4,31 @@ Handlers start in the order of the messages.  A plain function ends before the n
 A coroutine runs in a task of its own, concurrently with later handlers; if too many run, the
 stream is not read until one of them ends.  A handler that fails ends its stream, because later
 messages may depend on the failed one, and the peer has to notice.
+
+A peer decides how many messages one batch has.  So other tasks run each `TURN` seconds while
+batches are handled.  Streams that handle large batches at the same time share these seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
+from time import perf_counter
 from typing import Any, Protocol
 
 from distributed.base import config
+from distributed.base.logs import get_logger
+from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
+
+
+#: Maximum number of seconds for which the handlers of large batches run before other tasks do.
+TURN = 0.003
+
+#: Number of messages after which a large batch compares the time with `TURN`, which takes time too.
+_CHECKED_AFTER = 8
 
 
 class StreamServer(Protocol):
@@ -73,6 +85,8 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        # Number of streams that let other tasks run between two messages of a batch.
+        self._paused = 0
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
@@ -98,7 +112,16 @@ class Streams:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
-                    for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
+                    batch: Any = msgs if isinstance(msgs, tuple | list) else (msgs,)
+                    left = _CHECKED_AFTER
+                    turn_ends = self._end_of_turn() if len(batch) > left else 0.0
+                    for msg in batch:
+                        if not left:
+                            left = _CHECKED_AFTER
+                            if perf_counter() > turn_ends:
+                                await self._pause(stream)
+                                turn_ends = self._end_of_turn()
+                        left -= 1
                         op = msg.pop("op", None) if isinstance(msg, dict) else None
                         handler = server.stream_handlers.get(op) if isinstance(op, str) else None
                         if handler is None or op == "close-stream":
@@ -115,7 +138,7 @@ class Streams:
                             if stream.failure is not None:
                                 raise _EndOfStream
                     # Release the memory of these messages before the next one arrives.
-                    msgs = msg = result = None
+                    msgs = batch = msg = result = None
             except _EndOfStream:
                 pass
             except CommClosedError as exc:
@@ -132,6 +155,20 @@ class Streams:
         finally:
             stream.ended = True
             self._streams.discard(stream)
+
+    def _end_of_turn(self) -> float:
+        """Return the time at which a large batch has to let other tasks run."""
+        return perf_counter() + TURN / (1 + self._paused)
+
+    async def _pause(self, stream: _Stream) -> None:
+        """Let other tasks run between two messages of a batch."""
+        self._paused += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._paused -= 1
+        if stream.failure is not None:
+            raise _EndOfStream
 
     async def _start(self, stream: _Stream, op: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run the coroutine of a handler in a task, and return when it has started."""
@@ -158,7 +195,7 @@ class Streams:
     def _failed(self, stream: _Stream, op: Any, exc: BaseException) -> None:
         """Let the error of a handler end its stream."""
         name, peer = self._server._name_in_messages, stream.comm.peer_address
-        what = f"stream handler of op {op!r} in {name}, called with a message from {peer}"
+        what = f"stream handler of op {shown_repr(op)} in {name}, called with a message from {peer}"
         if isinstance(exc, asyncio.CancelledError):
             # A CancelledError from handle_stream() would look as if its caller was cancelled.
             error = RuntimeError(f"The {what}, was cancelled")
@@ -210,7 +247,7 @@ class Streams:
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
             logger.error(
-                "%s has no stream handler for op %.500r in the stream from %s, and ignores %.500r",
+                "%s has no stream handler for op %r in the stream from %s, and ignores %r",
                 self._server._name_in_messages,
                 op,
                 comm.peer_address,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
@@ -99,7 +100,7 @@ class ObjectDictSerializer:
             start, stop = part["start"], part["stop"]
             if not 0 <= start <= stop <= len(frames):
                 raise HeaderError(
-                    f"attribute {name!r:.100} cannot be in frames {start} to {stop} "
+                    f"attribute {shown_repr(name, 100)} cannot be in frames {start} to {stop} "
                     f"of {len(frames)}"
                 )
             sub_header = part["header"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from distributed.base.text import shown_repr
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.objects import Header
@@ -72,7 +73,7 @@ def deserialize_h5py_file(header: Header, frames: Sequence[Buffer]) -> h5py.File
     """
     filename = header["filename"]
     if not isinstance(filename, str):
-        raise HeaderError(f"the name of an HDF5 file is given as {filename!r:.100}")
+        raise HeaderError(f"the name of an HDF5 file is given as {shown_repr(filename, 100)}")
     return h5py.File(filename, mode="r")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import netCDF4
 
+from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize, typename
 from distributed.protocol.exceptions import HeaderError
@@ -55,7 +56,7 @@ def deserialize_netcdf4_dataset(header: Header, frames: Sequence[Buffer]) -> net
     """
     filename = header["filename"]
     if not isinstance(filename, str):
-        raise HeaderError(f"the name of a netCDF file is given as {filename!r:.100}")
+        raise HeaderError(f"the name of a netCDF file is given as {shown_repr(filename, 100)}")
     return netCDF4.Dataset(filename, mode="r")
 
 

@@ -21,7 +21,6 @@ module does not depend on servers; `distributed.scratch.directory` creates a ser
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import secrets
 import shutil
@@ -33,11 +32,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 
 __all__ = ["DIR_LOCK_EXT", "WorkDir", "WorkSpace", "is_locking_enabled", "safe_unlink"]
 
 # The original's logger, by which users filter.
-logger = logging.getLogger("distributed.diskutils")
+logger = get_logger("distributed.diskutils")
 
 DIR_LOCK_EXT = ".dirlock"
 

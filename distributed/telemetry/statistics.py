@@ -8,13 +8,13 @@ loop.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 
 from tornado.ioloop import PeriodicCallback
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.telemetry.counter import Counter, Digest, DigestType
 from distributed.telemetry.meter import monotonic, time
 from distributed.telemetry.monitor import SystemMonitor
@@ -22,7 +22,7 @@ from distributed.telemetry.monitor import SystemMonitor
 __all__ = ["Statistics"]
 
 # The original's logger for unresponsive event loops, which users filter by name.
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 # Seconds between shifts of counters and digests; the interval of their first component.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -11,9 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.core.errors.frames import shorten
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Configuration key of the maximum number of characters in a text.
 MAX_ERROR_LENGTH_KEY = "distributed.admin.max-error-length"

@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6
+from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6, host_of
 from distributed.base.text import shown, shown_repr
 from distributed.comm.registry import get_backend
 
@@ -166,8 +166,8 @@ def parse_host_port(
     if isinstance(address, tuple):
         if len(address) < 2 or not isinstance(address[0], str):
             raise ValueError(f"invalid address {shown_repr(address)}: expected (host, port)")
-        host, port = address[:2]
-        loc = str(host)
+        host, port = host_of(address), address[1]
+        loc = host
     elif isinstance(address, str):
         loc = address.rpartition(_SEPARATOR)[2]
         match = _LOC.fullmatch(loc)
@@ -420,7 +420,7 @@ def address_from_user_args(
     if interface:
         if host:
             raise ValueError(f"Can not specify both interface and host: {interface!r}, {host!r}")
-        host = get_ip_interface(interface)
+        host = unparse_host_port(get_ip_interface(interface))
     nowhere = not (host or port)
     scheme = _scheme_from_user_args(host, protocol, security)
     if scheme is not None:

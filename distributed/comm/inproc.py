@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import name_of_host
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import (
@@ -355,7 +355,7 @@ class Manager:
     @cached_property
     def ip(self) -> str:
         """The IP address in the addresses of this process, which names the host."""
-        return get_ip()
+        return name_of_host()
 
     def new_address(self) -> str:
         """Return a new loc, ``<ip>/<pid>/<number>``."""

@@ -24,6 +24,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.tcpserver import TCPServer
 
+from distributed.base.host_addresses import host_of
 from distributed.base.logs import get_logger
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.exceptions import CommClosedError
@@ -122,7 +123,8 @@ def get_stream_address(stream: IOStream) -> str:
 def get_socket_address(sock: socket.socket) -> str:
     """Return the local address of *sock* as ``host:port``, or ``"<closed>"``."""
     try:
-        return unparse_host_port(*sock.getsockname()[:2])
+        address = sock.getsockname()
+        return unparse_host_port(host_of(address), address[1])
     except OSError:
         # The peer has disconnected already.
         return "<closed>"
@@ -415,7 +417,7 @@ class ListeningSocket(socket.socket):
                 "and new connections have to wait; does this process need a higher limit (ulimit "
                 "-n), or a lower 'distributed.comm.max-connections'?",
                 self._prefix,
-                unparse_host_port(*name[:2]) if isinstance(name, tuple) else name,
+                unparse_host_port(host_of(name), name[1]) if isinstance(name, tuple) else name,
                 exc.strerror,
             )
 
@@ -430,6 +432,10 @@ class ListeningSocket(socket.socket):
             loop.update_handler(self, IOLoop.READ)
 
 
+def _listen(family: int, address: Any, backlog: int) -> socket.socket:
+    return socket.create_server(address, family=family, backlog=backlog)
+
+
 def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
     """Return sockets that listen at *port* of each address of *host*; of all if it is empty.
 
@@ -439,15 +445,16 @@ def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
         If one of the addresses cannot be bound; then none is.
     """
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
+    # The scope of a link-local address is in the third element after the host.
+    addresses = sorted({(entry[0], str(entry[4][0]), *entry[4][2:]) for entry in found})
     for attempt in range(_BIND_ATTEMPTS):
         sockets: list[socket.socket] = []
         try:
-            for family, address in addresses:
+            for family, address, *scope in addresses:
                 # All sockets use the port that the first one was given.
                 wanted = sockets[0].getsockname()[1] if sockets else port
                 try:
-                    sock = socket.create_server((address, wanted), family=family, backlog=backlog)
+                    sock = _listen(family, (address, wanted, *scope), backlog)
                 except OSError as exc:
                     if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                         # Names resolve to IPv6 addresses even on hosts without IPv6.

@@ -16,7 +16,7 @@ from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 
 from distributed.base import config
-from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
+from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6, host_of
 from distributed.base.text import shown
 from distributed.comm.addressing import (
     ensure_concrete_host,
@@ -342,7 +342,8 @@ class BaseTCPListener(StreamListener):
             set_up(sock)
         server = SocketServer(self._handle_socket)
         self._accept_on(server, sockets)
-        self.bound_address = get_tcp_server_address(server)[:2]
+        bound = get_tcp_server_address(server)
+        self.bound_address = host_of(bound), bound[1]
         if len(sockets) == 1 and not is_unspecified(self.bound_address[0]):
             self._local_address = self.listen_address
 
@@ -356,7 +357,7 @@ class BaseTCPListener(StreamListener):
             raise OSError(exc.errno, f"cannot listen at {where}: {exc.strerror}") from exc
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        peer = self.prefix + unparse_host_port(*address[:2])
+        peer = self.prefix + unparse_host_port(host_of(address), address[1])
         return self._local_address or self.prefix + get_socket_address(sock), peer
 
     def _open_stream(self, sock: socket.socket) -> MessageStream:

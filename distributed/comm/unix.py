@@ -38,7 +38,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import name_of_host
 from distributed.base.text import shown, shown_repr
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.core import (
@@ -65,7 +65,7 @@ _HAS_ABSTRACT_NAMES: Final = sys.platform == "linux"
 _LONGEST_NAME: Final = 107 if sys.platform == "linux" else 103
 
 #: A loc that begins with a host: ``host``, ``host:port``, ``host:/path`` or ``host:@name``.
-_HOST: Final = re.compile(r"(?P<host>\[[^]/@]*\]|[^:/@]*)(:[^:/@]*|:(?P<name>[/@].*))?", re.DOTALL)
+_HOST: Final = re.compile(r"(?P<host>\[[^]/@]*\]|[^:/@]*)(:[0-9]*|:(?P<name>[/@].*))?", re.DOTALL)
 
 #: The name in the address of an end that has none.
 _UNNAMED: Final = "(unnamed)"
@@ -140,6 +140,12 @@ def _normalize(loc: str) -> str:
             raise ValueError(f"abstract names of sockets exist on Linux only: {_PREFIX}{loc}")
         if loc == "@":
             raise ValueError(f"an abstract name is missing: {_PREFIX}@")
+    elif "/" not in loc:
+        raise ValueError(
+            f"{_PREFIX}{shown(where)} is neither a host nor the path of a socket: a path needs a "
+            f"slash, as in {_PREFIX}./app.sock, and an IPv6 host needs brackets, as in "
+            f"{_PREFIX}[::1]:0"
+        )
     else:
         loc = os.path.abspath(loc)
     if "\0" in loc:
@@ -279,7 +285,7 @@ class UnixListener(StreamListener):
         self.host = host
         if address and not name:
             # As for TCP, no host before a port means every interface.
-            self.host = ensure_concrete_host(host)
+            self.host = name_of_host() if not host else ensure_concrete_host(host)
         # The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
         # Removes the socket file: at the latest when this object or the process ends.
@@ -418,7 +424,7 @@ class UnixBackend(Backend):
 
     def get_address_host(self, loc: str) -> str:
         """Return the host that *loc* states, else an IP address of this host."""
-        return _split(loc)[0].strip("[]") or get_ip()
+        return _split(loc)[0].strip("[]") or name_of_host()
 
     def resolve_address(self, loc: str) -> str:
         return _join(_split(loc)[0], _normalize(loc))

@@ -23,6 +23,7 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
+from distributed.base.host_addresses import host_of
 from distributed.base.logs import get_logger
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
@@ -116,7 +117,8 @@ class WSConnector(BaseTCPConnector):
                 await stream.do_handshake()
             set_tcp_timeout(stream)
             # "ws" also for wss://: Tornado must not encrypt, since the stream already does.
-            url = f"ws://{unparse_host_port(host, port)}{path or '/'}"
+            # The scope of a link-local address has no meaning at the other host (RFC 4007).
+            url = f"ws://{unparse_host_port(host.partition('%')[0], port)}{path or '/'}"
             extra = connection_args.get("extra_conn_args") or {}
             request = HTTPRequest(
                 **{"url": url, "connect_timeout": 0, "request_timeout": 0, **extra}
@@ -310,7 +312,8 @@ class WSListener(BaseTCPListener):
         )
         server.handle_stream = self._handle_stream  # type: ignore[assignment]
         self._accept_on(server, self._bind())
-        self.bound_address = get_tcp_server_addresses(server)[0][:2]
+        bound = get_tcp_server_addresses(server)[0]
+        self.bound_address = host_of(bound), bound[1]
 
     @property
     def server(self) -> HTTPServer | None:
@@ -362,7 +365,7 @@ class WSListener(BaseTCPListener):
             server.ssl_options = self.ssl_context
         application.add_handlers(".*", [Rule(self._route, WSHandler)])
         self.tcp_server = server
-        self.bound_address = bound[0][0], bound[0][1]
+        self.bound_address = host_of(bound[0]), bound[0][1]
 
     def stop(self) -> None:
         """Stop accepting connections, and abort those in their handshake."""
@@ -385,7 +388,7 @@ class WSListener(BaseTCPListener):
         This is not a coroutine function, so that `_make_room` finds the connection while more are
         accepted in the same event-loop iteration.  Otherwise it would close an honest peer.
         """
-        peer = self.prefix + unparse_host_port(*address[:2])
+        peer = self.prefix + unparse_host_port(host_of(address), address[1])
         try:
             set_tcp_timeout(stream)
             stream = self._open_stream(stream.socket)
@@ -422,7 +425,8 @@ class WSListener(BaseTCPListener):
         self._forget(stream)
         set_tcp_timeout(stream)
         try:
-            peer = unparse_host_port(*stream.socket.getpeername()[:2])
+            address = stream.socket.getpeername()
+            peer = unparse_host_port(host_of(address), address[1])
         except (OSError, AttributeError):
             # The peer has already disconnected.
             protocol.abandon()

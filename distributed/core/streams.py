@@ -6,7 +6,7 @@ stream is not read until one of them ends.  A handler that fails ends its stream
 messages may depend on the failed one, and the peer has to notice.
 
 A peer decides how many messages one batch has.  So other tasks run each `TURN` seconds while
-batches are handled.  Streams that handle large batches at the same time share these seconds.
+batches are handled.  Streams that handle batches at the same time share these seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from distributed.comm.core import Comm, CommClosedError
 logger = get_logger("distributed.core")
 
 
-#: Maximum number of seconds for which the handlers of large batches run before other tasks do.
+#: Maximum number of seconds for which the handlers of batches run before other tasks do.
 TURN = 0.003
 
-#: Number of messages after which a large batch compares the time with `TURN`, which takes time too.
+#: Number of messages of a batch after which the time is compared with `TURN`, which takes time too.
 _CHECKED_AFTER = 8
 
 
@@ -85,7 +85,7 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
-        # Number of streams that let other tasks run between two messages of a batch.
+        # Number of streams that let other tasks run before they handle more messages.
         self._paused = 0
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
@@ -103,6 +103,9 @@ class Streams:
         logger.info("Starting established connection to %s", comm.peer_address)
         stream = _Stream(comm)
         self._streams.add(stream)
+        # Seconds for which handlers of batches may still run before other tasks do.  Reading need
+        # not let them run, since messages that have arrived already are read at once.
+        turn, turn_ends = TURN, 0.0
         try:
             try:
                 # Not `while not comm.closed()`: messages that arrived before the end are read.
@@ -113,14 +116,15 @@ class Streams:
                     finally:
                         stream.idle = False
                     batch: Any = msgs if isinstance(msgs, tuple | list) else (msgs,)
+                    is_batch = len(batch) > 1
+                    if is_batch:
+                        turn_ends = perf_counter() + turn
                     left = _CHECKED_AFTER
-                    turn_ends = self._end_of_turn() if len(batch) > left else 0.0
                     for msg in batch:
                         if not left:
                             left = _CHECKED_AFTER
                             if perf_counter() > turn_ends:
-                                await self._pause(stream)
-                                turn_ends = self._end_of_turn()
+                                turn_ends = perf_counter() + await self._pause(stream)
                         left -= 1
                         op = msg.pop("op", None) if isinstance(msg, dict) else None
                         handler = server.stream_handlers.get(op) if isinstance(op, str) else None
@@ -137,6 +141,10 @@ class Streams:
                             await self._start(stream, op, result)
                             if stream.failure is not None:
                                 raise _EndOfStream
+                    if is_batch:
+                        turn = turn_ends - perf_counter()
+                        if turn < 0:
+                            turn = await self._pause(stream)
                     # Release the memory of these messages before the next one arrives.
                     msgs = batch = msg = result = None
             except _EndOfStream:
@@ -156,12 +164,8 @@ class Streams:
             stream.ended = True
             self._streams.discard(stream)
 
-    def _end_of_turn(self) -> float:
-        """Return the time at which a large batch has to let other tasks run."""
-        return perf_counter() + TURN / (1 + self._paused)
-
-    async def _pause(self, stream: _Stream) -> None:
-        """Let other tasks run between two messages of a batch."""
+    async def _pause(self, stream: _Stream) -> float:
+        """Let other tasks run, and return the seconds for which the handlers may run then."""
         self._paused += 1
         try:
             await asyncio.sleep(0)
@@ -169,6 +173,7 @@ class Streams:
             self._paused -= 1
         if stream.failure is not None:
             raise _EndOfStream
+        return TURN / (1 + self._paused)
 
     async def _start(self, stream: _Stream, op: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run the coroutine of a handler in a task, and return when it has started."""

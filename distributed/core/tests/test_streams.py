@@ -178,6 +178,24 @@ async def test_a_small_batch_is_handled_at_once():
     assert turns.between(0, 7) == 0
 
 
+@TRANSPORTS
+@gen_test()
+async def test_other_tasks_run_while_many_small_batches_are_handled(transport):
+    turns = Turns()
+    async with (
+        serving(transport, stream_handlers=turns.handlers) as server,
+        streaming(server) as comm,
+    ):
+        watching = asyncio.create_task(turns.watch())
+        for i in range(30):
+            await comm.write([{"op": "note", "x": (i, j)} for j in range(4)])
+        await async_poll_for(lambda: (29, 3) in turns.order)
+        watching.cancel()
+    runs = itertools.groupby(turns.order, key=lambda x: x == "turn")
+    # 3 ms are 6 messages, and a batch of 4 that has begun is completed.
+    assert max(len(list(run)) for is_turn, run in runs if not is_turn) <= 12
+
+
 @gen_test()
 async def test_streams_with_large_batches_share_the_time_between_turns_of_other_tasks():
     turns = Turns(seconds=0.00005)

@@ -181,6 +181,9 @@ class Requests:
         try:
             if op is None:
                 self._check(comm, msg)
+            if serializers is not None:
+                # The peer may name a family a million times; each would be tried for each object.
+                serializers = tuple(dict.fromkeys(serializers))
             if op == "close":
                 close = True
             else:

@@ -244,7 +244,7 @@ def _exception_of(value: Any, text: str) -> BaseException | None:
     try:
         exc = loads_exception(value)
     except Exception as e:  # noqa: BLE001  (the caller is shown it)
-        exc = Exception(text or shown_repr(value))
+        exc = Exception(text or (value if len(value) <= max_error_length() else shown_repr(value)))
         exc.add_note(f"(The receiver could not unpickle it: {safe_repr(e)})")
     if isinstance(exc, BaseException):
         return exc

@@ -17,8 +17,10 @@ import asyncio
 import atexit
 import logging
 import numbers
+import os
 import threading
 import time
+from functools import cached_property
 from typing import Any
 
 from distributed.base import config
@@ -60,18 +62,24 @@ _limits = config.Section("distributed.admin", _Limits)
 
 
 class _Argument:
-    """An argument of a log line, rendered when the line is."""
-
-    __slots__ = ("_value",)
+    """An argument of a log line, rendered once, although each handler formats the line."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def __str__(self) -> str:
+    @cached_property
+    def _str(self) -> str:
         return shown(self._value, _ARGUMENT * max_shown_length())
 
-    def __repr__(self) -> str:
+    @cached_property
+    def _repr(self) -> str:
         return shown_repr(self._value, _ARGUMENT * max_shown_length())
+
+    def __str__(self) -> str:
+        return self._str
+
+    def __repr__(self) -> str:
+        return self._repr
 
 
 class _Statement:
@@ -112,7 +120,8 @@ class _Guard(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._statements: dict[tuple[str, int], _Statement] = {}
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may call a finalizer that logs at any time.
+        self._lock = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if "is_count" in record.__dict__:
@@ -160,6 +169,11 @@ class _Guard(logging.Filter):
             statement = self._statements.get(key)
             count = None if statement is None else statement.count()
         _log(count)
+
+    def forget(self) -> None:
+        """Forget all lines in a forked process, where another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._statements = {}
 
     def flush(self) -> None:
         with self._lock:
@@ -215,6 +229,9 @@ def flush() -> None:
     """Log all counts now, and forget which lines were logged before."""
     _guard.flush()
 
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_guard.forget)
 
 # Before the handlers are closed, since `logging` registered its own function earlier.
 atexit.register(flush)

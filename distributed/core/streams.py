@@ -118,7 +118,7 @@ class Streams:
                     batch: Any = msgs if isinstance(msgs, tuple | list) else (msgs,)
                     is_batch = len(batch) > 1
                     if is_batch:
-                        turn_ends = perf_counter() + turn
+                        turn_ends = perf_counter() + turn / (1 + self._paused)
                     left = _CHECKED_AFTER
                     for msg in batch:
                         if not left:

@@ -331,7 +331,7 @@ async def test_messages_without_a_handler_are_counted_in_the_log():
 
 
 @gen_test()
-async def test_a_server_that_is_closed_and_opened_logs_what_it_hid_before():
+async def test_an_error_that_repeats_is_counted_until_the_log_is_flushed():
     async with serving("tcp://127.0.0.1:0", HANDLERS) as server, connected(server) as comm:
         with whole_log() as log:
             for _ in range(3):

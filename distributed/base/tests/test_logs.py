@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import weakref
 
 import pytest
@@ -135,6 +136,28 @@ def test_nothing_that_was_logged_is_kept():
         ref = fail()
         gc.collect()
         assert ref() is None
+
+
+def test_rendering_an_argument_may_log():
+    class Logs:
+        def __str__(self):
+            report("from within")
+            return "outer"
+
+    with captured_logger(NAME) as log:
+        report("%s", Logs())
+    assert log.getvalue() == "from within\nouter\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_logs_although_a_thread_was_logging():
+    with logs._guard._lock:
+        child = os.fork()
+        if child == 0:
+            report("from the child")
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_logger_has_one_filter_however_often_it_is_requested():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from distributed.base import logs
+
 pytest_plugins = [
     "distributed.tests.environments",
     "distributed.tests.grafts",
@@ -10,3 +14,9 @@ pytest_plugins = [
 
 # These run in another environment; see distributed/tests/test_dask_programs.py.
 collect_ignore = ["distributed/tests/dask_programs"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs() -> None:
+    """Count the repeated log lines of each test separately."""
+    logs.flush()

@@ -24,7 +24,6 @@ were sent.  Those not delivered stay in `BatchedSend.buffer`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import reprlib
 from collections import deque
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from distributed.base import config
 from distributed.base.arguments import check_duration
 from distributed.base.buffers import nbytes
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.base.logs import get_logger
 from distributed.base.quantities import parse_bytes
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Pickled, Serialize, Serialized, ToPickle
@@ -44,7 +44,7 @@ from distributed.protocol.families import check_families
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Share of an event loop's time in which its streams write batches without waiting.
 WRITING_SHARE = 0.5

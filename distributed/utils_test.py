@@ -29,7 +29,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from distributed.base import config as dask_config
+from distributed.base import logs
 from distributed.base.host_addresses import get_ip, get_ipv6
+from distributed.base.logs import get_logger
 from distributed.comm import connect
 from distributed.security.settings import Security
 
@@ -159,6 +161,8 @@ def captured_logger(
 ) -> Iterator[io.StringIO]:
     """Capture the messages of a logger.
 
+    Repeated messages are counted from the start to the end of the block.
+
     Parameters
     ----------
     logger
@@ -176,12 +180,13 @@ def captured_logger(
     Examples
     --------
     >>> with captured_logger("distributed.example", propagate=False) as log:
-    ...     logging.getLogger("distributed.example").warning("disk is %d %% full", 97)
+    ...     get_logger("distributed.example").warning("disk is %d %% full", 97)
     >>> log.getvalue()
     'disk is 97 % full\\n'
     """
     if isinstance(logger, str):
-        logger = logging.getLogger(logger)
+        logger = get_logger(logger)
+    logs.flush()
     before = logger.level, logger.handlers[:], logger.propagate
     buffer = io.StringIO()
     logger.setLevel(level)
@@ -190,6 +195,7 @@ def captured_logger(
         logger.propagate = propagate
     try:
         yield buffer
+        logs.flush()
     finally:
         logger.setLevel(before[0])
         logger.handlers[:] = before[1]

@@ -117,6 +117,11 @@ KEYS: Mapping[str, Key] = {
     "distributed.admin.tick.cycle": Key("1s", Duration(null=True, zero=False)),
     # Maximum number of characters of a remote error's text, and of its traceback; null: unlimited.
     "distributed.admin.max-error-length": Key(10_000, Size(null=True)),
+    # Maximum number of characters of a peer's value that an error or a log line shows.
+    "distributed.admin.max-shown-length": Key(1000, Whole(minimum=1)),
+    # Maximum number of characters that one statement logs within 10 s; more lines are only
+    # counted; null: unlimited.
+    "distributed.admin.log-limit": Key("100kB", Size(null=True)),
     # Maximum number of entries in logs of recent messages; null: unlimited.
     "distributed.admin.low-level-log-length": Key(1000, Whole(null=True)),
     # Time between samples, and their maximum number; null: none, and unlimited.

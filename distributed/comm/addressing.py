@@ -15,7 +15,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6
+from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6, host_of
+from distributed.base.text import shown, shown_repr
 from distributed.comm.registry import get_backend
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def parse_address(addr: str, strict: bool = False) -> tuple[str, str]:
         return scheme, loc
     if strict:
         raise ValueError(
-            f"Invalid url scheme. Must include protocol like tcp://localhost:8000. Got {addr}"
+            f"Invalid url scheme. Must include protocol like tcp://localhost:8000. "
+            f"Got {shown(addr)}"
         )
     return config.read("distributed.comm.default-scheme"), loc
 
@@ -163,14 +165,16 @@ def parse_host_port(
     """
     if isinstance(address, tuple):
         if len(address) < 2 or not isinstance(address[0], str):
-            raise ValueError(f"invalid address {address!r}: expected (host, port)")
-        host, port = address[:2]
-        loc = str(host)
+            raise ValueError(f"invalid address {shown_repr(address)}: expected (host, port)")
+        host, port = host_of(address), address[1]
+        loc = host
     elif isinstance(address, str):
         loc = address.rpartition(_SEPARATOR)[2]
         match = _LOC.fullmatch(loc)
         if match is None:
-            raise ValueError(f"invalid address {loc!r}; maybe: ipv6 needs brackets like [::1]")
+            raise ValueError(
+                f"invalid address {shown_repr(loc)}; maybe: ipv6 needs brackets like [::1]"
+            )
         host = match["bracketed"] or match["plain"] or ""
         port = match["port"]
     else:
@@ -178,7 +182,7 @@ def parse_host_port(
     if port is None:
         port = default_port
     if port is None or port == "":
-        raise ValueError(f"missing port number in address {loc!r}")
+        raise ValueError(f"missing port number in address {shown_repr(loc)}")
     return host, _parse_port(port, address)
 
 
@@ -188,7 +192,8 @@ def _parse_port(port: Any, source: object) -> int:
         port = int(port)
     if not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError(
-            f"invalid port {port!r} in address {source!r}: expected a number from 0 to 65535"
+            f"invalid port {shown_repr(port)} in address {shown_repr(source)}: expected a number "
+            "from 0 to 65535"
         )
     return port
 
@@ -247,7 +252,9 @@ def get_address_host_port(addr: str, strict: bool = False) -> tuple[str, int]:
     try:
         return get_backend(scheme).get_address_host_port(loc)
     except NotImplementedError:
-        raise ValueError(f"don't know how to extract host and port for address {addr!r}") from None
+        raise ValueError(
+            f"don't know how to extract host and port for address {shown_repr(addr)}"
+        ) from None
 
 
 def resolve_address(addr: str) -> str:
@@ -413,7 +420,7 @@ def address_from_user_args(
     if interface:
         if host:
             raise ValueError(f"Can not specify both interface and host: {interface!r}, {host!r}")
-        host = get_ip_interface(interface)
+        host = unparse_host_port(get_ip_interface(interface))
     nowhere = not (host or port)
     scheme = _scheme_from_user_args(host, protocol, security)
     if scheme is not None:

@@ -9,20 +9,20 @@ however deep; outside of ``connect`` they do nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
+from distributed.base.logs import get_logger
 from distributed.comm.exceptions import FatalCommClosedError
 from distributed.comm.racing import Race
 
 T = TypeVar("T")
 
 # The module in which users look for these lines.
-logger = logging.getLogger("distributed.comm.core")
+logger = get_logger("distributed.comm.core")
 
 #: Maximum seconds before the second attempt to connect, and between any two attempts.
 _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0

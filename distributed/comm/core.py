@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
 
 from distributed.base.arguments import check_duration, check_flag
+from distributed.base.logs import get_logger
 from distributed.comm.addressing import parse_address
 from distributed.comm.arguments import with_security
 from distributed.comm.attempts import Attempt, Attempts, keep_trying
@@ -46,7 +46,7 @@ __all__ = [
     "listen",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The callable that a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]

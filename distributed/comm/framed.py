@@ -18,6 +18,7 @@ import msgpack
 from tornado.iostream import StreamClosedError
 
 from distributed.base.event_loop import offload
+from distributed.base.text import shown
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.offloading import ExpensiveMessageError, loads_is_expensive, weigh
 from distributed.comm.settings import CommSettings, settings
@@ -112,7 +113,7 @@ class FramedComm(Comm):
 
     def _invalid_error(self, exc: FramingError) -> CommClosedError:
         """Return the error to raise if the peer sent an invalid message."""
-        return CommClosedError(f"received no valid message in {self!r}: {exc}")
+        return CommClosedError(f"received no valid message in {self!r}: {shown(exc)}")
 
     # Reading and writing
 
@@ -171,7 +172,7 @@ class FramedComm(Comm):
         The value's bytes end early, so bytes of the message were lost.
         """
         if isinstance(exc, EOFError) or isinstance(exc.__cause__, EOFError):
-            error = CommClosedError(f"in {self!r}: aborted stream on truncated data: {exc}")
+            error = CommClosedError(f"in {self!r}: aborted stream on truncated data: {shown(exc)}")
             self.abort()
             raise error from exc
 
@@ -191,7 +192,7 @@ class FramedComm(Comm):
         try:
             return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
         except Exception as exc:
-            raise MessageError(f"a handshake is plain msgpack: {exc}") from exc
+            raise MessageError(f"a handshake is plain msgpack: {shown(exc)}") from exc
 
     def _busy_error(self) -> Exception:
         """Return the error to raise if another task is reading."""

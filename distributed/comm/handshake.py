@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from distributed.base.text import shown, shown_repr
 from distributed.comm.auth import Authentication, AuthenticationError
 from distributed.comm.exceptions import FatalCommClosedError
 from distributed.comm.settings import settings
@@ -85,7 +86,7 @@ def handshake_configuration(local: Mapping[str, Any], remote: Mapping[str, Any])
     except (KeyError, TypeError):
         raise ValueError(
             "the peer's handshake lacks 'pickle-protocol' or 'compression': "
-            f"{str(remote)[:_QUOTED]}; does it run a compatible version of distributed?"
+            f"{shown_repr(dict(remote), _QUOTED)}; does it run a compatible version of distributed?"
         ) from None
     options = {"pickle-protocol": protocol, "compression": compression}
     if remote.get("allow-pickle") is False:
@@ -134,7 +135,7 @@ async def do_handshake(
                 "it requires a token, and none is given here ('distributed.comm.auth.token')"
             )
         if not isinstance(remote, dict):
-            raise ValueError(f"the peer's handshake is not a map but {str(remote)[:_QUOTED]!r}")
+            raise ValueError(f"the peer's handshake is not a map but {shown_repr(remote, _QUOTED)}")
         comm.complete_handshake(local, remote)
     except AuthenticationError as exc:
         raise FatalCommClosedError(
@@ -146,7 +147,7 @@ async def do_handshake(
         raise
     except Exception as exc:
         raise FatalCommClosedError(
-            f"handshake between {comm.local_address} and {comm.peer_address} failed: {exc}"
+            f"handshake between {comm.local_address} and {comm.peer_address} failed: {shown(exc)}"
         ) from exc
 
 
@@ -159,7 +160,7 @@ async def _authenticate(
         await comm.write_handshake({"proof": authentication.proof()})
         answer = await comm.read_handshake()
         if isinstance(answer, dict) and "refused" in answer:
-            raise AuthenticationError(f"it refused this side: {str(answer['refused'])[:_QUOTED]}")
+            raise AuthenticationError(f"it refused this side: {shown(answer['refused'], _QUOTED)}")
         authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
         return
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -23,7 +22,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import name_of_host
+from distributed.base.logs import get_logger
+from distributed.base.text import shown_repr
 from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
     BaseListener,
@@ -49,7 +50,7 @@ __all__ = [
     "new_address",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Maximum number of messages read or written without waiting, before other tasks get a turn.
 _UNINTERRUPTED: Final = 64
@@ -355,7 +356,7 @@ class Manager:
     @cached_property
     def ip(self) -> str:
         """The IP address in the addresses of this process, which names the host."""
-        return get_ip()
+        return name_of_host()
 
     def new_address(self) -> str:
         """Return a new loc, ``<ip>/<pid>/<number>``."""
@@ -372,12 +373,12 @@ class Manager:
         ip, *rest = addr.split("/")
         if len(rest) != 2 or not rest[0].isdigit():
             raise ValueError(
-                f"invalid inproc address {addr!r}: expected <ip>/<pid>/<number>, or nothing to "
-                "listen at a new one"
+                f"invalid inproc address {shown_repr(addr)}: expected <ip>/<pid>/<number>, or "
+                "nothing to listen at a new one"
             )
         if ip != self.ip or int(rest[0]) != os.getpid():
             raise ValueError(
-                f"inproc address {addr!r} does not match host ({self.ip!r}) or pid "
+                f"inproc address {shown_repr(addr)} does not match host ({self.ip!r}) or pid "
                 f"({os.getpid()}): only this process' own inproc addresses can be reached from it"
             )
 
@@ -555,7 +556,7 @@ class InProcConnector(Connector):
         """
         check_keywords(InProcListener.prefix + address, connection_args, CONNECT)
         if (listener := self.manager.get_listener_for(address)) is None:
-            raise OSError(f"no endpoint for inproc address {address!r}")
+            raise OSError(f"no endpoint for inproc address {shown_repr(address)}")
         request = ConnectionRequest(
             c2s_q=Queue(),
             s2c_q=Queue(),

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Final
 
+from distributed.base.text import shown_repr
+
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "Backends", "backends", "get_backend"]
 
 #: Where other packages register schemes: the entry point is named as the scheme and refers to a
@@ -187,7 +189,7 @@ def get_backend(scheme: str) -> Backend:
         backend = _backend_from_entry_point(scheme)
         if backend is None:
             raise ValueError(
-                f"unknown address scheme {scheme!r} (known schemes: {sorted(backends)})"
+                f"unknown address scheme {shown_repr(scheme)} (known schemes: {sorted(backends)})"
             )
         backends[scheme] = backend
     return backend

@@ -7,11 +7,11 @@ Looking up and parsing a dozen keys for each connection would take as long as co
 from __future__ import annotations
 
 import copy
-import logging
 from functools import cached_property
 from typing import Final
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.comm.registry import backends, get_backend
 from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.framing import Limits
@@ -19,7 +19,7 @@ from distributed.protocol.limits import LoadPolicy
 
 __all__ = ["CommSettings", "check_configuration", "settings"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _COMPRESSION: Final = "distributed.comm.compression"
 _SCHEME: Final = "distributed.comm.default-scheme"

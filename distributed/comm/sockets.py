@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
 import socket
 import ssl
 import sys
@@ -21,6 +20,8 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
+from distributed.base.host_addresses import host_of
+from distributed.base.logs import get_logger
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.exceptions import CommClosedError
 from distributed.comm.happy_eyeballs import connect_socket, connect_to_host
@@ -28,7 +29,7 @@ from distributed.comm.message_stream import MessageStream
 from distributed.comm.settings import settings
 from distributed.comm.tls import open_tls_stream
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Tornado's maximum number of received bytes in a stream.  It would also limit the memory that a
 #: message is read into, which the framing limits.  If no task reads, Tornado buffers one chunk, and
@@ -126,9 +127,10 @@ def get_socket_address(sock: socket.socket) -> str:
         If the peer has disconnected, where the system then gives no address.
     """
     try:
-        return unparse_host_port(*sock.getsockname()[:2])
+        address = sock.getsockname()
     except OSError as exc:
         raise CommClosedError("the peer closed the connection") from exc
+    return unparse_host_port(host_of(address), address[1])
 
 
 def peer_loc(address: Any) -> str:
@@ -141,7 +143,7 @@ def peer_loc(address: Any) -> str:
     """
     if not address:
         raise CommClosedError("the peer closed the connection before it was accepted")
-    return unparse_host_port(*address[:2])
+    return unparse_host_port(host_of(address), address[1])
 
 
 class Client:
@@ -300,7 +302,7 @@ class ListeningSocket(socket.socket):
                 "and new connections have to wait; does this process need a higher limit (ulimit "
                 "-n), or a lower 'distributed.comm.max-connections'?",
                 self._prefix,
-                unparse_host_port(*name[:2]) if isinstance(name, tuple) else name,
+                unparse_host_port(host_of(name), name[1]) if isinstance(name, tuple) else name,
                 exc.strerror,
             )
 
@@ -315,6 +317,10 @@ class ListeningSocket(socket.socket):
             loop.update_handler(self, IOLoop.READ)
 
 
+def _listen(family: int, address: Any, backlog: int) -> socket.socket:
+    return socket.create_server(address, family=family, backlog=backlog)
+
+
 def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
     """Return sockets that listen at *port* of each address of *host*; of all if it is empty.
 
@@ -324,15 +330,16 @@ def bind_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
         If one of the addresses cannot be bound; then none is.
     """
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = sorted({(entry[0], str(entry[4][0])) for entry in found})
+    # The scope of a link-local address is in the third element after the host.
+    addresses = sorted({(entry[0], str(entry[4][0]), *entry[4][2:]) for entry in found})
     for attempt in range(_BIND_ATTEMPTS):
         sockets: list[socket.socket] = []
         try:
-            for family, address in addresses:
+            for family, address, *scope in addresses:
                 # All sockets use the port that the first one was given.
                 wanted = sockets[0].getsockname()[1] if sockets else port
                 try:
-                    sock = socket.create_server((address, wanted), family=family, backlog=backlog)
+                    sock = _listen(family, (address, wanted, *scope), backlog)
                 except OSError as exc:
                     if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                         # Names resolve to IPv6 addresses even on hosts without IPv6.

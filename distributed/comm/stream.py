@@ -8,20 +8,21 @@ messages, and :mod:`distributed.comm.framed` converts errors.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.base.logs import get_logger
+from distributed.base.text import shown
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
 from distributed.comm.inline_future import InlineFuture
 from distributed.comm.message_stream import MessageStream
 from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class StreamComm(FramedComm):
@@ -106,7 +107,7 @@ class StreamComm(FramedComm):
     def _closed_error(self, exc: Exception) -> CommClosedError:
         error = getattr(exc, "real_error", None)
         if error is not None:
-            return CommClosedError(f"in {self!r}: {type(error).__name__}: {error}")
+            return CommClosedError(f"in {self!r}: {type(error).__name__}: {shown(error)}")
         if self._decoder.in_message:
             return CommClosedError(f"in {self!r}: the peer closed in the middle of a message")
         return CommClosedError(f"in {self!r}: Stream is closed")

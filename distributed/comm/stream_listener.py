@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
+from distributed.base.logs import get_logger
 from distributed.comm.core import (
     BaseListener,
     CommHandler,
@@ -30,7 +31,7 @@ from distributed.comm.framed import FramedComm
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.sockets import MAX_BUFFER_SIZE, ListeningSocket
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Offsets in struct tcp_info of linux/tcp.h: tcpi_last_data_recv (u32, milliseconds) and, since
 #: Linux 4.1, tcpi_bytes_received (u64).

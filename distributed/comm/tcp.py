@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 
-from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6
+from distributed.base.host_addresses import ensure_ip, get_ip, get_ipv6, host_of
+from distributed.base.text import shown
 from distributed.comm.addressing import (
     ensure_concrete_host,
     get_tcp_server_address,
@@ -203,7 +204,8 @@ class BaseTCPConnector(Connector):
         host, port = parse_host_port(address)
         if not host:
             raise ValueError(
-                f"cannot connect to {where}: it has no host; only listening addresses may omit it"
+                f"cannot connect to {shown(where)}: it has no host; only listening addresses may "
+                "omit it"
             )
         client = self._make_client(address, connection_args)
         stream = None
@@ -347,7 +349,8 @@ class BaseTCPListener(StreamListener):
             set_up(sock)
         server = SocketServer(self._handle_socket)
         self._accept_on(server, sockets)
-        self.bound_address = get_tcp_server_address(server)[:2]
+        bound = get_tcp_server_address(server)
+        self.bound_address = host_of(bound), bound[1]
         if len(sockets) == 1 and not is_unspecified(self.bound_address[0]):
             self._local_address = self.listen_address
 

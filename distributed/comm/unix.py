@@ -35,8 +35,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from distributed.base.host_addresses import get_ip
+from distributed.base.host_addresses import name_of_host
 from distributed.base.lock_files import opened_directory
+from distributed.base.text import shown, shown_repr
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
 from distributed.comm.core import (
@@ -65,7 +66,7 @@ _HAS_ABSTRACT_NAMES: Final = sys.platform == "linux"
 _LONGEST_NAME: Final = 107 if sys.platform == "linux" else 103
 
 #: A loc that begins with a host: ``host``, ``host:port``, ``host:/path`` or ``host:@name``.
-_HOST: Final = re.compile(r"(?P<host>\[[^]/@]*\]|[^:/@]*)(:[^:/@]*|:(?P<name>[/@].*))?", re.DOTALL)
+_HOST: Final = re.compile(r"(?P<host>\[[^]/@]*\]|[^:/@]*)(:[0-9]*|:(?P<name>[/@].*))?", re.DOTALL)
 
 #: The name in the address of an end that has none.
 _UNNAMED: Final = "(unnamed)"
@@ -123,7 +124,7 @@ def _normalize(loc: str) -> str:
     where, (_, loc) = loc, _split(loc)
     if not loc:
         raise ValueError(
-            f"{_PREFIX}{where} needs the path of a socket, as in {_PREFIX}/run/app.sock or "
+            f"{_PREFIX}{shown(where)} needs the path of a socket, as in {_PREFIX}/run/app.sock or "
             f"{_PREFIX}./app.sock"
         )
     if loc.startswith("@"):
@@ -131,15 +132,21 @@ def _normalize(loc: str) -> str:
             raise ValueError(f"abstract names of sockets exist on Linux only: {_PREFIX}{loc}")
         if loc == "@":
             raise ValueError(f"an abstract name is missing: {_PREFIX}@")
+    elif "/" not in loc:
+        raise ValueError(
+            f"{_PREFIX}{shown(where)} is neither a host nor the path of a socket: a path needs a "
+            f"slash, as in {_PREFIX}./app.sock, and an IPv6 host needs brackets, as in "
+            f"{_PREFIX}[::1]:0"
+        )
     else:
         loc = os.path.abspath(loc)
     if "\0" in loc:
-        raise ValueError(f"the name of a socket cannot contain a null character: {loc!r}")
+        raise ValueError(f"the name of a socket cannot contain a null character: {shown_repr(loc)}")
     size = len(os.fsencode(loc))
     if size > _LONGEST_NAME:
         raise ValueError(
             f"the name of a socket can have at most {_LONGEST_NAME} bytes, and this one has "
-            f"{size}: {_PREFIX}{loc}; choose a shorter path"
+            f"{size}: {_PREFIX}{shown(loc)}; choose a shorter path"
         )
     return loc
 
@@ -232,7 +239,7 @@ class UnixConnector(Connector):
             why = exc.strerror
             if isinstance(exc, BlockingIOError):
                 why = "too many connections wait to be accepted"
-            raise error(f"cannot connect to {where}: {why}") from exc
+            raise error(f"cannot connect to {shown(where)}: {why}") from exc
 
 
 class UnixListener(StreamListener):
@@ -272,7 +279,7 @@ class UnixListener(StreamListener):
         self.host = host
         if address and not name:
             # As for TCP, no host before a port means every interface.
-            self.host = ensure_concrete_host(host)
+            self.host = name_of_host() if not host else ensure_concrete_host(host)
         # The name that is bound; None before start().  It stays after stop().
         self._bound: str | None = None
         # Removes the socket file: at the latest when this object or the process ends.
@@ -327,7 +334,7 @@ class UnixListener(StreamListener):
         super().stop()
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        return self.listen_address, _PREFIX + _join(self.host, _from_kernel(address))
+        return self.listen_address, _PREFIX + _join(self.host, shown(_from_kernel(address)))
 
     @property
     def listen_address(self) -> str:
@@ -436,7 +443,7 @@ class UnixBackend(Backend):
 
     def get_address_host(self, loc: str) -> str:
         """Return the host that *loc* states, else an IP address of this host."""
-        return _split(loc)[0].strip("[]") or get_ip()
+        return _split(loc)[0].strip("[]") or name_of_host()
 
     def resolve_address(self, loc: str) -> str:
         return _join(_split(loc)[0], _normalize(loc))

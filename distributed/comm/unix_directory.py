@@ -11,7 +11,6 @@ it. What is removed from it is sockets, never another file or a directory.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
@@ -26,8 +25,9 @@ from distributed.base.lock_files import (
     take_lock,
     unlock,
 )
+from distributed.base.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 __all__ = ["PrivateDirectory", "remove_stale_directories"]
 

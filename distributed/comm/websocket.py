@@ -29,6 +29,7 @@ from tornado.websocket import (
     WebSocketProtocol13,
 )
 
+from distributed.base.text import shown
 from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
 
@@ -355,11 +356,15 @@ def explanation(exc: BaseException) -> tuple[bool, str]:
     if isinstance(exc, StreamClosedError) and exc.real_error is not None:
         exc = exc.real_error
     if isinstance(exc, NotHTTP):
-        return True, f"{exc.strerror}; compare the schemes of both addresses: ws, wss, tcp or tls"
+        reason = shown(exc.strerror)
+        return True, f"{reason}; compare the schemes of both addresses: ws, wss, tcp or tls"
     if isinstance(exc, HTTPClientError) and exc.code != 599:
-        return exc.code in _FINAL_ANSWERS, f"the HTTP server answers {exc.code} {exc.message}"
+        return (
+            exc.code in _FINAL_ANSWERS,
+            f"the HTTP server answers {exc.code} {shown(exc.message)}",
+        )
     if isinstance(exc, WebSocketError):
-        return True, f"the HTTP server does not open a websocket: {exc}"
+        return True, f"the HTTP server does not open a websocket: {shown(exc)}"
     if isinstance(exc, ssl.SSLError):
         return is_final(exc), explain(exc)
-    return False, f"{type(exc).__name__}: {exc}"
+    return False, f"{type(exc).__name__}: {shown(exc)}"

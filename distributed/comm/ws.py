@@ -11,7 +11,6 @@ An address is ``ws://host:port`` or ``ws://host:port/path``; the default path is
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar
@@ -25,6 +24,8 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketError, WebSocketHandler
 
+from distributed.base.host_addresses import host_of
+from distributed.base.logs import get_logger
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
     parse_host_port,
@@ -76,7 +77,7 @@ __all__ = [
     "WSSListener",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def _split_path(loc: str) -> tuple[str, str]:
@@ -136,7 +137,8 @@ class WSConnector(BaseTCPConnector):
             enter_stage("opening the websocket")
             set_tcp_timeout(stream)
             # "ws" also for wss://: Tornado must not encrypt, since the stream already does.
-            url = f"ws://{unparse_host_port(host, port)}{path or '/'}"
+            # The scope of a link-local address has no meaning at the other host (RFC 4007).
+            url = f"ws://{unparse_host_port(host.partition('%')[0], port)}{path or '/'}"
             extra = connection_args.get("extra_conn_args") or {}
             request = HTTPRequest(
                 **{"url": url, "connect_timeout": 0, "request_timeout": 0, **extra}
@@ -347,7 +349,8 @@ class WSListener(BaseTCPListener):
         server.handle_stream = self._handle_stream  # type: ignore[assignment]
         server.forget = self._forget
         self._accept_on(server, self._bind())
-        self.bound_address = get_tcp_server_addresses(server)[0][:2]
+        bound = get_tcp_server_addresses(server)[0]
+        self.bound_address = host_of(bound), bound[1]
 
     @property
     def server(self) -> HTTPServer | None:
@@ -398,7 +401,7 @@ class WSListener(BaseTCPListener):
             server.ssl_options = self.ssl_context
         application.add_handlers(".*", [Rule(self._route, WSHandler)])
         self.tcp_server = server
-        self.bound_address = bound[0][0], bound[0][1]
+        self.bound_address = host_of(bound[0]), bound[0][1]
 
     def stop(self) -> None:
         """Stop accepting connections, and abort those in their handshake."""
@@ -461,7 +464,7 @@ class WSListener(BaseTCPListener):
             if stream.closed():
                 raise CommClosedError("the peer closed the connection")
             set_tcp_timeout(stream)
-            peer = self.prefix + unparse_host_port(*stream.socket.getpeername()[:2])
+            peer = self.prefix + peer_loc(stream.socket.getpeername())
             local = self.prefix + get_socket_address(stream.socket) + self.path
             comm = self.comm_class(protocol, local, peer, self.deserialize)
         except OSError as exc:

@@ -9,7 +9,6 @@ one websocket message for each frame.  All are binary and uncompressed, as in th
 from __future__ import annotations
 
 import asyncio
-import logging
 import struct
 import weakref
 from collections.abc import Coroutine, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
+from distributed.base.logs import get_logger
+from distributed.base.text import shown
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
@@ -27,7 +28,7 @@ from distributed.comm.websocket import Protocol, explanation, forget_outcome
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Limits
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _COUNT = struct.Struct("<Q")
 
@@ -235,7 +236,7 @@ class WS(FramedComm):
         if inbox.close_code not in (None, 1000, 1001):
             return CommClosedError(
                 f"in {self!r}: the peer closed with code {inbox.close_code} (RFC 6455, section "
-                f"7.4.1): {inbox.close_reason or 'no reason given'}"
+                f"7.4.1): {shown(inbox.close_reason or 'no reason given')}"
             )
         if self._in_message:
             return CommClosedError(f"in {self!r}: the peer closed in the middle of a message")

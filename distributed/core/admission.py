@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.comm import Comm, get_address_host
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Seconds after a refusal was logged in which further ones are only counted.
 _SILENCE = 10.0

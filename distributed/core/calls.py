@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Self
 
+from distributed.base.text import shown_repr
 from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
 from distributed.core.errors.messages import exception_from
 from distributed.core.tasks import NoOpAwaitable
@@ -38,7 +39,9 @@ def coerce_to_address(o: str | tuple[str, int | None] | list[Any]) -> str:
     if isinstance(o, list | tuple):
         o = unparse_host_port(*o)
     if not isinstance(o, str):
-        raise TypeError(f"expected str, got {type(o).__name__!r}: {o!r} is not an address")
+        raise TypeError(
+            f"expected str, got {type(o).__name__!r}: {shown_repr(o)} is not an address"
+        )
     return normalize_address(o)
 
 

@@ -7,7 +7,6 @@ closing mean, in :meth:`LifeCycle.start_unsafe` and :meth:`LifeCycle._close_unsa
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import uuid
 from collections.abc import Generator
@@ -17,9 +16,10 @@ from typing import Any, Self, final
 from tornado.ioloop import IOLoop
 
 from distributed.base.arguments import check_duration
+from distributed.base.logs import get_logger
 from distributed.core.status import Status
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 class LifeCycle:

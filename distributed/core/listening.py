@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Protocol
@@ -11,10 +10,11 @@ from typing import Any, Protocol
 from tornado.ioloop import IOLoop
 
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.base.logs import get_logger
 from distributed.comm import listen, unparse_host_port
 from distributed.comm.core import Listener
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 class ListeningServer(Protocol):

@@ -14,13 +14,14 @@ place.  ``PoolState._settle`` is the only method that serves this queue.
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
 from distributed.base.arguments import check_duration, unexpected_keyword_of
+from distributed.base.logs import get_logger
+from distributed.base.text import shown
 from distributed.comm import Comm, CommClosedError
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import RemoteCalls, addr_from_args
@@ -31,7 +32,7 @@ from distributed.protocol.families import check_families
 
 __all__ = ["ConnectionPool", "PoolState", "PooledRPCCall"]
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 def check_limit(argument: str, limit: Any) -> None:
@@ -406,7 +407,7 @@ class ConnectionPool(PoolState):
             state = "closed"
             if self.status is Status.init:
                 state = "closed as long as it, or its server, is not started with 'await'"
-            raise RuntimeError(f"ConnectionPool is {state}; cannot connect to {addr}")
+            raise RuntimeError(f"ConnectionPool is {state}; cannot connect to {shown(addr)}")
         if timeout is not None:
             check_duration("timeout", timeout)
         comm = self._take_idle(addr)
@@ -422,7 +423,7 @@ class ConnectionPool(PoolState):
             reason = self._connecting[addr][task]
             cancelled = me is not None and me.cancelling() > cancelled_before
             if reason is not None and not cancelled:
-                raise CommClosedError(f"{reason} (connecting to {addr})") from None
+                raise CommClosedError(f"{reason} (connecting to {shown(addr)})") from None
             if task.done() and not task.cancelled() and task.exception() is None:
                 # Cancelled after the task made the connection, but before it was returned.
                 self.reuse(addr, task.result())
@@ -450,7 +451,7 @@ class ConnectionPool(PoolState):
             if reason is not None:
                 # connect() ignored the cancellation.
                 comm.abort()
-                raise CommClosedError(f"{reason} (connecting to {addr})")
+                raise CommClosedError(f"{reason} (connecting to {shown(addr)})")
             comm.name = "ConnectionPool"
             comm.allow_offload = self.allow_offload
             self._created.add(comm)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
 from distributed.base.arguments import check_duration, unexpected_keyword_of
+from distributed.base.logs import get_logger
 from distributed.comm import Comm
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
@@ -18,7 +18,7 @@ from distributed.protocol.families import check_families
 
 __all__ = ["rpc"]
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 class rpc(RemoteCalls):

@@ -16,17 +16,16 @@ from types import GeneratorType
 from typing import Any, NamedTuple, Protocol
 
 from distributed.base.callables import has_keyword
+from distributed.base.logs import get_logger
+from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission, Refusals
 from distributed.core.errors.messages import ErrorMessage, error_message
-from distributed.core.errors.text import safe_str, shown
+from distributed.core.errors.text import safe_str
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
-logger = logging.getLogger("distributed.core")
-
-#: Maximum number of characters of a peer's message that an error or a log line shows.
-_SHOWN = 500
+logger = get_logger("distributed.core")
 
 #: Stands for "all serialization families".
 _ANY: Any = object()
@@ -191,6 +190,9 @@ class Requests:
         try:
             if op is None:
                 self._check(comm, msg)
+            if serializers is not None:
+                # The peer may name a family a million times; each would be tried for each object.
+                serializers = tuple(dict.fromkeys(serializers))
             # Comparing an array that a peer has sent would make one of booleans.
             if isinstance(op, str) and op == "close":
                 close = True
@@ -208,7 +210,7 @@ class Requests:
             if self._ends_task(comm, exc):
                 raise
             if not isinstance(op, str):
-                op = shown(op, _SHOWN)
+                op = shown_repr(op)
             result = self._failure(comm, op, exc)
             if result is None:
                 return False
@@ -224,12 +226,10 @@ class Requests:
         """Raise an error for the caller unless *msg* is a dict with the key ``"op"``."""
         route = f"(sent to {self._server._name_in_messages} by {comm.peer_address})"
         if not isinstance(msg, dict):
-            raise TypeError(
-                f"Bad message type.  Expected dict, got\n  {shown(msg, _SHOWN)} {route}"
-            )
+            raise TypeError(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
         if "op" not in msg:
             raise ValueError(
-                f"Received unexpected message without 'op' key: {shown(msg, _SHOWN)} {route}"
+                f"Received unexpected message without 'op' key: {shown_repr(msg)} {route}"
             )
 
     def _call(
@@ -258,8 +258,7 @@ class Requests:
             )
         handler = server.handlers.get(op) if known else None
         if handler is None:
-            what = shown(op, _SHOWN)
-            raise ValueError(f"No handler for op {what} in {server._name_in_messages}")
+            raise ValueError(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
             call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
@@ -288,16 +287,16 @@ class Requests:
         name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
         if isinstance(exc, CommClosedError):
             if comm.closed():
-                logger.debug("%s disconnected from %s during op %.500r: %s", peer, name, op, exc)
+                logger.debug("%s disconnected from %s during op %r: %s", peer, name, op, exc)
                 return None
             # About another connection, most likely one of the handler.
             level = logging.INFO
         elif isinstance(exc, asyncio.CancelledError):
             # A CancelledError at the caller would look as if the caller had been cancelled.
-            error = RuntimeError(f"the handler of {op!r} in {name} was cancelled")
+            error = RuntimeError(f"the handler of {shown_repr(op)} in {name} was cancelled")
             error.__cause__ = exc
             exc, level = error, logging.WARNING
-        message = "Exception while handling op %.500s in %s for %s"
+        message = "Exception while handling op %s in %s for %s"
         logger.log(level, message, op, name, peer, exc_info=exc)
         return error_message(exc, "uncaught-error")
 
@@ -316,13 +315,13 @@ class Requests:
             await comm.write(result, serializers=families, on_error=on_error)
         except CommClosedError as exc:
             logger.debug(
-                "%s disconnected before op %.500r was answered: %s", comm.peer_address, op, exc
+                "%s disconnected before op %r was answered: %s", comm.peer_address, op, exc
             )
             return False
         except BaseException as exc:
             if comm.closed() or serializers is _ANY or self._ends_task(comm, exc):
                 raise
-            message = "Cannot serialize the result of op %.500s for %s"
+            message = "Cannot serialize the result of op %s for %s"
             logger.error(message, op, comm.peer_address, exc_info=True)
             # Write the error in the caller's families; if *result* was an error, in any family.
             error = _protocol_error(exc)

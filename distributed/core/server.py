@@ -9,7 +9,6 @@ to other servers (:mod:`~distributed.core.pool`), statistics
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ from typing import Any, Final, Never, Self
 
 from distributed.base import config
 from distributed.base.arguments import check_flag, did_you_mean, unexpected_keyword_of
+from distributed.base.logs import get_logger
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.arguments import (
     OBJECT_HINT,
@@ -46,7 +46,7 @@ from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
 from distributed.telemetry.statistics import Statistics
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Seconds before running handlers are cancelled when their server is closed.
 CLOSE_GRACE = 1.0

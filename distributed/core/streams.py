@@ -4,20 +4,32 @@ Handlers start in the order of the messages.  A plain function ends before the n
 A coroutine runs in a task of its own, concurrently with later handlers; if too many run, the
 stream is not read until one of them ends.  A handler that fails ends its stream, because later
 messages may depend on the failed one, and the peer has to notice.
+
+A peer decides how many messages one batch has.  So other tasks run each `TURN` seconds while
+batches are handled.  Streams that handle batches at the same time share these seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
+from time import perf_counter
 from typing import Any, Protocol
 
 from distributed.base import config
+from distributed.base.logs import get_logger
+from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
-from distributed.core.errors.text import safe_repr, shown
+from distributed.core.errors.text import safe_repr
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
+
+
+#: Maximum number of seconds for which the handlers of batches run before other tasks do.
+TURN = 0.003
+
+#: Number of messages of a batch after which the time is compared with `TURN`, which takes time too.
+_CHECKED_AFTER = 8
 
 
 class StreamServer(Protocol):
@@ -74,6 +86,8 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        # Number of streams that let other tasks run before they handle more messages.
+        self._paused = 0
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
@@ -90,6 +104,9 @@ class Streams:
         logger.info("Starting established connection to %s", comm.peer_address)
         stream = _Stream(comm)
         self._streams.add(stream)
+        # Seconds for which handlers of batches may still run before other tasks do.  Reading need
+        # not let them run, since messages that have arrived already are read at once.
+        turn, turn_ends = TURN, 0.0
         try:
             try:
                 # Not `while not comm.closed()`: messages that arrived before the end are read.
@@ -99,7 +116,17 @@ class Streams:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
-                    for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
+                    batch: Any = msgs if isinstance(msgs, tuple | list) else (msgs,)
+                    is_batch = len(batch) > 1
+                    if is_batch:
+                        turn_ends = perf_counter() + turn / (1 + self._paused)
+                    left = _CHECKED_AFTER
+                    for msg in batch:
+                        if not left:
+                            left = _CHECKED_AFTER
+                            if perf_counter() > turn_ends:
+                                turn_ends = perf_counter() + await self._pause(stream)
+                        left -= 1
                         op = msg.pop("op", None) if isinstance(msg, dict) else None
                         handler = server.stream_handlers.get(op) if isinstance(op, str) else None
                         if handler is None or op == "close-stream":
@@ -117,8 +144,12 @@ class Streams:
                             await self._start(stream, op, result)
                             if stream.failure is not None:
                                 raise _EndOfStream
+                    if is_batch:
+                        turn = turn_ends - perf_counter()
+                        if turn < 0:
+                            turn = await self._pause(stream)
                     # Release the memory of these messages before the next one arrives.
-                    msgs = msg = result = None
+                    msgs = batch = msg = result = None
             except _EndOfStream:
                 pass
             except CommClosedError as exc:
@@ -135,6 +166,17 @@ class Streams:
         finally:
             stream.ended = True
             self._streams.discard(stream)
+
+    async def _pause(self, stream: _Stream) -> float:
+        """Let other tasks run, and return the seconds for which the handlers may run then."""
+        self._paused += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._paused -= 1
+        if stream.failure is not None:
+            raise _EndOfStream
+        return TURN / (1 + self._paused)
 
     async def _start(self, stream: _Stream, op: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run the coroutine of a handler in a task, and return when it has started."""
@@ -161,7 +203,7 @@ class Streams:
     def _failed(self, stream: _Stream, op: Any, exc: BaseException) -> None:
         """Let the error of a handler end its stream."""
         name, peer = self._server._name_in_messages, stream.comm.peer_address
-        what = f"stream handler of op {op!r} in {name}, called with a message from {peer}"
+        what = f"stream handler of op {shown_repr(op)} in {name}, called with a message from {peer}"
         if not isinstance(exc, Exception):
             # A CancelledError from handle_stream() would look as if its caller was cancelled, a
             # GeneratorExit as if it was closed.
@@ -217,11 +259,11 @@ class Streams:
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
             logger.error(
-                "%s has no stream handler for op %s in the stream from %s, and ignores %s",
+                "%s has no stream handler for op %r in the stream from %s, and ignores %r",
                 self._server._name_in_messages,
-                shown(op, 500),
+                op,
                 comm.peer_address,
-                shown(msg, 500),
+                msg,
             )
         return False
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, ParamSpec
 
+from distributed.base.logs import get_logger
 from distributed.core.host import AsyncTaskGroupClosedError
 
 __all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 P = ParamSpec("P")
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distributed.base.buffers import ensure_memoryview
+from distributed.base.text import shown_repr
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.utils import Buffer, join_frames
 
@@ -74,7 +75,7 @@ def _native_format(format: str) -> str:
         return native
     if len(format) == 2 and format[0] in _NATIVE_PREFIXES and format[1] in _STANDARD_FORMATS:
         return _STANDARD_FORMATS[format[1]]
-    raise ValueError(f"memoryviews of format {format!r:.100} cannot be made from bytes")
+    raise ValueError(f"memoryviews of format {shown_repr(format, 100)} cannot be made from bytes")
 
 
 @dask_serialize.register(memoryview)
@@ -101,7 +102,7 @@ def _empty_memoryview(format: str, shape: Sequence[int]) -> memoryview:
     # cast() does not accept a zero in a shape.  Slicing can make the first dimension zero; ctypes
     # can make any dimension zero, but changes the format "d" to "<d".
     if 0 not in shape or min(shape) < 0:
-        raise ValueError(f"no bytes for a memoryview of shape {shape!r:.100}")
+        raise ValueError(f"no bytes for a memoryview of shape {shown_repr(shape, 100)}")
     inner = math.prod(shape[1:])
     if 0 < inner <= 2**16:
         row = memoryview(bytes(inner * struct.calcsize(format)))

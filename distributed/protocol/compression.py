@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from distributed.base import config
 from distributed.base.buffers import ensure_memoryview, nbytes
 from distributed.base.metering import metered
+from distributed.base.text import shown_repr
 from distributed.protocol.dispatch import takes_keyword
 from distributed.protocol.exceptions import CompressionError, SerializationError
 from distributed.protocol.limits import Reading, reading
@@ -307,7 +308,7 @@ def own_codecs(header: Mapping[str, Any], count: int) -> Sequence[str | None]:
     names: Sequence[str | None] = header["compression"]
     if not isinstance(names, (tuple, list)) or len(names) != count:
         raise SerializationError(
-            f"a serializer stated {names!r:.200} as the compression of {count} frames; "
+            f"a serializer stated {shown_repr(names, 200)} as the compression of {count} frames; "
             "expected the name of a codec or None for each of them"
         )
     return names
@@ -350,7 +351,9 @@ def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]
         # The header of a value that was serialized in advance does not mention compression.
         return frames
     if not isinstance(names, (tuple, list)) or len(names) != len(frames):
-        raise CompressionError(f"a header has compressions {names!r:.200} for {len(frames)} frames")
+        raise CompressionError(
+            f"a header has compressions {shown_repr(names, 200)} for {len(frames)} frames"
+        )
     if not any(names):
         return frames
     with reading() as message:
@@ -364,8 +367,8 @@ def _inflate(name: Any, frame: Any, position: int, message: Reading) -> Any:
     codec = compressions.get(name) if isinstance(name, str) else None
     if codec is None or codec.name is None:
         raise CompressionError(
-            f"frame {position} is compressed with {name!r:.100}, which is not installed here "
-            f"(known: {[known for known in compressions if isinstance(known, str)]})"
+            f"frame {position} is compressed with {shown_repr(name, 100)}, which is not installed "
+            f"here (known: {[known for known in compressions if isinstance(known, str)]})"
         )
     what = f"frame {position} ({nbytes(frame)} bytes) does not inflate with {name}"
     room = message.room

@@ -24,6 +24,7 @@ import msgpack
 
 from distributed.base import metering
 from distributed.base.metering import unmetered
+from distributed.base.text import shown, shown_repr
 from distributed.protocol.compression import compress_frames, decompress
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
@@ -316,7 +317,8 @@ class _MessageReader:
         count = header.get("num-sub-frames")
         if type(count) is not int or not 0 <= count < len(self._frames) - index:
             raise HeaderError(
-                f"the header in frame {index} of {len(self._frames)} states {count!r:.100} frames"
+                f"the header in frame {index} of {len(self._frames)} states "
+                f"{shown_repr(count, 100)} frames"
             )
         self._next = index + 1 + count
         return header, self._frames[index + 1 : self._next]
@@ -452,4 +454,4 @@ def _unpack(
         if reader is not None and reader.failed:
             raise
         # msgpack raises several types of error.
-        raise MessageError(f"a message is not msgpack: {type(e).__name__}: {e}") from e
+        raise MessageError(f"a message is not msgpack: {type(e).__name__}: {shown(e)}") from e

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar, overload
 
 from distributed.base.callables import has_keyword
+from distributed.base.text import shown_repr
 
 __all__ = [
     "MODULES",
@@ -216,7 +217,7 @@ class Dispatch:
         (<class 'int'>, <class 'bool'>)
         """
         if not isinstance(name, str):
-            raise TypeError(f"{name!r:.100} is not the name of a type")
+            raise TypeError(f"{shown_repr(name, 100)} is not the name of a type")
         toplevel = name.partition(".")[0]
         if toplevel in self._lazy:
             self._register_library(toplevel)

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from distributed.base import config
+from distributed.base.text import shown, shown_repr
 from distributed.protocol.exceptions import ImportNotAllowedError, MessageError
 
 __all__ = [
@@ -55,8 +56,8 @@ def import_allowed_module(name: str) -> ModuleType:
     allowed = config.read(_ALLOWED_IMPORTS)
     if name.partition(".")[0] not in allowed:
         raise ImportNotAllowedError(
-            f"Importing {name!r} is not allowed, please add it to the list of allowed modules the "
-            f"scheduler can import via the {_ALLOWED_IMPORTS} configuration setting "
+            f"Importing {shown_repr(name)} is not allowed, please add it to the list of allowed "
+            f"modules the scheduler can import via the {_ALLOWED_IMPORTS} configuration setting "
             f"(now {list(allowed)})."
         )
     return importlib.import_module(name)
@@ -122,21 +123,24 @@ def _decode_set(elements: Any) -> set[Any]:
 def _decode_enum(module: Any, name: Any, member: Any) -> Enum:
     if not (isinstance(member, str) and isinstance(module, str) and isinstance(name, str)):
         raise MessageError(
-            f"module, name and member of an Enum must be text, not {(module, name, member)!r:.200}"
+            f"module, name and member of an Enum must be text, not "
+            f"{shown_repr((module, name, member), 200)}"
         )
     cls = _enum_types.get((module, name)) or _find_enum_type(module, name)
     try:
         return cls[member]
     except KeyError:
-        raise MessageError(f"{module}.{name} has no member {member!r:.100}") from None
+        raise MessageError(
+            f"{shown(module)}.{shown(name)} has no member {shown_repr(member, 100)}"
+        ) from None
 
 
 def _find_enum_type(module: str, name: str) -> type[Enum]:
     try:
         cls = getattr(import_allowed_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise MessageError(f"could not import the Enum {module}.{name}: {e}") from e
+        raise MessageError(f"could not import the Enum {shown(module)}.{shown(name)}: {e}") from e
     if not (isinstance(cls, type) and issubclass(cls, Enum)):
-        raise MessageError(f"{module}.{name} is not an Enum")
+        raise MessageError(f"{shown(module)}.{shown(name)} is not an Enum")
     _enum_types[module, name] = cls
     return cls

@@ -21,6 +21,7 @@ import msgpack
 from distributed.base.arguments import did_you_mean
 from distributed.base.buffers import ensure_memoryview
 from distributed.base.callables import has_keyword
+from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import (
     Dispatch,
@@ -203,7 +204,7 @@ def _pickle_type(table: Dispatch, cls: type) -> bytes:
 
 def _unpickle_type(table: Dispatch, pickled: bytes) -> type:
     if not isinstance(pickled, bytes):
-        raise TypeError(f"the type of an object is {pickled!r:.100}, not a pickle")
+        raise TypeError(f"the type of an object is {shown_repr(pickled, 100)}, not a pickle")
     cls = _TYPES_BY_PICKLE.get(pickled)
     if cls is None:
         cls = pickle.loads(pickled)

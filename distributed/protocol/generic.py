@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import Dispatch, dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
@@ -101,7 +102,7 @@ class ObjectDictSerializer:
             # An attribute may copy its frames, so no two attributes may have the same ones.
             if not end <= start <= stop <= len(frames):
                 raise HeaderError(
-                    f"attribute {name!r:.100} cannot be in frames {start!r:.100} to {stop!r:.100}: "
+                    f"attribute {shown_repr(name, 100)} cannot be in frames {start} to {stop}: "
                     f"it has to be in frames {end} to {len(frames)}"
                 )
             end = stop

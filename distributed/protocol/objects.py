@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgpack
 
+from distributed.base.text import shown, shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.compression import decompress
 from distributed.protocol.dispatch import dask_serialize
@@ -272,7 +273,7 @@ def _explain(
     if not accepts_pickles(context):
         message += " for a receiver that unpickles nothing"
     if on_error == "raise":
-        reason = failure or f"none of the serializers {list(serializers)} accepts it"
+        reason = failure or f"none of the serializers {shown_repr(serializers)} accepts it"
         raise SerializationError(f"{message}: {reason}") from failure
     frames = [message.encode()]
     if failure is not None:
@@ -322,8 +323,8 @@ def check_family(name: Any, deserializers: Sequence[str]) -> None:
     """Raise `FamilyNotAllowedError` unless the family *name* is among *deserializers*."""
     if name not in deserializers and name != "error":
         raise FamilyNotAllowedError(
-            f"Data serialized with {name} but only able to deserialize data with "
-            f"{list(deserializers)}"
+            f"Data serialized with {shown(name)} but only able to deserialize data with "
+            f"{shown_repr(list(deserializers))}"
         )
 
 
@@ -335,7 +336,9 @@ def _deserialize_one(
         check_family(name, deserializers)
     family = families.get(name) if isinstance(name, str) else None
     if family is None:
-        raise HeaderError(f"unknown serializer family {name!r:.100} (known: {list(families)})")
+        raise HeaderError(
+            f"unknown serializer family {shown_repr(name, 100)} (known: {list(families)})"
+        )
     try:
         return family.loads(header, frames)
     except (ProtocolError, FamilyNotAllowedError, SerializationError):
@@ -347,7 +350,7 @@ def _deserialize_one(
             raise
         what = header.get("type") or f"an object with {name}"
         raise DeserializationError(
-            f"could not deserialize {what!s:.200}: {type(e).__name__}: {e}"
+            f"could not deserialize {shown(what, 200)}: {type(e).__name__}: {shown(e)}"
         ) from e
 
 
@@ -372,7 +375,7 @@ class _Collection:
         name = header.get("type-serialized")
         cls = _COLLECTIONS_BY_NAME.get(name) if isinstance(name, str) else None
         if cls is None:
-            raise HeaderError(f"{name!r:.100} is not a type of collection")
+            raise HeaderError(f"{shown_repr(name, 100)} is not a type of collection")
         self.cls = cls
         # The number of frames of each element.
         self.lengths = _checked_counts("frame-lengths", header.get("frame-lengths"), stop - start)
@@ -441,7 +444,9 @@ def _checked_counts(what: str, counts: Any, total: int) -> Sequence[int]:
         or not all(type(n) is int and n >= 0 for n in counts)
         or sum(counts) != total
     ):
-        raise HeaderError(f"{what} {counts!r:.200} of a value do not add up to its {total} frames")
+        raise HeaderError(
+            f"{what} {shown_repr(counts, 200)} of a value do not add up to its {total} frames"
+        )
     return counts
 
 
@@ -469,7 +474,7 @@ def load_pickled(header: Header, frames: Sequence[Any]) -> Any:
         if pickle.is_own_error(e):
             pickle.note_origin(e, pickled)
             raise
-        raise DeserializationError(f"could not unpickle: {type(e).__name__}: {e}") from e
+        raise DeserializationError(f"could not unpickle: {type(e).__name__}: {shown(e)}") from e
 
 
 def merge_frames(header: Header, frames: Sequence[Any]) -> tuple[Header, list[Any]]:

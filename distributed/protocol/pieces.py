@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgpack
 
 from distributed.base.metering import metered
+from distributed.base.text import shown
 from distributed.protocol.compression import compress_frames, decompress, own_codecs
 from distributed.protocol.exceptions import HeaderError, ProtocolError, SerializationError
 from distributed.protocol.extension import (
@@ -123,7 +124,7 @@ def pack_header(header: Header) -> bytes:
     except (TypeError, ValueError, OverflowError) as e:
         what = header.get("type") or header.get("serializer") or "a value"
         raise SerializationError(
-            f"The serializer of {what!s:.200} made a header that msgpack cannot encode: {e}"
+            f"The serializer of {shown(what, 200)} made a header that msgpack cannot encode: {e}"
         ) from e
     return packed
 
@@ -144,7 +145,7 @@ def read_header(packed: Buffer) -> Header:
     except ProtocolError:
         raise
     except Exception as e:  # msgpack raises errors of several types
-        raise HeaderError(f"the header of a value is not msgpack: {e}") from e
+        raise HeaderError(f"the header of a value is not msgpack: {shown(e)}") from e
     if not isinstance(header, dict):
         raise HeaderError(f"the header of a value is {type(header).__name__}, not a map")
     return header

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import secrets
 import sys
@@ -27,11 +26,12 @@ from typing import Any
 from distributed.base import config
 from distributed.base.event_loop import offload
 from distributed.base.lock_files import opened_directory
+from distributed.base.logs import get_logger
 from distributed.scratch.workspace import DIR_LOCK_EXT, WORKSPACE_LOCKS, WorkDir, WorkSpace
 
 __all__ = ["SCRATCH_SPACE", "ScratchDirectory", "import_file"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The name of the directory that contains the scratch directories of all servers.
 SCRATCH_SPACE = "dask-scratch-space"

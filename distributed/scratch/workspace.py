@@ -24,7 +24,6 @@ module does not depend on servers; `distributed.scratch.directory` creates a ser
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import secrets
 import stat
@@ -42,6 +41,7 @@ from distributed.base.lock_files import (
     take_lock,
     unlock,
 )
+from distributed.base.logs import get_logger
 
 __all__ = [
     "DIR_LOCK_EXT",
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 # The original's logger, by which users filter.
-logger = logging.getLogger("distributed.diskutils")
+logger = get_logger("distributed.diskutils")
 
 DIR_LOCK_EXT = ".dirlock"
 

@@ -11,7 +11,6 @@ system monitor, those on one event loop share their timers, and a blocked loop i
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import defaultdict
@@ -21,6 +20,7 @@ from importlib import import_module
 from tornado.ioloop import PeriodicCallback
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.telemetry.counter import Counter, Digest, DigestType
 from distributed.telemetry.meter import monotonic, time
 from distributed.telemetry.monitor import SystemMonitor
@@ -30,7 +30,7 @@ from distributed.telemetry.timers import SharedCallback
 __all__ = ["Statistics"]
 
 # The original's logger for unresponsive event loops, which users filter by name.
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 
 # Seconds between shifts of counters and digests; the interval of their first component.

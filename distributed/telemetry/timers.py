@@ -8,16 +8,17 @@ callback.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from tornado.ioloop import IOLoop, PeriodicCallback
 
+from distributed.base.logs import get_logger
+
 __all__ = ["SharedCallback"]
 
 # Tornado's logger for exceptions in callbacks.
-logger = logging.getLogger("tornado.application")
+logger = get_logger("tornado.application")
 
 
 class _Timer:

@@ -301,7 +301,11 @@ async def honest_client(address: str, env: dict[str, str]) -> AsyncIterator[None
 
 @contextlib.asynccontextmanager
 async def besieged(
-    address: str = "tcp://127.0.0.1:0", *, max_growth: int = 32 * MB, **settings: Any
+    address: str = "tcp://127.0.0.1:0",
+    *,
+    max_growth: int = 32 * MB,
+    lasting: int = LASTING,
+    **settings: Any,
 ) -> AsyncIterator[Siege]:
     """Run a server to attack, and check that it serves other peers meanwhile and recovers.
 
@@ -311,6 +315,8 @@ async def besieged(
         The address at which it listens.
     max_growth
         Maximum growth of its memory during the attack, in bytes.
+    lasting
+        Maximum growth of its memory after the attack, in bytes.
     **settings
         Configuration below ``distributed.comm``; names are the ends of environment variables, as in
         ``timeouts__handshake="1s"``.
@@ -334,7 +340,7 @@ async def besieged(
 
         def has_recovered() -> bool:
             server.give_memory_back()
-            return server.resident() < siege.memory + LASTING
+            return server.resident() < siege.memory + lasting
 
         await async_poll_for(
             has_recovered,

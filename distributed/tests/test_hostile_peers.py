@@ -7,6 +7,7 @@ much memory and as many file descriptors as before.  `besieged` checks this from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -378,6 +379,33 @@ async def test_a_slow_reader_of_2_gb_of_replies(how):
         await peer.send(one)
         await peer.receive(1000)
         peer.close()
+
+
+# Streams
+
+#: Messages of a stream, many of which are in one batch.
+STREAMED = {
+    "handled": {"op": "note", "x": 1},
+    "without a handler": {"op": "no such handler"},
+    "not maps": "no map",
+    "with a wrong argument": {"op": "note", "y": 1},
+}
+
+
+@pytest.mark.parametrize("what", STREAMED)
+@gen_test(timeout=60)
+async def test_batches_of_100_000_messages(what):
+    batch = message([STREAMED[what]] * 100_000)
+    start = message({"op": "connection_stream", "reply": False})
+    # Objects that other tasks made meanwhile keep some of the memory that the messages had in use.
+    async with besieged(max_growth=64 * MB, lasting=32 * MB) as siege:
+        peer = await siege.after_handshake()
+        await peer.send(start + batch)
+        # The server may have closed the connection already.
+        with contextlib.suppress(ConnectionError):
+            await peer.send(message([{"op": "close-stream"}]))
+        await siege.all_closed()
+        assert len(siege.server.logged()) < 200_000
 
 
 # Peers that reset the connection

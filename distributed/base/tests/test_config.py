@@ -60,6 +60,8 @@ def flat(section, prefix=""):
 
 #: Keys that the original does not have.
 OURS = {
+    "distributed.admin.log-limit",
+    "distributed.admin.max-shown-length",
     "distributed.comm.allow-pickle",
     "distributed.comm.max-depth",
     "distributed.comm.max-inflated-size",

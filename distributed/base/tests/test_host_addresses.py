@@ -15,8 +15,10 @@ from distributed.tests.environments import run_in
 @pytest.fixture
 def forget_addresses():
     host_addresses._outgoing_ip.cache_clear()
+    host_addresses._warn.cache_clear()
     yield
     host_addresses._outgoing_ip.cache_clear()
+    host_addresses._warn.cache_clear()
 
 
 def test_get_ip_returns_the_local_address_on_the_route_to_a_host():
@@ -84,7 +86,27 @@ def test_the_error_for_a_missing_psutil_names_the_extra_to_install(bare_python):
     assert "distributed-core[statistics]" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["1.2.3.4", "::1", "fe80::1"])
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        (("127.0.0.1", 80), "127.0.0.1"),
+        (("::1", 80, 0, 0), "::1"),
+        (("fe80::1", 80, 0, 1), f"fe80::1%{socket.if_indextoname(1)}"),
+        (("fe80::1%eth7", 80, 0, 1), "fe80::1%eth7"),
+        (("fe80::1", 80, 0, 987654), "fe80::1%987654"),
+    ],
+)
+def test_the_host_of_a_link_local_socket_has_a_scope(address, host):
+    assert host_addresses.host_of(address) == host
+
+
+def test_an_address_that_is_not_link_local_is_preferred():
+    assert host_addresses._preferred(["fe80::1", "fd00::1"]) == "fd00::1"
+    assert host_addresses._preferred(["fe80::1"]) == "fe80::1"
+    assert host_addresses._preferred([]) is None
+
+
+@pytest.mark.parametrize("address", ["1.2.3.4", "::1", "fe80::1", "fe80::1%eth7"])
 def test_ensure_ip_returns_an_ip_address_unchanged(address):
     assert ensure_ip(address) == address
 

@@ -222,6 +222,18 @@ async def test_connecting_to_an_invalid_name_is_an_error(address, why):
         await connect(address)
 
 
+@pytest.mark.parametrize("loc", ["::1", "[::1", "::1:8786", "host:abc", "a:b:c"])
+@gen_test()
+async def test_an_address_that_is_neither_a_host_nor_a_path_is_an_error(loc):
+    for use in (connect(f"unix://{loc}"), to_coroutine(lambda: listen(f"unix://{loc}", echo))):
+        with pytest.raises(ValueError, match=r"neither a host nor the path .* an IPv6 host needs"):
+            await use
+
+
+async def to_coroutine(function):
+    return await function()
+
+
 @gen_test()
 async def test_abstract_names_are_refused_on_platforms_without_them(monkeypatch):
     monkeypatch.setattr(unix, "_HAS_ABSTRACT_NAMES", False)

@@ -3,7 +3,7 @@
 A traceback of a handler begins with frames of this core and of the event loop.  In a call of
 another server, more of them stand between the user's frames; and roles such as a worker add
 their own.  :func:`shorten` leaves these frames out, except those after the user's last frame: they
-show where the error was raised.  The log of the server has the whole traceback.
+show where the error was raised.  The log of the server has them.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypedDict
 
+from distributed.base.logs import get_logger
+from distributed.base.text import shown, shown_lines, shown_repr
 from distributed.core.errors.pickles import pickle_exception, pickle_traceback
 from distributed.core.errors.text import (
     DEFAULT_MAX_ERROR_LENGTH,
@@ -23,7 +24,7 @@ from distributed.protocol import Serialize, Serialized, deserialize, to_serializ
 from distributed.protocol import pickle as wire_pickle
 from distributed.protocol.tblib_pickles import loads_exception
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -165,11 +166,11 @@ def clean_exception(
     >>> clean_exception("out of coffee")
     (<class 'Exception'>, Exception('out of coffee'), None)
     """
-    exc = _exception_of(exception, str(kwargs.get("exception_text") or ""))
+    exc = _exception_of(exception, _text(kwargs.get("exception_text")))
     tb = _traceback_of(traceback)
-    text = traceback if isinstance(traceback, str) else kwargs.get("traceback_text")
+    text = _text(traceback if isinstance(traceback, str) else kwargs.get("traceback_text"))
     if exc is not None and tb is None and text:
-        _show_remote_traceback(exc, str(text), str(kwargs.get("peer") or ""))
+        _show_remote_traceback(exc, text, str(kwargs.get("peer") or ""))
     return type(exc), exc, tb
 
 
@@ -200,7 +201,7 @@ def exception_from(msg: Mapping[str, Any], peer: str = "", unpickle: bool = True
         ...
     Exception: out of coffee
     """
-    exc_text = str(msg.get("exception_text") or "")
+    exc_text = _text(msg.get("exception_text"))
     _, exc, tb = clean_exception(
         msg.get("exception") if unpickle else exc_text,
         msg.get("traceback") if unpickle else None,
@@ -222,6 +223,13 @@ def exception_from(msg: Mapping[str, Any], peer: str = "", unpickle: bool = True
     return error
 
 
+def _text(value: Any) -> str:
+    """Return a text of a message as it may be shown; an empty text for None."""
+    if not isinstance(value, str):
+        return "" if value is None else shown(value)
+    return shown_lines(value, max_error_length())
+
+
 def _unwrap(value: Any) -> Any:
     """Return a value of a message, without its `Serialize` or `Serialized` wrapper."""
     if isinstance(value, Serialized):
@@ -234,11 +242,11 @@ def _exception_of(value: Any, text: str) -> BaseException | None:
     if value is None or isinstance(value, BaseException):
         return value
     if not isinstance(value, _BYTES):
-        return Exception(value)
+        return Exception(_text(value) if isinstance(value, str) else value)
     try:
         exc = loads_exception(value)
     except Exception as e:  # noqa: BLE001  (the caller is shown it)
-        exc = Exception(text or value)
+        exc = Exception(text or (value if len(value) <= max_error_length() else shown_repr(value)))
         exc.add_note(f"(The receiver could not unpickle it: {safe_repr(e)})")
     if isinstance(exc, BaseException):
         return exc

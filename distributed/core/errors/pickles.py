@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copyreg
 import io
-import logging
 import operator
 import pickle
 from collections import ChainMap, deque
@@ -25,6 +24,7 @@ from typing import Any
 
 import cloudpickle
 
+from distributed.base.logs import get_logger
 from distributed.core.errors.frames import frames_of, shorten, traceback_of, without_middle
 from distributed.core.errors.text import (
     bounded,
@@ -39,7 +39,7 @@ from distributed.core.errors.text import (
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 from distributed.protocol.reductions import dispatch_table
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Maximum number of exceptions of a chain or group in one pickle.  Each adds to the pickle's depth.
 MAX_CHAIN = 50

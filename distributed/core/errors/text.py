@@ -6,21 +6,18 @@ them anywhere.
 
 from __future__ import annotations
 
-import logging
 import os
-import reprlib
 import socket
 import sys
 import traceback as tracebacks
 from collections.abc import Callable
-from itertools import islice
 from types import TracebackType
-from typing import Any
 
 from distributed.base import config
+from distributed.base.logs import get_logger
 from distributed.core.errors.frames import shorten
 
-logger = logging.getLogger("distributed.core")
+logger = get_logger("distributed.core")
 
 #: Configuration key of the maximum number of characters in a text.
 MAX_ERROR_LENGTH_KEY = "distributed.admin.max-error-length"
@@ -76,56 +73,6 @@ def _safe(show: Callable[[object], str], exc: BaseException) -> str:
         raise
     except BaseException as e:  # noqa: BLE001  (any class may override these methods)
         return f"<{type_name(exc)} whose {show.__name__}() raises {type_name(e)}>"
-
-
-class _Shown(reprlib.Repr):
-    """Representations of plain values; other objects are shown by their type alone.
-
-    A peer chooses the values, and the ``repr`` of an array with many axes may take minutes.
-    """
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = limit
-        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 20
-
-    def repr1(self, x: Any, level: int) -> str:
-        cls = type(x)
-        if cls in (str, bytes):
-            shown = repr(x[: self.maxstring])
-            return shown if len(x) <= self.maxstring else shown + "..."
-        if cls is dict:
-            if level <= 0:
-                return "{...}"
-            items = [
-                f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
-                for key, value in islice(x.items(), self.maxdict)
-            ]
-            return "{" + ", ".join(items + ["..."] * (len(x) > len(items))) + "}"
-        if cls in (list, tuple, set, frozenset):
-            return str(super().repr1(x, level))
-        if cls in (int, float, bool, complex, type(None)):
-            return repr(x)
-        return f"<{type_name(x)}>"
-
-
-def shown(value: object, limit: int) -> str:
-    """Return a text for a value that a peer has sent, without calling code of a library.
-
-    Parameters
-    ----------
-    value
-        Any object.  Numbers, texts, bytes and collections are shown; others by their type alone.
-    limit
-        Maximum number of characters.
-
-    Examples
-    --------
-    >>> from fractions import Fraction
-    >>> shown({"op": ["x", Fraction(1)]}, 100)
-    "{'op': ['x', <fractions.Fraction>]}"
-    """
-    return _Shown(limit).repr(value)[:limit]
 
 
 def bounded(text: str, limit: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from distributed.core import CommClosedError, Server, Status, _expects_comm, rpc
 from distributed.protocol import to_serialize
+from distributed.protocol.families import Family, families
 from distributed.tests.servers import TCP, TRANSPORTS, ask, assert_usable, connected, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test, throws
 
@@ -352,6 +353,25 @@ async def test_serializers_are_passed_on_to_a_handler_that_takes_them(transport)
 async def test_serializers_are_kept_from_a_handler_that_does_not_take_them(transport):
     async with serving(transport) as server, connected(server) as comm:
         assert await ask(comm, {"op": "echo", "data": 1, "serializers": ["msgpack"]}) == 1
+
+
+@pytest.mark.parametrize("transport", [TCP, "unix://", "ws://127.0.0.1:0"])
+@gen_test()
+async def test_a_family_that_a_request_names_a_thousand_times_is_tried_once(transport, monkeypatch):
+    tried = []
+
+    def refuse(x, context=None):
+        tried.append(x)
+        raise NotImplementedError
+
+    monkeypatch.setitem(families, "refusing", Family(refuse, refuse, wants_context=True))
+    names = ["refusing"] * 1000 + ["pickle"]
+    async with (
+        serving(transport, {"f": lambda: to_serialize(range(3))}) as server,
+        connected(server) as comm,
+    ):
+        assert await ask(comm, {"op": "f", "serializers": names}) == range(3)
+    assert len(tried) == 1
 
 
 @gen_test()

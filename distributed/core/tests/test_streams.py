@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import time
 
 import pytest
 
@@ -112,6 +114,117 @@ async def test_each_message_of_a_list_is_handled(transport):
         await comm.write([{"op": "done"}])
         await server.done.wait()
         assert server.got == [{"x": i} for i in range(5)]
+
+
+class Turns:
+    """A record of the messages that are handled, and of the turns of the event loop between them.
+
+    Handling a message takes this many *seconds*.
+    """
+
+    def __init__(self, seconds=0.0005):
+        self.seconds = seconds
+        self.order = []
+        self.handlers = {"note": self.note, "fail": self.fail}
+
+    def note(self, x):
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        self.order.append(x)
+
+    async def fail(self):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise ValueError("a handler failed")
+
+    async def watch(self):
+        while True:
+            self.order.append("turn")
+            await asyncio.sleep(0)
+
+    def between(self, first, last):
+        """Return the number of turns between two messages."""
+        return self.order[self.order.index(first) : self.order.index(last)].count("turn")
+
+
+@TRANSPORTS
+@gen_test()
+async def test_other_tasks_run_while_a_large_batch_is_handled_in_order(transport):
+    turns = Turns()
+    async with (
+        serving(transport, stream_handlers=turns.handlers) as server,
+        streaming(server) as comm,
+    ):
+        watching = asyncio.create_task(turns.watch())
+        await comm.write([{"op": "note", "x": i} for i in range(100)])
+        await async_poll_for(lambda: 99 in turns.order)
+        watching.cancel()
+    assert [x for x in turns.order if x != "turn"] == list(range(100))
+    assert turns.between(0, 99) >= 5
+
+
+@gen_test()
+async def test_a_small_batch_is_handled_at_once():
+    turns = Turns()
+    async with (
+        serving(stream_handlers=turns.handlers) as server,
+        streaming(server) as comm,
+    ):
+        watching = asyncio.create_task(turns.watch())
+        await comm.write([{"op": "note", "x": i} for i in range(8)])
+        await async_poll_for(lambda: 7 in turns.order)
+        watching.cancel()
+    assert turns.between(0, 7) == 0
+
+
+@TRANSPORTS
+@gen_test()
+async def test_other_tasks_run_while_many_small_batches_are_handled(transport):
+    turns = Turns()
+    async with (
+        serving(transport, stream_handlers=turns.handlers) as server,
+        streaming(server) as comm,
+    ):
+        watching = asyncio.create_task(turns.watch())
+        for i in range(30):
+            await comm.write([{"op": "note", "x": (i, j)} for j in range(4)])
+        await async_poll_for(lambda: (29, 3) in turns.order)
+        watching.cancel()
+    runs = itertools.groupby(turns.order, key=lambda x: x == "turn")
+    # 3 ms are 6 messages, and a batch of 4 that has begun is completed.
+    assert max(len(list(run)) for is_turn, run in runs if not is_turn) <= 12
+
+
+@gen_test()
+async def test_streams_with_large_batches_share_the_time_between_turns_of_other_tasks():
+    turns = Turns(seconds=0.00005)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(stream_handlers=turns.handlers))
+        comms = [await stack.enter_async_context(streaming(server)) for _ in range(4)]
+        watching = asyncio.create_task(turns.watch())
+        for i, comm in enumerate(comms):
+            await comm.write([{"op": "note", "x": (i, x)} for x in range(400)])
+        await async_poll_for(lambda: all((i, 399) in turns.order for i in range(4)))
+        watching.cancel()
+    runs = itertools.groupby(turns.order, key=lambda x: x == "turn")
+    # One stream alone may handle 60 messages in 3 ms.
+    assert max(len(list(run)) for is_turn, run in runs if not is_turn) < 180
+
+
+@gen_test()
+async def test_a_handler_that_fails_between_messages_of_a_large_batch_ends_the_stream():
+    turns = Turns()
+    async with (
+        serving(stream_handlers=turns.handlers) as server,
+        streaming(server) as comm,
+    ):
+        with quiet(logging.ERROR) as log:
+            await comm.write([{"op": "fail"}] + [{"op": "note", "x": i} for i in range(100)])
+            with pytest.raises(CommClosedError):
+                await comm.read()
+        assert 99 not in turns.order
+        assert "a handler failed" in log.getvalue()
 
 
 @TRANSPORTS

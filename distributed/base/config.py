@@ -79,11 +79,12 @@ DEFAULTS: Mapping[str, Any] = {
             "allow-pickle": True,
             # Maximum size and number of frames of a received message; null: unlimited.
             "max-message-size": None,
-            "max-frames": 10_000_000,
+            "max-frames": 2**20,
             # Maximum nesting of collections whose elements are serialized one by one.
             "max-depth": 512,
-            # Maximum total size of a message's compressed frames after decompression.
-            "max-inflated-size": "16GiB",
+            # Maximum total size of a message's compressed frames after decompression;
+            # "auto": 1 GiB, or 32 times the bytes received if that is more.
+            "max-inflated-size": "auto",
             "max-handshake-size": "64kiB",
             # Maximum number of connections to a server, in total and per host; null: unlimited.
             "max-connections": 100_000,

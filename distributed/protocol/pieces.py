@@ -29,10 +29,10 @@ from distributed.protocol.objects import (
     merge_frames,
     serialize,
 )
+from distributed.protocol.unpacking import unpack
 from distributed.protocol.utils import (
     Buffer,
     frame_split_size,
-    msgpack_opts,
     pack_frames_prelude,
     unpack_frames,
 )
@@ -140,7 +140,7 @@ def read_header(packed: Buffer) -> Header:
     """
     hook = msgpack_decode_default if EXTENSIONS.search(packed) else None
     try:
-        header = msgpack.unpackb(packed, object_hook=hook, use_list=False, **msgpack_opts)
+        header = unpack(packed, hook)
     except ProtocolError:
         raise
     except Exception as e:  # msgpack raises errors of several types

@@ -20,7 +20,15 @@ from distributed.protocol.exceptions import (
     PickleNotAllowedError,
 )
 
-__all__ = ["LoadPolicy", "Reading", "check_unpickling", "default_policy", "may_unpickle", "reading"]
+__all__ = [
+    "LoadPolicy",
+    "Reading",
+    "check_unpickling",
+    "default_policy",
+    "may_unpickle",
+    "reading",
+    "reading_stored",
+]
 
 ALLOW_PICKLE = "distributed.comm.allow-pickle"
 MAX_DEPTH = "distributed.comm.max-depth"
@@ -173,6 +181,20 @@ def reading(policy: LoadPolicy | None = None, received: int = 0) -> AbstractCont
         return Reading(policy, received)
     outer = _current.reading
     return Reading(default_policy(), received) if outer is None else nullcontext(outer)
+
+
+def reading_stored() -> AbstractContextManager[Reading]:
+    """Return a context manager in which a value is read that this process may have stored.
+
+    Outside of a message, "auto" means no maximum inflated size: the sizes of stored values were
+    those of objects in memory.
+    """
+    if _current.reading is not None:
+        return nullcontext(_current.reading)
+    policy = default_policy()
+    if policy.max_inflated_size == "auto":
+        policy = policy._replace(max_inflated_size=None)
+    return Reading(policy)
 
 
 def may_unpickle() -> bool:

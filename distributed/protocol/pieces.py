@@ -21,6 +21,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
+from distributed.protocol.limits import reading_stored
 from distributed.protocol.objects import (
     Header,
     OnError,
@@ -192,7 +193,8 @@ def deserialize_bytes(b: Buffer) -> Any:
     """
     packed, *frames = unpack_frames(b) or [b""]
     header = read_header(packed)
-    return merge_and_deserialize(header, decompress(header, frames))
+    with reading_stored():
+        return merge_and_deserialize(header, decompress(header, frames))
 
 
 # Frequent types that contain no wrapper: values of these types are spared a call.

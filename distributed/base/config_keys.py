@@ -64,11 +64,12 @@ KEYS: Mapping[str, Key] = {
     "distributed.comm.allow-pickle": Key(True, Flag()),
     # Maximum size and number of frames of a received message; null: unlimited.
     "distributed.comm.max-message-size": Key(None, Size(null=True, minimum=1)),
-    "distributed.comm.max-frames": Key(10_000_000, Whole(null=True, minimum=1)),
+    "distributed.comm.max-frames": Key(2**20, Whole(null=True, minimum=1)),
     # Maximum nesting of collections whose elements are serialized one by one; null: unlimited.
     "distributed.comm.max-depth": Key(512, Whole(null=True, minimum=1)),
-    # Maximum total size of a message's compressed frames after decompression; null: unlimited.
-    "distributed.comm.max-inflated-size": Key("16GiB", Size(null=True)),
+    # Maximum total size of a message's compressed frames after decompression; null: unlimited;
+    # "auto": 1 GiB, or 32 times the bytes received if that is more.
+    "distributed.comm.max-inflated-size": Key("auto", Size(null=True, auto=True)),
     # A handshake takes about 200 bytes; null: unlimited.
     "distributed.comm.max-handshake-size": Key("64kiB", Size(null=True, minimum=1000)),
     # Maximum number of connections to a server, in total and per host; null: unlimited.

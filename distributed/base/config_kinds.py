@@ -126,16 +126,20 @@ class Size(Kind):
     minimum: int = 0
     #: Whether false is allowed, which is read as None.
     false: bool = False
+    #: Whether the text "auto" is allowed, which is returned as it is.
+    auto: bool = False
 
     example: ClassVar[str] = "64MiB"
 
     def _allowed(self) -> str:
         text = "a number of bytes" + (f" from {self.minimum}" if self.minimum else "")
-        return text + (", or false" if self.false else "")
+        return text + (', or "auto"' if self.auto else "") + (", or false" if self.false else "")
 
-    def _read(self, value: Any) -> int | None:
+    def _read(self, value: Any) -> int | str | None:
         if value is False and self.false:
             return None
+        if value == "auto" and self.auto:
+            return "auto"
         size = parse_bytes(value)
         if size < 0:
             raise ValueError("it is negative")

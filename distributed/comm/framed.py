@@ -20,9 +20,9 @@ from tornado.iostream import StreamClosedError
 from distributed.base.event_loop import offload
 from distributed.base.text import shown
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.offloading import ExpensiveMessageError, loads_is_expensive, weigh
+from distributed.comm.offloading import LARGE_HEAD, ExpensiveMessageError, reading_budget, weigh
 from distributed.comm.settings import CommSettings, settings
-from distributed.protocol.core import dumps, loads
+from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.exceptions import DeserializationError, FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
 
@@ -145,18 +145,22 @@ class FramedComm(Comm):
         finally:
             self._reading = False
         deserialize = self.deserialize
-        if (
-            len(frames) == 1  # the usual case
-            or not deserialize
-            or not self.allow_offload
-            or not loads_is_expensive(frames)
-        ):
+        budget = None
+        # The first condition stands for the usual case.
+        if (len(frames) > 1 or len(frames[0]) >= LARGE_HEAD) and self.allow_offload:
+            budget = reading_budget(frames, deserialize)
+        finish = None
+        if budget != 0:
             try:
-                return loads(frames, deserialize, deserializers, self.load_policy)
+                return loads(frames, deserialize, deserializers, self.load_policy, budget)
+            except UnfinishedMessageError as exc:
+                finish = exc.finish
             except (EOFError, DeserializationError) as exc:
                 self._end_if_truncated(exc)
                 raise
         try:
+            if finish is not None:
+                return await offload(finish)
             return await offload(loads, frames, deserialize, deserializers, self.load_policy)
         except (EOFError, DeserializationError) as exc:
             self._end_if_truncated(exc)

@@ -38,6 +38,9 @@ _READ = IOLoop.READ
 #: Maximum number of buffers per ``sendmsg()`` call (IOV_MAX).
 _MAX_BUFFERS = 1024
 
+#: Maximum number of times that the memory for a message is filled without a turn of the event loop.
+_MAX_ROUNDS = 32
+
 
 class MessageStream(IOStream):
     """A stream of messages over a socket.
@@ -181,6 +184,7 @@ class MessageStream(IOStream):
         """Receive available bytes up to the end of a message; return the message if complete."""
         decoder = self.decoder
         is_plain = self._is_plain
+        rounds = 0
         while True:
             memory = decoder.get_buffer()
             wanted = len(memory)
@@ -203,8 +207,15 @@ class MessageStream(IOStream):
             frames = decoder.buffer_updated(nbytes or 0)
             if frames is not None or nbytes is None:
                 return frames
-            # More bytes are likely to be available only if these filled most of the memory.
-            if nbytes < wanted - nbytes and is_plain and not self._closed:
+            # More bytes are likely to be available only if these filled most of the memory.  The
+            # event loop reports them again, after other connections have had a turn.
+            rounds += 1
+            if (
+                (nbytes < wanted - nbytes or rounds >= _MAX_ROUNDS)
+                and is_plain
+                and not self._closed
+                and not self._read_buffer_size
+            ):
                 return None
 
     def _ended(self, exc: OSError | None = None) -> StreamClosedError:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 import operator
+import random
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
-import msgpack
-
 from distributed.base import config
 from distributed.base.buffers import nbytes, size_of
 from distributed.base.event_loop import offload
-from distributed.protocol.core import dumps, loads
+from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.limits import LoadPolicy
-from distributed.protocol.utils import msgpack_opts
+from distributed.protocol.unpacking import unpack
 from distributed.protocol.wrappers import Serialize, ToPickle
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "ExpensiveMessageError",
     "from_frames",
     "loads_is_expensive",
+    "reading_budget",
     "to_frames",
     "weigh",
 ]
@@ -46,8 +46,18 @@ _SMALL: Final = 1024
 _BYTES_PER_OBJECT: Final = 64
 #: Number of bytes that are copied in the time in which one byte is compressed.
 _BYTES_PER_COMPRESSED_BYTE: Final = 4
-#: Estimated number of bytes that one compressed byte is inflated to.
-_INFLATION: Final = 4
+#: Number of bytes that are copied in the time in which one byte is inflated.
+_BYTES_PER_INFLATED_BYTE: Final = 8
+#: Number of bytes that are copied in the time in which one map or array is read.
+_BYTES_PER_CONTAINER: Final = 512
+#: Minimum size (bytes) of a head whose maps and arrays are counted.
+LARGE_HEAD: Final = 2**16
+#: Approximate number of bytes of a head that are examined.
+_SAMPLES: Final = 2048
+#: All bytes except those with which a map or an array begins in msgpack.
+_NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
+#: Maximum number of frames of a message that is read in the event loop.
+_MANY_FRAMES: Final = 4096
 
 _CHEAP_TYPES: Final = frozenset({type(None), bool, int, float, str, bytes})
 _CHEAP_TO_COMPRESS: Final = _CHEAP_TYPES - {bytes}
@@ -119,9 +129,16 @@ async def from_frames(
     allow_offload
         Whether a thread may be used.
     """
-    if allow_offload and deserialize and loads_is_expensive(frames):
+    if not allow_offload:
+        return loads(frames, deserialize, deserializers, policy)
+    budget = reading_budget(frames, deserialize)
+    if budget == 0:
         return await offload(loads, frames, deserialize, deserializers, policy)
-    return loads(frames, deserialize, deserializers, policy)
+    try:
+        return loads(frames, deserialize, deserializers, policy, budget)
+    except UnfinishedMessageError as exc:
+        finish = exc.finish
+    return await offload(finish)
 
 
 class ExpensiveMessageError(Exception):
@@ -215,44 +232,80 @@ def _is_sent_as_it_is(value: Any) -> bool:
     return view.contiguous and "O" not in view.format
 
 
+def reading_budget(frames: Sequence[Any], deserialize: bool = True) -> int | None:
+    """Return the maximum number of bytes to inflate for *frames* in the event loop.
+
+    The result is an argument of :func:`distributed.protocol.loads`.
+
+    Parameters
+    ----------
+    frames
+        The frames of a message.
+    deserialize
+        Whether wrapped values are deserialized.
+
+    Returns
+    -------
+    int or None
+        0 to read the message in a thread, None to read it in the event loop in any case.
+    """
+    threshold = _offload_threshold()
+    if not threshold:
+        return None
+    total = len(frames)
+    head = frames[0]
+    work = len(head)
+    if work >= LARGE_HEAD:
+        work += _containers(head) * _BYTES_PER_CONTAINER
+    if work > threshold:
+        return 0
+    if deserialize and (
+        total > _MANY_FRAMES
+        or (sum(map(len, frames)) > threshold and _parses_much(frames, work, threshold))
+    ):
+        return 0
+    # Without deserializing, the receiver reads only the values that are always pickled.
+    return threshold // _BYTES_PER_INFLATED_BYTE if deserialize else threshold
+
+
 def loads_is_expensive(frames: Sequence[Any]) -> bool:
-    """Return whether to deserialize *frames* in a thread.
+    """Return whether to deserialize *frames* in a thread, without a look at their sizes inflated.
 
     Parameters
     ----------
     frames
         The frames of a message.
     """
+    return reading_budget(frames) == 0
+
+
+def _containers(packed: Any) -> int:
+    """Return the approximate number of maps and arrays in *packed*; no less, except by chance."""
+    step = len(packed) // _SAMPLES
+    start = random.randrange(step)
+    # The second sample is for data whose period divides the first step.
+    sample = bytes(packed[start::step]) + bytes(packed[start :: step + 1])
+    return len(sample.translate(None, _NO_CONTAINERS)) * step // 2
+
+
+def _parses_much(frames: Sequence[Any], work: int, threshold: int) -> bool:
+    """Return whether more than *threshold* bytes are parsed, *work* of them for the head."""
     total = len(frames)
-    if total == 1:
-        # One call of msgpack, which does not release the GIL.
-        return False
-    threshold = _offload_threshold()
-    if not threshold or sum(map(len, frames)) * _INFLATION <= threshold:
-        return False
-    work = len(frames[0])
     position = 1
     for _ in range(_EXAMINED_HEADERS):
         if position >= total or work > threshold:
             break
         try:
-            header = msgpack.unpackb(frames[position], use_list=False, **msgpack_opts)
+            header = unpack(frames[position])
             stop = position + 1 + header["num-sub-frames"]
-            work += len(frames[position]) + _work(header, frames[position + 1 : stop])
+            sizes = map(nbytes, frames[position + 1 : stop])
+            counts = header.get("split-num-sub-frames") or (1,) * header["num-sub-frames"]
+            work += len(frames[position]) + _parsed(header, [sum(islice(sizes, n)) for n in counts])
         except Exception:  # noqa: BLE001 - loads() raises the error of an invalid message
             return False
         position = max(stop, position + 1)
     # The values that were not examined count like those that were.
     return work * total > threshold * position
-
-
-def _work(header: dict[str, Any], pieces: Sequence[Any]) -> int:
-    """Return the number of bytes that are parsed or inflated for the value in *pieces*."""
-    codecs = header.get("compression") or ()
-    inflated = sum(nbytes(p) for codec, p in zip(codecs, pieces, strict=False) if codec)
-    sizes = map(nbytes, pieces)
-    counts = header.get("split-num-sub-frames") or (1,) * len(pieces)
-    return inflated * _INFLATION + _parsed(header, [sum(islice(sizes, n)) for n in counts])
 
 
 def _parsed(header: dict[str, Any], sizes: Sequence[int]) -> int:

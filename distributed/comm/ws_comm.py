@@ -273,10 +273,13 @@ def _read_count(head: str | bytes, limits: Limits) -> int:
     return count
 
 
-def _side_by_side(parts: list[bytes]) -> list[memoryview]:
+def _side_by_side(parts: list[bytes]) -> list[bytearray | memoryview]:
     """Copy the parts of one buffer to writable memory where they can be merged without a copy."""
+    if len(parts) == 1:
+        # A view would take three times the memory of a small frame.
+        return [bytearray(parts[0])]
     memory = memoryview(bytearray().join(parts))
-    frames = []
+    frames: list[bytearray | memoryview] = []
     start = 0
     for part in parts:
         frames.append(memory[start : start + len(part)])

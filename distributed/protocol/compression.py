@@ -14,10 +14,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import io
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
@@ -36,6 +37,7 @@ __all__ = [
     "compressions",
     "decompress",
     "get_compression_settings",
+    "inflated_size",
     "maybe_compress",
     "own_codecs",
 ]
@@ -65,8 +67,10 @@ def _identity(frame: Any) -> Any:
     return frame
 
 
-#: Number of bytes to inflate at a time, to find the size of a zstd frame that does not state it.
+#: Maximum number of bytes to inflate at a time if the total is not known, and to give to zlib at a
+#: time.  The libraries release the GIL meanwhile.
 _STEP = 2**20
+_INPUT_STEP = 2**18
 
 
 def _check_size(size: int, max_size: int | None) -> None:
@@ -74,17 +78,36 @@ def _check_size(size: int, max_size: int | None) -> None:
         raise OverflowError(f"it inflates to {size:,} bytes")
 
 
+def _joined(steps: Iterable[bytes], max_size: int | None) -> bytes:
+    """Join the bytes that a codec inflates in steps, and stop it above the maximum size."""
+    # The buffer grows, and becomes the result, without a copy of all at once.
+    joined = io.BytesIO()
+    for step in steps:
+        if max_size is not None and joined.tell() + len(step) > max_size:
+            raise OverflowError(f"it inflates to more than {max_size:,} bytes")
+        joined.write(step)
+    return joined.getvalue()
+
+
+#: Maximum number of bytes that one byte inflates to: a match of 258 bytes takes two bits.
+_ZLIB_RATIO = 1032
+
+
 def _zlib_decompress(frame: Any, max_size: int | None = None) -> bytes:
-    if max_size is None:
-        return zlib.decompress(frame)
+    return _joined(_zlib_steps(ensure_memoryview(frame)), max_size)
+
+
+def _zlib_steps(frame: memoryview) -> Iterator[bytes]:
     inflater = zlib.decompressobj()
-    # One byte more than allowed, to detect a frame that is too large; 0 would mean no limit.
-    inflated = inflater.decompress(frame, max_size + 1)
-    if len(inflated) > max_size:
-        raise OverflowError(f"it inflates to more than {max_size:,} bytes")
-    if not inflater.eof:
-        raise ValueError("it is incomplete")
-    return inflated
+    for start in range(0, len(frame), _INPUT_STEP):
+        part: Any = frame[start : start + _INPUT_STEP]
+        # zlib copies the rest of its input at each call, so the input is in steps as well.
+        while not inflater.eof and (step := inflater.decompress(part, _STEP)):
+            yield step
+            part = inflater.unconsumed_tail
+        if inflater.eof:
+            return
+    raise ValueError("it is incomplete")
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:
@@ -147,19 +170,34 @@ def _zstd_compress(frame: Any) -> Any:
     return _function("zstandard", "ZstdCompressor")(level=level, threads=threads).compress(frame)
 
 
+#: Maximum number of bytes that one byte inflates to: a block of 128 KiB takes four.
+_ZSTD_RATIO = 2**15
+#: Number of bytes to give to zstd at a time.
+_ZSTD_INPUT_STEP = 2**10
+
+
 def _zstd_decompress(frame: Any, max_size: int | None = None) -> Any:
     size: int = _function("zstandard", "frame_content_size")(frame)
     decompressor = _function("zstandard", "ZstdDecompressor")()
     if size >= 0:
         _check_size(size, max_size)
         return decompressor.decompress(frame)
-    # The frame does not state its size: inflate it once, without keeping the result, to find it.
-    size = 0
-    with decompressor.stream_reader(frame) as stream:
-        while step := stream.read(_STEP):
-            size += len(step)
-            _check_size(size, max_size)
-    return decompressor.decompress(frame, max_output_size=max(size, 1))
+    return _joined(_zstd_steps(decompressor, ensure_memoryview(frame)), max_size)
+
+
+def _zstd_steps(decompressor: Any, frame: memoryview) -> Iterator[bytes]:
+    # A stream_reader() would limit its output, but does not notice an incomplete frame.
+    inflater = decompressor.decompressobj()
+    for start in range(0, len(frame), _ZSTD_INPUT_STEP):
+        yield inflater.decompress(frame[start : start + _ZSTD_INPUT_STEP])
+        if inflater.eof:
+            return
+    raise ValueError("it is incomplete")
+
+
+def _zstd_size(frame: Any) -> int:
+    size: int = _function("zstandard", "frame_content_size")(frame)
+    return size if size >= 0 else _ZSTD_RATIO * nbytes(frame)
 
 
 _NONE = Compression(None, _identity, _identity)
@@ -185,6 +223,39 @@ if _is_installed("lz4"):
     compressions["lz4"] = compressions["auto"] = Compression("lz4", _lz4_compress, _lz4_decompress)
 if _is_installed("zstandard"):
     compressions["zstd"] = Compression("zstd", _zstd_compress, _zstd_decompress)
+
+
+# Functions that return the inflated size of a frame in bytes, as the frame states it or else the
+# largest possible.
+_SIZES: dict[str, Callable[[Any], int]] = {
+    "zlib": lambda frame: _ZLIB_RATIO * nbytes(frame),
+    "lz4": lambda frame: int(struct.unpack_from("<I", frame)[0]),
+    "snappy": _varint,
+    "zstd": _zstd_size,
+}
+
+#: Number of bytes that are inflated in the time that a call of a codec takes by itself.
+_BYTES_PER_CALL = 4096
+
+
+def inflated_size(header: Mapping[str, Any], frames: Sequence[Any]) -> int:
+    """Return the number of bytes to which the compressed frames of a value inflate, at most.
+
+    An invalid frame counts little: `decompress` refuses it soon.
+    """
+    names = header.get("compression")
+    if not isinstance(names, (tuple, list)):
+        return 0
+    total = 0
+    for name, frame in zip(names, frames, strict=False):
+        if name:
+            total += _BYTES_PER_CALL
+            try:
+                # Other codecs count like zlib.
+                total += _SIZES.get(name, _SIZES["zlib"])(frame)
+            except Exception:  # noqa: BLE001 - each library raises its own errors
+                continue
+    return total
 
 
 def get_compression_settings(key: str) -> str | None:
@@ -356,7 +427,7 @@ def decompress(header: Mapping[str, Any], frames: Iterable[Buffer]) -> list[Any]
         )
     if not any(names):
         return frames
-    with reading() as message:
+    with reading(None, sum(map(nbytes, frames))) as message:
         for i, name in enumerate(names):
             if name:
                 frames[i] = _inflate(name, frames[i], i, message)

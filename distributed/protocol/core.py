@@ -23,9 +23,10 @@ from typing import Any, Literal, TypeAlias
 import msgpack
 
 from distributed.base import metering
+from distributed.base.buffers import nbytes
 from distributed.base.metering import unmetered
 from distributed.base.text import shown, shown_repr
-from distributed.protocol.compression import compress_frames, decompress
+from distributed.protocol.compression import compress_frames, decompress, inflated_size
 from distributed.protocol.exceptions import (
     FamilyNotAllowedError,
     HeaderError,
@@ -59,13 +60,17 @@ from distributed.protocol.pieces import (
     read_header,
     serialize_and_split,
 )
+from distributed.protocol.unpacking import MAX_UNCHECKED, unpack
 from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
-__all__ = ["Weigh", "dumps", "loads"]
+__all__ = ["UnfinishedMessageError", "Weigh", "dumps", "loads"]
 
 #: Takes a value, the result of the previous call, and the codec; see `dumps`.
 Weigh: TypeAlias = Callable[[Any, int, Any], int]
+
+#: The number of bytes that are inflated in the time in which one value is read.
+_BYTES_PER_VALUE = 8192
 
 # The keys of maps that stand for other values.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
@@ -219,30 +224,83 @@ class _MessageWriter:
         return index
 
 
+class UnfinishedMessageError(Exception):
+    """Reading a message takes longer than `loads` was allowed.
+
+    Attributes
+    ----------
+    finish
+        A function without parameters that reads the rest and returns the message; for a thread.
+    """
+
+    def __init__(self, finish: Callable[[], Any]):
+        super().__init__("the message takes long to read")
+        self.finish = finish
+
+
+class _BudgetExceededError(Exception):
+    """Ends the call of msgpack when the budget is used up."""
+
+
 class _MessageReader:
     """A reader of one message, which replaces references by the values they stand for."""
 
     # Each frame belongs to one value, and senders append frames in the order of the references.
     # So a reference must not be lower than `_next`: a message cannot use the same bytes twice.
+    #
+    # The head may be read again from its beginning: in a thread, or to check its keys (`unpack`).
+    # No value is read twice then, since unpickling it may have effects.
     def __init__(
         self,
         frames: Sequence[Any],
         deserialize: bool,
         deserializers: Sequence[str] | None,
         policy: LoadPolicy | None,
+        budget: int | None,
     ):
-        # The arguments of loads().
+        # The arguments of loads(); `_budget` is what remains of it.
         self._frames = frames
         self._deserialize = deserialize
         self._deserializers = deserializers
         self._policy = policy
+        self._budget = budget
         # Index of the first frame that no value has claimed.
         self._next = 1
+        # The values that were read, with the value of `_next` after each, by the header's index.
+        self._values: dict[int, tuple[Any, int]] = {}
         # Checks the values of this message against the limits; None until the first value that the
         # header cache cannot read.
         self._reading: AbstractContextManager[Any] | None = None
         # Whether reading a value has raised an error.
         self.failed = False
+
+    def read(self) -> Any:
+        """Return the message.
+
+        Raises
+        ------
+        UnfinishedMessageError
+            If reading the values takes longer than the budget allows.
+        """
+        try:
+            return unpack(self._frames[0], self.decode, self._restart)
+        except _BudgetExceededError:
+            pass
+        except Exception as e:
+            if self.failed or isinstance(e, _PLAIN_ERRORS):
+                raise
+            raise _not_msgpack(e) from e
+        raise UnfinishedMessageError(self.finish)
+
+    def finish(self) -> Any:
+        """Return the message, however long that takes."""
+        self._budget = None
+        self._restart()
+        return self.read()
+
+    def _restart(self) -> None:
+        """Prepare for reading the head again from its beginning."""
+        self._next = 1
 
     def decode(self, obj: dict[Any, Any]) -> Any:
         """Return the value that a map stands for, or the map itself."""
@@ -260,19 +318,27 @@ class _MessageReader:
         return obj
 
     def _read(self, read: Callable[[int], Any], index: int) -> Any:
+        if self._next <= index and index in self._values:
+            value, self._next = self._values[index]
+            return value
         if self._reading is None:
-            self._reading = reading(self._policy)
+            self._reading = reading(self._policy, sum(map(nbytes, self._frames)))
         with self._reading:
             try:
-                return read(index)
+                value = read(index)
+            except _BudgetExceededError:
+                raise
             except Exception:
                 self.failed = True
                 raise
+        self._values[index] = value, self._next
+        return value
 
     def _serialized(self, index: int) -> Any:
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
+        self._spend(header, frames)
         inflate, merge = _METERED_READING if metering.is_metered() else _READING
         value = merge(header, inflate(header, frames), self._deserializers)
         if len(frames) == 1:
@@ -303,8 +369,16 @@ class _MessageReader:
         header, frames = self._claim(index)
         if self._deserializers is not None:
             check_family("pickle", self._deserializers)
+        self._spend(header, frames)
         inflate, _ = _METERED_READING if metering.is_metered() else _READING
         return load_pickled(header, inflate(header, frames))
+
+    def _spend(self, header: dict[str, Any], frames: Sequence[Any]) -> None:
+        """Reduce the budget by what reading a value takes."""
+        if self._budget is not None:
+            self._budget -= _BYTES_PER_VALUE + inflated_size(header, frames)
+            if self._budget < 0:
+                raise _BudgetExceededError
 
     def _claim(self, index: int) -> tuple[dict[str, Any], Sequence[Any]]:
         """Return the header at *index* and its frames, which no other value may refer to."""
@@ -400,6 +474,7 @@ def loads(
     deserialize: bool = True,
     deserializers: Sequence[str] | None = None,
     policy: LoadPolicy | None = None,
+    budget: int | None = None,
 ) -> Any:
     """Turn frames back into a message.
 
@@ -416,9 +491,14 @@ def loads(
     policy
         The limits of the connection: whether anything is unpickled, and how deep and large the
         message may become.  By default, those configured when a message was first read.
+    budget
+        Maximum number of bytes to inflate in this call; each value counts as some kilobytes more.
+        By default, there is no maximum.
 
     Raises
     ------
+    UnfinishedMessageError
+        If the budget is used up.  Its `finish` returns the message.
     ProtocolError
         If the frames are not a valid message; a `ValueError`.
     FamilyNotAllowedError
@@ -432,26 +512,29 @@ def loads(
         raise MessageError("a message of no frames")
     head = frames[0]
     if len(head) <= _MAX_SEARCHED_SIZE and _MARKERS.search(head) is None:
-        return _unpack(head, None)
+        return _unpack_plain(head, None)
     if len(frames) == 1:
         # There is no frame to refer to, so a map that looks like a reference is an ordinary map.
-        return _unpack(head, msgpack_decode_default)
-    reader = _MessageReader(frames, deserialize, deserializers, policy)
-    return _unpack(head, reader.decode, reader)
+        return _unpack_plain(head, msgpack_decode_default)
+    return _MessageReader(frames, deserialize, deserializers, policy, budget).read()
 
 
-def _unpack(
-    head: Buffer,
-    hook: Callable[[dict[Any, Any]], Any] | None,
-    reader: _MessageReader | None = None,
-) -> Any:
+def _unpack_plain(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
     try:
-        # These are `msgpack_opts`, spelled out to spare unpacking a dict for each message.
-        return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
-    except (ProtocolError, FamilyNotAllowedError, SerializationError):
+        if len(head) <= MAX_UNCHECKED:
+            # The usual case, without the call of a function.
+            return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
+        return unpack(head, hook)
+    except _PLAIN_ERRORS:
         raise
     except Exception as e:
-        if reader is not None and reader.failed:
-            raise
-        # msgpack raises several types of error.
-        raise MessageError(f"a message is not msgpack: {type(e).__name__}: {shown(e)}") from e
+        raise _not_msgpack(e) from e
+
+
+#: Errors of reading a message that are raised as they are.
+_PLAIN_ERRORS = ProtocolError, FamilyNotAllowedError, SerializationError
+
+
+def _not_msgpack(e: Exception) -> MessageError:
+    # msgpack raises several types of error.
+    return MessageError(f"a message is not msgpack: {type(e).__name__}: {shown(e)}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from distributed.base import config
 from distributed.base.text import shown, shown_repr
+from distributed.protocol.collisions import make_set
 from distributed.protocol.exceptions import ImportNotAllowedError, MessageError
 
 __all__ = [
@@ -90,7 +91,8 @@ def msgpack_decode_default(obj: dict[Any, Any]) -> Any:
     Raises
     ------
     MessageError
-        If an element of the set is not hashable, or the Enum member does not exist.
+        If an element of the set is not hashable, if too many have the same hash, or if the Enum
+        member does not exist.
     ImportNotAllowedError
         If the module of the Enum may not be imported.
 
@@ -115,7 +117,7 @@ def _decode_set(elements: Any) -> set[Any]:
     if not isinstance(elements, (list, tuple)):
         raise MessageError(f"a set is given as {type(elements).__name__}, not as a list")
     try:
-        return set(elements)
+        return make_set(elements)
     except TypeError as e:
         raise MessageError(f"the elements of a set are invalid: {e}") from e
 

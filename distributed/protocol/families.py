@@ -34,7 +34,8 @@ from distributed.protocol.dispatch import (
 )
 from distributed.protocol.exceptions import SerializationError
 from distributed.protocol.limits import may_unpickle
-from distributed.protocol.utils import Buffer, join_frames, msgpack_opts
+from distributed.protocol.unpacking import unpack
+from distributed.protocol.utils import Buffer, join_frames
 
 __all__ = [
     "Family",
@@ -316,7 +317,7 @@ def _msgpack_dumps(x: Any) -> tuple[Header, list[bytes]]:
 
 
 def _msgpack_loads(header: Header, frames: Sequence[Buffer]) -> Any:
-    return msgpack.unpackb(join_frames(frames), use_list=False, **msgpack_opts)
+    return unpack(join_frames(frames))
 
 
 # "error"

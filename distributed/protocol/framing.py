@@ -31,7 +31,8 @@ or is being filled; idle connections hold none.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from distributed.protocol.allocation import allocate
@@ -41,6 +42,8 @@ from distributed.protocol.exceptions import FramingError
 Buffer = bytes | bytearray | memoryview
 #: The frames of a message that has arrived.
 Frames = list[bytearray | memoryview]
+#: The lengths of frames.
+Lengths = Sequence[int] | memoryview
 
 _HEAD = struct.Struct("<QQ")
 _SINGLE = struct.Struct("<QQQ")
@@ -56,9 +59,14 @@ JOIN_SIZE = 48 * 1024
 SMALL_FRAME = 32 * 1024
 #: Maximum size in bytes of a buffer that several small frames are received into.
 SHARED_BUFFER = 256 * 1024
+#: Maximum number of such frames, so that other connections get a turn between the buffers.
+_MAX_SHARING = 8192
 #: ``N`` counts the first writable frame only if the frames before it have at most 2048 bytes, or at
 #: most a twentieth of its size: the original's receiver keeps all that ``N`` counts in one block.
 _HEAD_MAX, _HEAD_SHARE = 2048, 20
+
+#: All empty frames: one object per frame would take 64 times the memory of its length.
+_EMPTY = memoryview(bytearray())
 
 #: Unused scratch buffers.
 _spare: list[bytearray] = []
@@ -81,7 +89,7 @@ class Limits(NamedTuple):
     """
 
     max_message_size: int | None = None
-    max_frames: int | None = 10_000_000
+    max_frames: int | None = 2**20
     size_key: str = "distributed.comm.max-message-size"
     frames_key: str | None = "distributed.comm.max-frames"
 
@@ -243,10 +251,10 @@ class MessageDecoder:
         # The complete frames of the message, once its lengths are known.
         self._frames: Frames | None = None
         # The lengths of the next frames, and the memory that they share.
-        self._group: list[int] = []
+        self._group: Lengths = ()
         self._block: memoryview | None = None
-        # The lengths of the frames after those, for which no memory is allocated yet; reversed.
-        self._groups: list[list[int]] = []
+        # The lengths of the frames after those, for which no memory is allocated yet.
+        self._groups: Iterator[Lengths] = iter(())
         # Number of bytes of `_table` or `_block` that are filled.
         self._filled = 0
 
@@ -372,9 +380,11 @@ class MessageDecoder:
         if table is None or self._filled < len(table):
             return None
         self._table = None
-        return self._lay_out(self._first, struct.unpack(f"<{len(table) // 8}Q", table))
+        # A tuple of a million lengths would take more memory than the lengths did on the wire.
+        lengths = table.cast("Q") if sys.byteorder == "little" else _unpack_lengths(table)
+        return self._lay_out(self._first, lengths)
 
-    def _lay_out(self, first: int, lengths: tuple[int, ...]) -> Frames | None:
+    def _lay_out(self, first: int, lengths: Lengths) -> Frames | None:
         """Take the frames from the scratch buffer and allocate memory for the others.
 
         Return the frames if all of them are complete.
@@ -385,6 +395,8 @@ class MessageDecoder:
         if limit is not None and total > limit:
             self.limits.check_size(total)
         leading = first - 8 - 8 * count
+        if not total and not leading:
+            return [_EMPTY] * count
         if leading != total:
             for length in lengths:
                 if leading <= 0:
@@ -422,7 +434,6 @@ class MessageDecoder:
             self._block = self._allocate(lengths[here])
         else:
             self._groups = _share_memory(lengths[here:], self.shard)
-            self._groups.reverse()
         return self._fill_frames()
 
     def _fill_frames(self) -> Frames | None:
@@ -440,11 +451,12 @@ class MessageDecoder:
                 else:
                     # `allocate` returns a view of a bytearray for this size.
                     frames += _copy(block.obj, 0, self._group)  # type: ignore[arg-type]
-            if not self._groups:
+            group = next(self._groups, None)
+            if group is None:
                 self._frames = self._block = None
                 return frames
-            self._group = self._groups.pop()
-            self._block = block = self._allocate(sum(self._group))
+            self._group = group
+            self._block = block = self._allocate(sum(group))
 
     def _allocate(self, nbytes: int) -> memoryview:
         """Return new memory whose beginning is filled with the unparsed bytes."""
@@ -465,7 +477,11 @@ class MessageDecoder:
         self._start = self._end = 0
 
 
-def _copy(memory: bytearray, start: int, lengths: Sequence[int]) -> Frames:
+def _unpack_lengths(table: memoryview) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(table) // 8}Q", table)
+
+
+def _copy(memory: bytearray, start: int, lengths: Lengths) -> Frames:
     """Return copies of the frames of the given *lengths* from *start* on.
 
     An array that is kept does not keep its neighbours then.  Copying small frames costs about as
@@ -474,23 +490,23 @@ def _copy(memory: bytearray, start: int, lengths: Sequence[int]) -> Frames:
     frames: Frames = []
     for length in lengths:
         end = start + length
-        frames.append(memory[start:end])
+        frames.append(memory[start:end] if length else _EMPTY)
         start = end
     return frames
 
 
-def _cut(memory: memoryview, lengths: Sequence[int]) -> Frames:
+def _cut(memory: memoryview, lengths: Lengths) -> Frames:
     """Split *memory* into frames of the given *lengths*."""
     frames: Frames = []
     start = 0
     for length in lengths:
         end = start + length
-        frames.append(memory[start:end])
+        frames.append(memory[start:end] if length else _EMPTY)
         start = end
     return frames
 
 
-def _share_memory(lengths: Sequence[int], shard: int | None) -> list[list[int]]:
+def _share_memory(lengths: Lengths, shard: int | None) -> Iterator[Lengths]:
     """Group the *lengths* of frames that are received into one block of memory each.
 
     A large frame gets a block of its own, so that an array can be freed without its neighbours.
@@ -498,22 +514,23 @@ def _share_memory(lengths: Sequence[int], shard: int | None) -> list[list[int]]:
     received into one block, so that a thousand of them do not cost a thousand reads; they are
     copied out of it, unless it has parts of a split buffer.
     """
-    groups: list[list[int]] = []
-    small: list[int] | None = None
-    small_size = 0
-    joins = False
-    for length in lengths:
+    start = 0
+    size = 0
+    # Whether the frames from `start` on are small, and whether the next one is a part of the last.
+    is_small = joins = False
+    for i, length in enumerate(lengths):
         if joins:
-            groups[-1].append(length)
+            size += length
         elif length > SMALL_FRAME:
-            groups.append([length])
-            small = None
-        elif small is None or small_size + length > SHARED_BUFFER:
-            small = [length]
-            small_size = length
-            groups.append(small)
+            if i:
+                yield lengths[start:i]
+            start, size, is_small = i, length, False
+        elif not is_small or size + length > SHARED_BUFFER or i - start >= _MAX_SHARING:
+            if i:
+                yield lengths[start:i]
+            start, size, is_small = i, length, True
         else:
-            small.append(length)
-            small_size += length
+            size += length
         joins = length == shard
-    return groups
+    if lengths:
+        yield lengths[start:]

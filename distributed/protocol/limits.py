@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
 from distributed.protocol.exceptions import (
@@ -30,11 +30,17 @@ __all__ = [
     "default_policy",
     "may_unpickle",
     "reading",
+    "reading_stored",
 ]
 
 ALLOW_PICKLE = "distributed.comm.allow-pickle"
 MAX_DEPTH = "distributed.comm.max-depth"
 MAX_INFLATED_SIZE = "distributed.comm.max-inflated-size"
+
+#: Maximum number of bytes to inflate by default, and the multiple of the bytes received that is
+#: allowed if it is more.  Data that honest peers compress rarely shrinks to less than a tenth.
+AUTO_SIZE = 2**30
+AUTO_RATIO = 32
 
 
 class LoadPolicy(NamedTuple):
@@ -49,12 +55,13 @@ class LoadPolicy(NamedTuple):
         (``distributed.comm.max-depth``).
     max_inflated_size
         Maximum size (bytes) of all compressed frames of a message together, once inflated
-        (``distributed.comm.max-inflated-size``).
+        (``distributed.comm.max-inflated-size``).  "auto" stands for `AUTO_SIZE`, or `AUTO_RATIO`
+        times the bytes received if that is more.
     """
 
     allow_pickle: bool = True
     max_depth: int | None = 512
-    max_inflated_size: int | None = 16 * 2**30
+    max_inflated_size: int | Literal["auto"] | None = "auto"
 
     @classmethod
     def from_config(cls, allow_pickle: bool | None = None) -> LoadPolicy:
@@ -72,9 +79,7 @@ class LoadPolicy(NamedTuple):
         """
         if allow_pickle is None:
             allow_pickle = config.read(ALLOW_PICKLE)
-        return cls(
-            bool(allow_pickle), config.get_int(MAX_DEPTH), config.get_bytes(MAX_INFLATED_SIZE)
-        )
+        return cls(bool(allow_pickle), config.get_int(MAX_DEPTH), config.read(MAX_INFLATED_SIZE))
 
 
 @functools.cache
@@ -90,12 +95,17 @@ class Reading:
     ----------
     policy
         The limits.
+    received
+        Size of the message in bytes, as received.
     """
 
-    __slots__ = ("_outer", "depth", "inflated", "policy")
+    __slots__ = ("_outer", "depth", "inflated", "max_inflated", "policy")
 
-    def __init__(self, policy: LoadPolicy):
+    def __init__(self, policy: LoadPolicy, received: int = 0):
         self.policy = policy
+        # Maximum number of bytes to inflate; None for no limit.
+        limit = policy.max_inflated_size
+        self.max_inflated = max(AUTO_SIZE, received * AUTO_RATIO) if limit == "auto" else limit
         # Number of collections around the current value.
         self.depth = 0
         # Number of bytes inflated so far.
@@ -128,13 +138,12 @@ class Reading:
     @property
     def room(self) -> int | None:
         """Number of bytes that may still be inflated; None for no limit."""
-        limit = self.policy.max_inflated_size
-        return None if limit is None else limit - self.inflated
+        return None if self.max_inflated is None else self.max_inflated - self.inflated
 
     def no_room(self, what: str) -> CompressionError:
         """Return the error for frames that inflate to more bytes than `room`."""
         return CompressionError(
-            f"{what}; {MAX_INFLATED_SIZE!r} allows {self.policy.max_inflated_size:,} bytes for all "
+            f"{what}; {MAX_INFLATED_SIZE!r} allows {self.max_inflated:,} bytes for all "
             f"frames of a message, and {self.inflated:,} are already used"
         )
 
@@ -192,7 +201,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def reading(policy: LoadPolicy | None = None) -> AbstractContextManager[Reading]:
+def reading(policy: LoadPolicy | None = None, received: int = 0) -> AbstractContextManager[Reading]:
     """Return a context manager in which a message or a value is read.
 
     Parameters
@@ -200,6 +209,8 @@ def reading(policy: LoadPolicy | None = None) -> AbstractContextManager[Reading]
     policy
         The limits.  By default, a value is read under the limits of the message around it, and
         counts towards them; without such a message, the `default_policy` holds.
+    received
+        Size of the message or value in bytes, as received.
 
     Examples
     --------
@@ -210,9 +221,23 @@ def reading(policy: LoadPolicy | None = None) -> AbstractContextManager[Reading]
     distributed.protocol.exceptions.PickleNotAllowedError: ...
     """
     if policy is not None:
-        return Reading(policy)
+        return Reading(policy, received)
     outer = _current.reading
-    return Reading(default_policy()) if outer is None else nullcontext(outer)
+    return Reading(default_policy(), received) if outer is None else nullcontext(outer)
+
+
+def reading_stored() -> AbstractContextManager[Reading]:
+    """Return a context manager in which a value is read that this process may have stored.
+
+    Outside of a message, "auto" means no maximum inflated size: the sizes of stored values were
+    those of objects in memory.
+    """
+    if _current.reading is not None:
+        return nullcontext(_current.reading)
+    policy = default_policy()
+    if policy.max_inflated_size == "auto":
+        policy = policy._replace(max_inflated_size=None)
+    return Reading(policy)
 
 
 def may_unpickle() -> bool:

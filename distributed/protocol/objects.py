@@ -18,6 +18,7 @@ import msgpack
 
 from distributed.base.text import shown, shown_repr
 from distributed.protocol import pickle
+from distributed.protocol.collisions import make_dict, make_set
 from distributed.protocol.compression import decompress
 from distributed.protocol.dispatch import dask_serialize
 from distributed.protocol.exceptions import (
@@ -401,11 +402,9 @@ class _Collection:
         """Return the collection, which must be complete."""
         try:
             if self.cls is dict:
-                return {
-                    sub_header["key"]: element
-                    for sub_header, element in zip(self.sub_headers, self.elements, strict=True)  # type: ignore[arg-type]
-                }
-            return self.cls(self.elements)
+                keys = [sub_header["key"] for sub_header in self.sub_headers]  # type: ignore[union-attr]
+                return make_dict(list(zip(keys, self.elements, strict=True)))
+            return make_set(self.elements) if self.cls is set else self.cls(self.elements)
         except (KeyError, TypeError) as e:
             raise HeaderError(f"a {self.cls.__name__} cannot be made of its elements: {e}") from e
 

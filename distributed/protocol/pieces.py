@@ -22,6 +22,7 @@ from distributed.protocol.extension import (
     msgpack_decode_default,
     msgpack_encode_default,
 )
+from distributed.protocol.limits import reading_stored
 from distributed.protocol.objects import (
     Header,
     OnError,
@@ -30,10 +31,10 @@ from distributed.protocol.objects import (
     merge_frames,
     serialize,
 )
+from distributed.protocol.unpacking import unpack
 from distributed.protocol.utils import (
     Buffer,
     frame_split_size,
-    msgpack_opts,
     pack_frames_prelude,
     unpack_frames,
 )
@@ -141,7 +142,7 @@ def read_header(packed: Buffer) -> Header:
     """
     hook = msgpack_decode_default if EXTENSIONS.search(packed) else None
     try:
-        header = msgpack.unpackb(packed, object_hook=hook, use_list=False, **msgpack_opts)
+        header = unpack(packed, hook)
     except ProtocolError:
         raise
     except Exception as e:  # msgpack raises errors of several types
@@ -193,7 +194,8 @@ def deserialize_bytes(b: Buffer) -> Any:
     """
     packed, *frames = unpack_frames(b) or [b""]
     header = read_header(packed)
-    return merge_and_deserialize(header, decompress(header, frames))
+    with reading_stored():
+        return merge_and_deserialize(header, decompress(header, frames))
 
 
 # Frequent types that contain no wrapper: values of these types are spared a call.

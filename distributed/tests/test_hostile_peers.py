@@ -1,6 +1,6 @@
 """Attacks on a server in another process.
 
-During each attack an honest client is answered within two seconds, and afterwards the server has as
+During each attack an honest client is answered within a second, and afterwards the server has as
 much memory and as many file descriptors as before.  `besieged` checks this from outside.
 """
 

@@ -516,7 +516,7 @@ WITH_DASK = {
     "dask has our defaults at once if it was imported first": """
         import dask.config
         import distributed.config
-        assert dask.config.get("distributed.comm.max-frames") == 10_000_000
+        assert dask.config.get("distributed.comm.max-frames") == 2**20
     """,
     "dask keeps values that were set before our import": """
         import dask.config

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import pickle
 import sys
 import threading
 from types import SimpleNamespace
+from typing import ClassVar
 
 import msgpack
 import pytest
@@ -20,11 +20,13 @@ from distributed.comm.offloading import (
     ExpensiveMessageError,
     from_frames,
     loads_is_expensive,
+    reading_budget,
     to_frames,
     weigh,
 )
 from distributed.core import Server, rpc
 from distributed.protocol import Serialized, ToPickle, dumps, loads, to_serialize
+from distributed.protocol.compression import compressions
 from distributed.protocol.exceptions import ProtocolError
 from distributed.utils_test import gen_test
 
@@ -52,12 +54,17 @@ class OutOfBand:
 class ThreadTeller:
     """An object that arrives as the names of the threads that pickled and unpickled it."""
 
+    #: The names of the threads that unpickled such objects.
+    unpickled: ClassVar[list[str]] = []
+
     def __reduce__(self):
         return _tell_thread, (threading.current_thread().name,)
 
 
 def _tell_thread(dumped_in):
-    return dumped_in, threading.current_thread().name
+    thread = threading.current_thread().name
+    ThreadTeller.unpickled.append(thread)
+    return dumped_in, thread
 
 
 class Sized:
@@ -201,7 +208,8 @@ def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
 @pytest.mark.parametrize(
     ("message", "kwargs", "expensive"),
     [
-        ({"x": "." * 20 * KIB}, {}, False),
+        ({"x": "." * 9 * KIB}, {}, False),
+        ({"x": "." * 20 * KIB}, {}, True),
         ({"x": to_serialize(bytes(20 * KIB))}, {}, False),
         ({"x": to_serialize(bytearray(20 * KIB))}, {"frame_split_size": KIB}, False),
         ({"x": to_serialize([bytearray(20 * KIB), b"x"])}, {}, False),
@@ -213,13 +221,51 @@ def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
         ({"x": to_serialize("." * 20 * KIB)}, {"serializers": ["msgpack"]}, True),
         ({"x": to_serialize({"a": b"x", "b": ["." * 20 * KIB]})}, {}, True),
         ({i: to_serialize(b"") for i in range(KIB)}, {}, True),
-        ({"x": to_serialize(bytes(20 * KIB))}, {"context": ZLIB}, False),
-        ({"x": to_serialize(os.urandom(9 * KIB) + bytes(20 * KIB))}, {"context": ZLIB}, True),
+        ({i: to_serialize(b"") for i in range(5000)}, {}, True),
     ],
     ids=range(14),
 )
-def test_parsed_and_inflated_bytes_make_a_read_expensive(low_threshold, message, kwargs, expensive):
+def test_parsed_bytes_make_a_read_expensive(low_threshold, message, kwargs, expensive):
     assert loads_is_expensive(dumps(message, **kwargs)) is expensive
+
+
+#: 3 MB of maps, of which the event loop would read 4 MB per second.
+SMALL_MAPS = msgpack.packb({"x": [{"a": 1}] * 10**6})
+
+
+@pytest.mark.parametrize("deserialize", [True, False])
+def test_many_small_containers_make_a_read_expensive(deserialize):
+    assert reading_budget([SMALL_MAPS], deserialize) == 0
+    assert reading_budget([SMALL_MAPS, b""], deserialize) == 0
+    few = msgpack.packb({"x": ["." * 100] * 30_000})
+    assert len(few) > 3_000_000
+    assert reading_budget([few], deserialize) > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(1, 100_000), (1, 3_000_000), (200, 10_000)],
+    ids=["a little", "much", "many"],
+)
+@pytest.mark.parametrize("name", ["zlib", "lz4", "zstd", "snappy"])
+@gen_test()
+async def test_frames_that_inflate_to_much_are_inflated_in_a_thread(monkeypatch, name, count, size):
+    if name not in compressions:
+        pytest.skip(f"{name} is not installed")
+    unpickled = []
+    monkeypatch.setattr(ThreadTeller, "unpickled", unpickled)
+    data = [to_serialize(bytes(size)) for _ in range(count)]
+    message = {"before": ToPickle(ThreadTeller()), "x": data, "after": ToPickle(ThreadTeller())}
+    frames = dumps(message, context={"compression": name})
+    assert sum(map(len, frames)) < 200_000
+    message = await from_frames(frames)
+    assert [bytes(x) for x in message["x"]] == [bytes(size)] * count
+    threads = [message["before"][1], message["after"][1]]
+    # Each of them is unpickled once.
+    assert unpickled == threads
+    here = threading.current_thread().name
+    inflated_here = count * size < 1_000_000
+    assert threads == [here, here if inflated_here else f"{OFFLOAD_THREAD_NAME}_0"]
 
 
 def test_dask_is_asked_for_the_size_of_other_objects(low_threshold, monkeypatch):
@@ -290,8 +336,11 @@ async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkey
         async with rpc(server.address) as remote:
             for large in (memoryview(bytearray(size)), bytes(size), bytearray(size)):
                 assert await remote.size(data=to_serialize(large)) == size
-            assert await remote.size(data=bytes(size)) == size
             assert offloaded == []
+            # Its size does not tell how many values are in it.
+            assert await remote.size(data=bytes(size)) == size
+            assert offloaded == [loads]
+            offloaded.clear()
             assert await remote.size(data=to_serialize("." * size)) == size
             assert offloaded == [loads]
             assert await remote.size(data=ToPickle(dict.fromkeys(range(10**6)))) == 10**6

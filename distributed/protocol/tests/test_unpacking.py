@@ -1,0 +1,85 @@
+"""Reading msgpack: the same values as msgpack reads, in steps, and with bounds on equal hashes."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgpack
+import pytest
+
+from distributed.protocol import ToPickle, deserialize_bytes, dumps, limits, loads, serialize_bytes
+from distributed.protocol.collisions import make_dict, make_set
+from distributed.protocol.exceptions import MessageError
+from distributed.protocol.unpacking import unpack
+
+#: Tuples with the same hash.
+COLLIDING = list(itertools.islice(itertools.product((-1, -2), repeat=10), 500))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        tuple(range(10**6)),
+        ("x" * 3_000_000,),
+        {"a": b"x" * 1_200_000, "b": tuple({"c": i} for i in range(300_000)), "d": "y" * 10**6},
+        (b"x" * 65_000,) * 30,
+        {i: (i, {i: "x"}) for i in range(100_000)},
+        {("x", i): i for i in range(100_000)},
+    ],
+    ids=range(6),
+)
+def test_large_values_are_read_as_msgpack_reads_them(value):
+    packed = msgpack.packb(value)
+    assert len(packed) > 10**6
+    assert unpack(memoryview(packed)) == value
+    for invalid in (packed[:-1], packed + b"x"):
+        with pytest.raises(ValueError, match=r"incomplete|extra"):
+            unpack(invalid)
+
+
+def test_keys_with_equal_hashes_are_refused():
+    with pytest.raises(MessageError, match="500 of 500 keys"):
+        make_set(COLLIDING)
+    with pytest.raises(MessageError, match="500 of 501 keys"):
+        make_dict([("x", 0), *((key, 0) for key in COLLIDING)])
+    packer = msgpack.Packer()
+    pairs = b"".join(packer.pack(key) + b"\x00" for key in COLLIDING)
+    with pytest.raises(MessageError, match="500 of 500 keys"):
+        loads([packer.pack_map_header(500) + pairs])
+
+
+def test_keys_of_honest_peers_are_accepted():
+    keys = [
+        (f"x-{i}", j, k, m) for i in range(50) for j in (-1, -2) for k in (-1, -2) for m in (-1, -2)
+    ]
+    assert make_set(keys) == set(keys)
+    assert make_dict([(key, 1) for key in keys]) == dict.fromkeys(keys, 1)
+
+
+class Counted:
+    """An object that counts how often it is unpickled."""
+
+    count = 0
+
+    def __reduce__(self):
+        return Counted._unpickled, ()
+
+    @staticmethod
+    def _unpickled():
+        Counted.count += 1
+        return Counted()
+
+
+def test_values_are_unpickled_once_although_keys_need_a_second_look(monkeypatch):
+    monkeypatch.setattr(Counted, "count", 0)
+    frames = dumps({"x": ToPickle(Counted()), "y": "." * 5000, "z": {(1, 2): ToPickle(Counted())}})
+    message = loads(frames)
+    assert list(message["z"]) == [(1, 2)]
+    assert Counted.count == 2
+
+
+def test_stored_values_may_inflate_to_any_size(monkeypatch):
+    monkeypatch.setattr(limits, "AUTO_SIZE", 1000)
+    stored = serialize_bytes(bytes(10**6), compression="zlib")
+    assert len(stored) < 10**4
+    assert deserialize_bytes(stored) == bytes(10**6)

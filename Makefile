@@ -1,10 +1,16 @@
 # Each target creates the environment that it needs; make and Python 3.11 or newer are the only requirements.
-# .venv holds everything that the tests use, .venv-demo only the package and its three requirements, and .dask
-# dask.distributed as released and on this core.
+# .venv holds everything that the tests use, .venv-demo only the package and its three requirements,
+# .venv-minimum the minimum versions of the requirements, and .dask dask.distributed as released and on this core.
 
 PYTHON ?= python3
+# the oldest supported Python, for which the minimum versions of all requirements have wheels
+PYTHON_MINIMUM ?= $(shell command -v python3.11 || echo $(PYTHON))
 VENV := .venv
 VENV_DEMO := .venv-demo
+VENV_MINIMUM := .venv-minimum
+# the extras of setup.cfg whose minimum versions are tested, and the tools for these tests, in any version
+MINIMUM_EXTRAS := compression config libraries security statistics tracebacks
+MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST_ARGS ?=
@@ -13,11 +19,11 @@ QUICK ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dask test check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
+.PHONY: help demo dask test test-minimum check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
-	  | while IFS='|' read -r verb what; do printf '  make %-10s %s\n' "$$verb" "$$what"; done
+	  | while IFS='|' read -r verb what; do printf '  make %-12s %s\n' "$$verb" "$$what"; done
 	@echo
 	@echo '  PYTHON=...      the interpreter for new environments (default: python3; 3.11 or newer)'
 	@echo '  PYTEST_ARGS=... arguments for pytest, such as PYTEST_ARGS="-k handshake -x"'
@@ -31,6 +37,9 @@ dask: $(VENV)/.made  ## run a dask program on dask.distributed as released, and 
 	@$(BIN)/python examples/dask/compare.py
 
 test: check docs pytest  ## run check, docs and the test suite
+
+test-minimum: $(VENV_MINIMUM)/.made  ## run tests with exactly the minimum versions of the requirements
+	$(VENV_MINIMUM)/bin/python -m pytest $(PYTEST_ARGS)
 
 check: lint types contracts  ## check style, types and import contracts
 
@@ -63,7 +72,7 @@ bench: $(VENV)/.made  ## measure this project, the original, similar libraries a
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 clean:  ## remove the environments and all generated files
-	rm -rf $(VENV) $(VENV_DEMO) .dask .environments docs/_build build *.egg-info
+	rm -rf $(VENV) $(VENV_DEMO) $(VENV_MINIMUM) .dask .environments docs/_build build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -77,6 +86,13 @@ $(VENV)/.made: setup.cfg setup.py | python-is-new-enough
 $(VENV_DEMO)/.made: setup.cfg setup.py | python-is-new-enough
 	$(PYTHON) -m venv --clear $(VENV_DEMO)
 	$(VENV_DEMO)/bin/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV_MINIMUM)/.made: setup.cfg setup.py scripts/minimum_versions.py | python-is-new-enough
+	$(PYTHON_MINIMUM) -m venv --clear $(VENV_MINIMUM)
+	$(VENV_MINIMUM)/bin/python scripts/minimum_versions.py $(MINIMUM_EXTRAS) > $(VENV_MINIMUM)/requirements.txt
+	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --requirement $(VENV_MINIMUM)/requirements.txt $(MINIMUM_TOOLS)
+	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 python-is-new-enough:

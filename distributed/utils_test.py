@@ -31,7 +31,6 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 from distributed.base import config as dask_config
 from distributed.base import logs
 from distributed.base.host_addresses import get_ip, get_ipv6
-from distributed.base.logs import get_logger
 from distributed.comm import connect
 from distributed.security.settings import Security
 
@@ -180,12 +179,12 @@ def captured_logger(
     Examples
     --------
     >>> with captured_logger("distributed.example", propagate=False) as log:
-    ...     get_logger("distributed.example").warning("disk is %d %% full", 97)
+    ...     logging.getLogger("distributed.example").warning("disk is %d %% full", 97)
     >>> log.getvalue()
     'disk is 97 % full\\n'
     """
     if isinstance(logger, str):
-        logger = get_logger(logger)
+        logger = logging.getLogger(logger)
     logs.flush()
     before = logger.level, logger.handlers[:], logger.propagate
     buffer = io.StringIO()

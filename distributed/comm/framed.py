@@ -28,6 +28,9 @@ from distributed.protocol.framing import Buffer, Limits
 
 #: Maximum number of messages that are read in a row without giving other tasks a turn.
 UNINTERRUPTED_READS = 64
+#: Maximum number of items of an array in a handshake.  msgpack allocates an array before it reads
+#: the items, so nested arrays that claim many items would take up to a thousand times their size.
+_HANDSHAKE_ITEMS = 1000
 
 
 class FramedComm(Comm):
@@ -194,7 +197,9 @@ class FramedComm(Comm):
         finally:
             self._reading = False
         try:
-            return msgpack.unpackb(frames[0], use_list=False, strict_map_key=True)
+            return msgpack.unpackb(
+                frames[0], use_list=False, strict_map_key=True, max_array_len=_HANDSHAKE_ITEMS
+            )
         except Exception as exc:
             raise MessageError(f"a handshake is plain msgpack: {shown(exc)}") from exc
 

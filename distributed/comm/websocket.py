@@ -1,9 +1,9 @@
 """Tornado's websockets with the limits and error reasons that comms need.
 
-This module adds four things to Tornado's websockets: a limit on unread bytes (:class:`Inbox`), an
-immediate error if the peer does not speak HTTP (:func:`expect_http`), a client whose connection is
-closed when the attempt is cancelled (:class:`ClientConnection`), and the reason why a connection
-ended (:func:`explanation`).
+This module adds five things to Tornado's websockets: a limit on unread bytes (:class:`Inbox`), the
+rules of RFC 6455 with their close codes (:class:`Protocol`), an immediate error if the peer does
+not speak HTTP (:func:`expect_http`), a client whose connection is closed when the attempt is
+cancelled (:class:`ClientConnection`), and the reason why a connection ended (:func:`explanation`).
 
 It does not import comms: :mod:`distributed.comm.ws` makes comms of these websockets.
 """
@@ -11,8 +11,10 @@ It does not import comms: :mod:`distributed.comm.ws` makes comms of these websoc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import re
+import socket
 import ssl
 import sys
 from collections import deque
@@ -21,7 +23,8 @@ from typing import Any
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httputil import HTTPHeaders, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.util import _websocket_mask
 from tornado.websocket import (
     WebSocketClientConnection,
     WebSocketError,
@@ -32,6 +35,15 @@ from tornado.websocket import (
 from distributed.base.text import shown
 from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
+from distributed.comm.websocket_rules import (
+    FINAL_CLOSE_CODES,
+    TOO_BIG,
+    Violation,
+    check_close,
+    check_header,
+    check_text,
+    close_reason,
+)
 
 #: Maximum size of HTTP headers, and of the body of an HTTP error, in bytes.
 HTTP_LIMIT = 64 * 1024
@@ -44,8 +56,14 @@ _READ_AHEAD = 256 * 1024
 #: Bytes of memory for a websocket message in addition to its data.
 _OVERHEAD = 64
 
-#: HTTP status codes after which another request for a websocket would fail as well.
-_FINAL_ANSWERS = frozenset({200, 400, 401, 403, 405, 407, 410, 426, 501, 505})
+#: Maximum number of bytes of a closed connection that are received, and discarded, at once.
+_DISCARDED = 64 * 1024
+#: Seconds until a connection is closed whose peer violated the protocol.  The peer may still read
+#: the close frame until then.
+_LINGER = 0.5
+
+#: HTTP status codes from 400 to 499 that ask for another request, at once or later.
+_TEMPORARY_ANSWERS = frozenset({404, 408, 421, 425, 429})
 
 
 def handshake_limit() -> int:
@@ -56,6 +74,14 @@ def handshake_limit() -> int:
 
 class NotHTTP(ConnectionAbortedError):
     """A peer's first bytes are not HTTP."""
+
+
+class RefusedAtOnce(ConnectionAbortedError):
+    """A server has accepted a websocket and closed it with a code before it was used."""
+
+    def __init__(self, close_code: int, reason: str):
+        super().__init__(errno.ECONNABORTED, reason)
+        self.close_code = close_code
 
 
 def expect_http(
@@ -94,8 +120,8 @@ class Inbox:
         #: Maximum number of unread bytes.  It is 0 until the handshake is done, so that each
         #: message is received only when it is read.
         self.room = 0
-        #: Whether the peer sent a websocket message above the limit.
-        self.too_large = False
+        #: The rule that the peer broke, because of which this side has closed the connection.
+        self.violation: Violation | None = None
         #: The peer's close code and reason, None if it sent none.
         self.close_code: int | None = None
         self.close_reason: str | None = None
@@ -199,6 +225,13 @@ class Inbox:
         self._messages.clear()
         self.end()
 
+    def closing(self) -> str:
+        """Return the peer's close code and reason, for an error."""
+        return (
+            f"closed with code {self.close_code} (RFC 6455, section 7.4.1): "
+            f"{shown(self.close_reason or 'no reason given')}"
+        )
+
     @staticmethod
     def _wake(waiter: asyncio.Future[None] | None) -> None:
         if waiter is not None and not waiter.done():
@@ -206,12 +239,20 @@ class Inbox:
 
 
 class Protocol(WebSocketProtocol13):
-    """A websocket protocol that has an inbox, and that sends pings which need no answer."""
+    """A websocket protocol that has an inbox, checks all frames, and sends pings without answers.
+
+    Tornado accepts frames without a mask.  It disconnects after an invalid frame without a close
+    frame, so that the peer does not learn the reason.
+    """
 
     #: Set by `adopt`.
     inbox: Inbox
     #: Runs while the websocket is open, if pings are configured.
     _ping_timer: asyncio.TimerHandle | None = None
+    #: The opcode and the received part of a fragmented message, if one has begun.
+    _begun: tuple[int, bytearray] | None = None
+    #: Closes the stream; set once the peer has violated the protocol.
+    _linger_timer: asyncio.TimerHandle | None = None
 
     @property
     def limit(self) -> int:
@@ -241,18 +282,120 @@ class Protocol(WebSocketProtocol13):
                 self.write_ping(b"")
             self._schedule_ping(interval)
 
+    # Receiving
+
+    async def _receive_frame(self) -> None:
+        try:
+            await self._receive_valid_frame()
+        except Violation as violation:
+            self._refuse(violation)
+            try:
+                await self._discard()
+            finally:
+                self._abort()
+
+    async def _receive_valid_frame(self) -> None:
+        """Receive a frame, and handle it or the message that it ends.
+
+        Raises
+        ------
+        Violation
+            If the peer violates the protocol.
+        """
+        first, second = await self._read_bytes(2)
+        mask_bit = 0 if self.mask_outgoing else 0x80
+        begun = self._begun
+        if first != 0x82 or second & 0x80 != mask_bit or begun is not None:
+            # It is not the usual frame, which is a whole binary message.
+            check_header(first, second, mask_bit, begun is not None)
+        length = second & 0x7F
+        if length == 126:
+            length = int.from_bytes(await self._read_bytes(2), "big")
+        elif length == 127:
+            length = int.from_bytes(await self._read_bytes(8), "big")
+        opcode = first & 0x0F
+        is_data = opcode < 0x8
+        size = length if begun is None or not is_data else length + len(begun[1])
+        if size > self.limit:
+            raise Violation(TOO_BIG, "message too big")
+        if mask_bit:
+            mask = await self._read_bytes(4)
+            data = _websocket_mask(mask, await self._read_bytes(length))
+        else:
+            data = await self._read_bytes(length)
+        if is_data:
+            if begun is not None:
+                opcode = begun[0]
+                begun[1].extend(data)
+            elif not first & 0x80:
+                self._begun = opcode, bytearray(data)
+            if not first & 0x80:
+                return
+            if begun is not None:
+                data = bytes(begun[1])
+                self._begun = None
+            if opcode == 0x1:
+                check_text(data)
+        elif opcode == 0x8:
+            check_close(data)
+        handled = self._handle_message(opcode, data)
+        if handled is not None:
+            await handled
+
+    # Closing
+
+    def refuse(self, code: int, reason: str) -> None:
+        """Close the connection, with *code*, because of a message that the peer sent.
+
+        The peer gets a moment to read the close frame, even if :meth:`abandon` is called.
+        """
+        if self.inbox.violation is None and not self.is_closing():
+            self._refuse(Violation(code, reason))
+
+    def _refuse(self, violation: Violation) -> None:
+        # If this side or the peer has sent a close frame before, it stands.
+        if self.inbox.violation is None and not self.is_closing():
+            self.inbox.violation = violation
+        if self._linger_timer is None:
+            loop = asyncio.get_running_loop()
+            self._linger_timer = loop.call_later(_LINGER, self._abort)
+        self.close(violation.code, close_reason(violation.reason))
+        self.inbox.end()
+
+    def _end_output(self) -> None:
+        """Let the peer see the end of the connection after the close frame, so that it disconnects.
+
+        Over TLS, or if the peer does not read, the connection ends after `_LINGER` seconds.
+        """
+        stream = self.stream
+        if not stream.closed() and not stream.writing() and not isinstance(stream, SSLIOStream):
+            with contextlib.suppress(OSError):  # the peer has disconnected
+                stream.socket.shutdown(socket.SHUT_WR)
+
+    async def _discard(self) -> None:
+        """Receive and discard data until the peer disconnects or `_linger_timer` ends.
+
+        If unread data was left, the kernel would reset the connection, and the peer might lose the
+        close frame.
+        """
+        self._end_output()
+        with contextlib.suppress(StreamClosedError):
+            while True:
+                await self.stream.read_bytes(_DISCARDED, partial=True)
+                await asyncio.sleep(0)
+
     def abandon(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once, or soon if the peer has yet to read why."""
         self.inbox.drop()
-        self.stream.close()
+        if self._linger_timer is None:
+            self.stream.close()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        # 1009 means "message too big".  If the peer closed first, this side only echoes its code.
-        if code == 1009 and not self.client_terminated:
-            self.inbox.too_large = True
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         super().close(code, reason)
+        if self._linger_timer is not None and self.stream.closed():
+            self._linger_timer.cancel()
 
 
 def adopt(protocol: WebSocketProtocol | None, inbox: Inbox) -> Protocol | None:
@@ -290,20 +433,43 @@ class ClientConnection(WebSocketClientConnection):
         self.tcp_client = _OpenStream(stream)  # type: ignore[assignment]
         self.max_body_size = HTTP_LIMIT
         self.stream = stream
+        # The protocol, also after the websocket was closed.
+        self._opened: Protocol | None = None
         # It may fail after its waiter was cancelled, and asyncio would log the unread error.
         self.connect_future.add_done_callback(forget_outcome)
 
     def get_websocket_protocol(self) -> Protocol:
         protocol = adopt(super().get_websocket_protocol(), self.inbox)
         assert protocol is not None
+        self._opened = protocol
         return protocol
 
     async def upgraded(self) -> Protocol:
-        """Wait until the server has accepted the websocket, and return its protocol."""
+        """Wait until the server has accepted the websocket, and return its protocol.
+
+        Raises
+        ------
+        RefusedAtOnce
+            If the server has already closed the websocket with a code, or violated its protocol.
+        StreamClosedError
+            If it has disconnected.
+        """
         await asyncio.shield(self.connect_future)
-        if not isinstance(self.protocol, Protocol):
-            raise StreamClosedError(self.stream.error)
-        return self.protocol
+        if isinstance(self.protocol, Protocol):
+            return self.protocol
+        inbox = self.inbox
+        if inbox.violation is not None:
+            raise RefusedAtOnce(inbox.violation.code, described(inbox.violation))
+        if inbox.close_code not in (None, 1000, 1001):
+            raise RefusedAtOnce(inbox.close_code, f"the peer {inbox.closing()}")
+        raise StreamClosedError(self.stream.error)
+
+    def abandon(self) -> None:
+        """Close the connection at once, or soon if the peer has yet to read why."""
+        if self._opened is not None:
+            self._opened.abandon()
+        else:
+            self.stream.close()
 
     async def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -315,13 +481,22 @@ class ClientConnection(WebSocketClientConnection):
                 self._refuse("it switches to another protocol")
             elif headers.get("Sec-Websocket-Accept") != accept:
                 self._refuse("its answer does not belong to the request")
+            elif "upgrade" not in re.split(r"[\s,]+", headers.get("Connection", "").lower()):
+                self._refuse("it does not upgrade the connection")
             elif headers.get("Sec-WebSocket-Extensions"):
                 self._refuse("it uses an extension that was not offered")
+            elif headers.get("Sec-WebSocket-Protocol", "") not in self._offered_subprotocols():
+                self._refuse("it uses a subprotocol that was not offered")
             else:
                 headers["Connection"] = "upgrade"
                 await super().headers_received(start_line, headers)
             return
         await super().headers_received(start_line, headers)
+
+    def _offered_subprotocols(self) -> list[str]:
+        """Return the subprotocols that the server may choose, including none."""
+        offered = self.request.headers.get("Sec-WebSocket-Protocol", "")
+        return ["", *(name.strip() for name in offered.split(","))]
 
     def _refuse(self, reason: str) -> None:
         if not self.connect_future.done():
@@ -345,10 +520,20 @@ class ClientConnection(WebSocketClientConnection):
         self.protocol = None
 
 
+def described(violation: Violation) -> str:
+    """Return what rule a peer violated, for an error."""
+    return f"{violation.reason} (RFC 6455; closed with code {violation.code})"
+
+
 def forget_outcome(future: asyncio.Future[Any]) -> None:
     """Mark the error of a done *future* as read, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
+
+
+def _is_final_answer(status: int) -> bool:
+    """Return whether another request for a websocket would get the same HTTP status code."""
+    return status in (501, 505) or (status < 500 and status not in _TEMPORARY_ANSWERS)
 
 
 def explanation(exc: BaseException) -> tuple[bool, str]:
@@ -358,11 +543,12 @@ def explanation(exc: BaseException) -> tuple[bool, str]:
     if isinstance(exc, NotHTTP):
         reason = shown(exc.strerror)
         return True, f"{reason}; compare the schemes of both addresses: ws, wss, tcp or tls"
+    if isinstance(exc, RefusedAtOnce):
+        return exc.close_code in FINAL_CLOSE_CODES, shown(exc.strerror)
     if isinstance(exc, HTTPClientError) and exc.code != 599:
-        return (
-            exc.code in _FINAL_ANSWERS,
-            f"the HTTP server answers {exc.code} {shown(exc.message)}",
-        )
+        return _is_final_answer(
+            exc.code
+        ), f"the HTTP server answers {exc.code} {shown(exc.message)}"
     if isinstance(exc, WebSocketError):
         return True, f"the HTTP server does not open a websocket: {shown(exc)}"
     if isinstance(exc, ssl.SSLError):

@@ -33,7 +33,13 @@ from distributed.comm.addressing import (
 )
 from distributed.comm.arguments import LISTEN, check_keywords
 from distributed.comm.attempts import enter_stage
-from distributed.comm.core import CommClosedError, CommHandler, call_comm_handler
+from distributed.comm.core import (
+    Comm,
+    CommClosedError,
+    CommHandler,
+    FatalCommClosedError,
+    call_comm_handler,
+)
 from distributed.comm.settings import settings
 from distributed.comm.sockets import (
     MAX_BUFFER_SIZE,
@@ -79,6 +85,10 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+#: Seconds for which the HTTP status 404 is retried.  An HTTP application may accept connections
+#: shortly before a listener adds its path.
+_NOT_FOUND_RETRIES = 2.0
+
 
 def _split_path(loc: str) -> tuple[str, str]:
     """Split ``host:port/path`` into ``host:port`` and ``/path``.
@@ -103,6 +113,8 @@ class WSConnector(BaseTCPConnector):
 
     prefix = "ws://"
     comm_class: ClassVar[type[WS]] = WS
+    # When the HTTP server first answered "not found" to this connector.
+    _not_found_since: float | None = None
 
     async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> WS:
         """Open a websocket to *address*, ``host:port`` or ``host:port/path``.
@@ -150,13 +162,26 @@ class WSConnector(BaseTCPConnector):
             protocol = await connection.upgraded()
             return self.comm_class(protocol, local, where, deserialize)
         except BaseException as exc:
-            if stream is not None:
-                stream.close()
             if connection is not None:
+                connection.abandon()
                 connection.inbox.drop()
+            elif stream is not None:
+                stream.close()
             if isinstance(exc, OSError | HTTPClientError | WebSocketError):
-                raise failure(exc, f"cannot connect to {where}: ") from exc
+                error = failure(exc, f"cannot connect to {where}: ")
+                if self._stays_not_found(exc):
+                    error = FatalCommClosedError(*error.args)
+                raise error from exc
             raise
+
+    def _stays_not_found(self, exc: BaseException) -> bool:
+        """Return whether the HTTP server has answered "not found" for longer than it may start."""
+        if not isinstance(exc, HTTPClientError) or exc.code != 404:
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._not_found_since is None:
+            self._not_found_since = now
+        return now - self._not_found_since >= _NOT_FOUND_RETRIES
 
 
 class WSSConnector(WSConnector):
@@ -475,6 +500,14 @@ class WSListener(BaseTCPListener):
         task = asyncio.create_task(self._serve(comm))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def do_handshake(self, comm: Comm, overrides: dict[str, Any] | None) -> None:
+        try:
+            await super().do_handshake(comm, overrides)
+        except FatalCommClosedError as exc:
+            if isinstance(comm, WS):
+                comm.refuse(str(exc.__cause__ or exc))
+            raise
 
     async def _serve(self, comm: WS) -> None:
         try:

@@ -18,19 +18,34 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from distributed.base.logs import get_logger
-from distributed.base.text import shown
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
 from distributed.comm.sockets import MAX_BUFFER_SIZE
 from distributed.comm.tls import channel_binding, tls_info
-from distributed.comm.websocket import Protocol, explanation, forget_outcome
+from distributed.comm.websocket import Protocol, described, explanation, forget_outcome
+from distributed.comm.websocket_rules import (
+    FINAL_CLOSE_CODES,
+    INVALID_DATA,
+    REFUSED,
+    TOO_BIG,
+    UNSUPPORTED_DATA,
+)
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Limits
 
 logger = get_logger(__name__)
 
 _COUNT = struct.Struct("<Q")
+
+
+class _Refused(FramingError):
+    """An invalid message, with the close code for the peer."""
+
+    def __init__(self, close_code: int, reason: str):
+        super().__init__(reason)
+        self.close_code = close_code
+
 
 #: Maximum number of bytes to buffer in the stream before waiting for it; the buffer is a copy.
 _WRITE_AHEAD = 8 * 2**20
@@ -116,11 +131,13 @@ class WS(FramedComm):
         while len(frames) < count:
             frame, had_to_wait = await self._inbox.get()
             if isinstance(frame, str):
-                raise FramingError("a websocket message of text, where a frame is binary")
+                raise _Refused(
+                    UNSUPPORTED_DATA, "a websocket message of text, where a frame is binary"
+                )
             waited = waited or had_to_wait
             size += len(frame)
             if limits.max_message_size is not None and size > limits.max_message_size:
-                raise FramingError(_too_large(limits))
+                raise _Refused(TOO_BIG, _too_large(limits))
             if not frames:
                 frames.append(frame)
                 continue
@@ -211,7 +228,13 @@ class WS(FramedComm):
             if stream.writing():
                 logger.info("Closed %r before all that was written had left: %r", self, exc)
         finally:
-            stream.close()
+            self._abandon()
+
+    def refuse(self, reason: str) -> None:
+        """Close the comm because the peer may not use it; the peer's websocket gets *reason*."""
+        if self._protocol is not None:
+            self._protocol.refuse(REFUSED, reason)
+        self.abort()
 
     def abort(self) -> None:
         self._is_open = False
@@ -223,24 +246,34 @@ class WS(FramedComm):
         protocol = self._protocol
         return protocol is None or protocol.is_closing()
 
+    def _invalid_error(self, exc: FramingError) -> CommClosedError:
+        if self._protocol is not None:
+            code = exc.close_code if isinstance(exc, _Refused) else INVALID_DATA
+            self._protocol.refuse(code, str(exc))
+        return super()._invalid_error(exc)
+
     def _closed_error(self, exc: Exception) -> CommClosedError:
         inbox = self._inbox
-        if inbox.too_large:
-            error = CommClosedError(
-                f"received no valid message in {self!r}: {_too_large(self._accepted)}"
-            )
-            error.__cause__ = FramingError(_too_large(self._accepted))
+        violation = inbox.violation
+        if violation is not None:
+            too_big = violation.code == TOO_BIG
+            cause = FramingError(_too_large(self._accepted) if too_big else described(violation))
+            error = self._error_class(final=True)(f"received no valid message in {self!r}: {cause}")
+            error.__cause__ = cause
             return error
         if self._stream.error is not None:
             return failure(self._stream.error, f"in {self!r}: ")
         if inbox.close_code not in (None, 1000, 1001):
-            return CommClosedError(
-                f"in {self!r}: the peer closed with code {inbox.close_code} (RFC 6455, section "
-                f"7.4.1): {shown(inbox.close_reason or 'no reason given')}"
-            )
+            error_class = self._error_class(final=inbox.close_code in FINAL_CLOSE_CODES)
+            return error_class(f"in {self!r}: the peer {inbox.closing()}")
         if self._in_message:
             return CommClosedError(f"in {self!r}: the peer closed in the middle of a message")
         return CommClosedError(f"in {self!r}: Stream is closed")
+
+    def _error_class(self, final: bool) -> type[CommClosedError]:
+        """Return the class of an error that another handshake would meet again if *final*."""
+        in_handshake = self._context is None
+        return FatalCommClosedError if final and in_handshake else CommClosedError
 
 
 class WSS(WS):
@@ -264,9 +297,10 @@ def _close_dangling(protocol: Protocol, comm: str) -> None:
 def _read_count(head: str | bytes, limits: Limits) -> int:
     """Return the number of frames of a message, given its first websocket message."""
     if isinstance(head, str) or len(head) != _COUNT.size:
-        raise FramingError(
+        raise _Refused(
+            UNSUPPORTED_DATA if isinstance(head, str) else INVALID_DATA,
             "a message starts with the number of its frames in 8 bytes, and not with "
-            f"{len(head):,} {'characters' if isinstance(head, str) else 'bytes'}"
+            f"{len(head):,} {'characters' if isinstance(head, str) else 'bytes'}",
         )
     count: int = _COUNT.unpack(head)[0]
     limits.check_count(count)

@@ -58,6 +58,10 @@ PRIVATE_NAMES = {
     "SSLIOStream._handshake_writing": "set by _do_ssl_handshake",
     "TCPServer._handlers": "lets stop() remove the handlers that add_sockets() has added",
     "TCPServer._sockets": "lets stop() close the sockets; tells the addresses of a server",
+    "WebSocketProtocol13._handle_message(opcode, data)": "answers control frames",
+    "WebSocketProtocol13._read_bytes(n)": "counts the bytes, so that Tornado's loop yields",
+    "WebSocketProtocol13._receive_frame()": "checks frames, and closes with a code",
+    "WebSocketProtocol._abort()": "disconnects a peer that does not answer a close frame",
 }
 
 

@@ -114,8 +114,16 @@ DEFAULTS: Mapping[str, Any] = {
                 "client": {"cert": None, "key": None},
             },
             "websockets": {"shard": "8MiB"},
-            # Maximum size of the messages that wait in a BatchedSend; null: unlimited.
-            "batched": {"max-buffer-size": "1GiB"},
+            "batched": {
+                # Maximum size of the messages that wait in a BatchedSend; null: unlimited.
+                "max-buffer-size": "1GiB",
+                # Whether the receiver of a BatchedSend acknowledges its messages.
+                "acknowledge": True,
+                # Number of acknowledged streams without a connection that a server remembers, and
+                # for how long; null: unlimited.
+                "max-sessions": 10_000,
+                "session-timeout": "1h",
+            },
         },
         "admin": {
             # Time between ticks of the event loop, time without a tick that is logged as

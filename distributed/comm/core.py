@@ -26,6 +26,7 @@ from distributed.comm.auth import (
     Penalties,
     choose_token,
 )
+from distributed.comm.control import ControlledComm, Controls
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
@@ -64,7 +65,7 @@ _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
 _FIRST_ATTEMPT_SHARE, _ATTEMPT_GROWTH = 0.2, 1.5
 
 
-class Comm(ABC):
+class Comm(ControlledComm, ABC):
     """A connection that carries messages, each of them any Python object.
 
     One task may read while another one writes.  A read or write that is cancelled in the middle of
@@ -106,7 +107,7 @@ class Comm(ABC):
     local_info: dict[str, Any]
     remote_info: dict[str, Any]
     handshake_options: dict[str, Any]
-    features: Mapping[str, Any]
+    features: Mapping[str, Any] = NO_FEATURES
 
     def __init__(self, deserialize: bool = True, load_policy: LoadPolicy | None = None):
         self._instances.add(self)
@@ -117,7 +118,6 @@ class Comm(ABC):
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
-        self.features = NO_FEATURES
 
     @abstractmethod
     async def read(self, deserializers: Sequence[str] | None = None) -> Any:
@@ -232,6 +232,8 @@ class Comm(ABC):
         """Store what both sides said in the handshake, and the options that follow from it."""
         self.handshake_options = self.handshake_configuration(local, remote)
         self.features = agreed_features(local, remote)
+        if self.features and self.carries_controls:
+            self.controls = Controls(self)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from distributed.base import config
 from distributed.comm.core import Comm, CommClosedError
+from distributed.core.receipts import Receipts, Sessions, receipts_for
 
 logger = logging.getLogger("distributed.core")
 
@@ -36,8 +37,10 @@ class _EndOfStream(Exception):
 class _Stream:
     """The state of one stream."""
 
-    def __init__(self, comm: Comm) -> None:
+    def __init__(self, comm: Comm, receipts: Receipts | None) -> None:
         self.comm = comm
+        # None if the peer wants no acknowledgements.
+        self.receipts = receipts
         # Whether the stream waits for its next message.
         self.idle = False
         # The coroutine handlers that have not ended.
@@ -48,6 +51,10 @@ class _Stream:
         self.ended = False
         # The future that the reader awaits while it waits for handlers, else None.
         self._change: asyncio.Future[None] | None = None
+
+    def must_end(self) -> bool:
+        """Return whether no more messages may be handled, although some were read."""
+        return self.failure is not None or (self.receipts is not None and self.receipts.left)
 
     def wake(self) -> None:
         """Wake the reader if it waits for handlers."""
@@ -73,6 +80,8 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        # The sessions of acknowledged streams.
+        self._sessions = Sessions()
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
@@ -87,7 +96,8 @@ class Streams:
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
         logger.info("Starting established connection to %s", comm.peer_address)
-        stream = _Stream(comm)
+        receipts = receipts_for(comm, self._sessions)
+        stream = _Stream(comm, receipts)
         self._streams.add(stream)
         try:
             try:
@@ -98,7 +108,14 @@ class Streams:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
-                    for msg in msgs if isinstance(msgs, tuple | list) else (msgs,):
+                    is_batch = isinstance(msgs, tuple | list)
+                    batch = iter(msgs if is_batch else (msgs,))
+                    if is_batch and receipts is not None:
+                        if receipts.left:
+                            # The read had received this batch before it was left.
+                            raise _EndOfStream
+                        receipts.batch, receipts.size = batch, len(msgs)
+                    for msg in batch:
                         op = msg.pop("op", None) if isinstance(msg, dict) else None
                         handler = server.stream_handlers.get(op) if isinstance(op, str) else None
                         if handler is None or op == "close-stream":
@@ -112,10 +129,12 @@ class Streams:
                             raise _EndOfStream from None
                         if result is not None and asyncio.iscoroutine(result):
                             await self._start(stream, op, result)
-                            if stream.failure is not None:
+                            if stream.must_end():
                                 raise _EndOfStream
+                    if receipts is not None and receipts.batch is not None:
+                        receipts.end_batch()
                     # Release the memory of these messages before the next one arrives.
-                    msgs = msg = result = None
+                    msgs = batch = msg = result = None
             except _EndOfStream:
                 pass
             except CommClosedError as exc:
@@ -123,6 +142,8 @@ class Streams:
                     logger.info("Connection to %s has been closed.", comm.peer_address)
                     logger.debug("Stream to %s ended: %s", server._name_in_messages, exc)
             finally:
+                if receipts is not None:
+                    receipts.close()
                 await comm.close()
             await self._end(stream)
         except BaseException:

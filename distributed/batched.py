@@ -47,7 +47,7 @@ from distributed.base.budget import Budget, budget_of
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.quantities import parse_bytes, parse_timedelta
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.delivery import Delivery
+from distributed.comm.delivery import ASK_AFTER_BYTES, Delivery
 from distributed.protocol.sizes import rough_size
 
 if TYPE_CHECKING:
@@ -521,20 +521,24 @@ class BatchedSend:
                 left = batch[done + self._kept :]
                 self.buffered_bytes += sum(map(rough_size, left)) - size
                 self.buffer[:0] = left
-                self._take_back()
+                if not self._delivery.is_open:
+                    self._take_back()
                 self._wake_drain()
 
     async def _write(self, batch: list[Any], comm: Comm, size: int) -> None:
         """Write a batch of about *size* bytes."""
-        delivery = self._delivery
-        delivery.add(batch, size)
         self._kept = 0
+        sent = self._delivery.sent
+        if sent is not None:
+            # The acknowledgement may arrive before the write has ended.
+            sent.add(batch, size)
         try:
             nbytes = await comm.write(batch, serializers=self.serializers, on_error="raise")
         except BaseException:
-            self._kept = delivery.failed(batch, comm)
+            self._kept = self._delivery.failed(batch, comm)
             raise
-        delivery.written(comm, size)
+        if sent is not None and sent.unasked >= ASK_AFTER_BYTES:
+            self._delivery.ask(comm)
         self.batch_count += 1
         self.byte_count += nbytes
         self.recent_message_log.append(batch if nbytes < LOGGED_BATCH_BYTES else "large-message")

@@ -97,6 +97,8 @@ class SentMessages:
         Number of messages that are kept.
     nbytes
         Their approximate size in bytes.
+    unasked
+        Approximate size in bytes of the batches since the receiver was asked to acknowledge.
     confirmed
         Whether the receiver has acknowledged anything, on this connection or an earlier one.
 
@@ -114,13 +116,14 @@ class SentMessages:
 
     # Invariants: `count` is the number of messages in `_batches` without the first `_done`, and
     # `nbytes` the sum of their sizes.  Message `first` has the index `_done` in the first batch.
-    __slots__ = ("_batches", "_done", "confirmed", "count", "first", "nbytes", "session")
+    __slots__ = ("_batches", "_done", "confirmed", "count", "first", "nbytes", "session", "unasked")
 
     def __init__(self) -> None:
         self.session = os.urandom(_SESSION_SIZE)
         self.first = 1
         self.count = 0
         self.nbytes = 0
+        self.unasked = 0
         self.confirmed = False
         # Each batch and its approximate size in bytes.
         self._batches: deque[tuple[list[Any], int]] = deque()
@@ -132,6 +135,7 @@ class SentMessages:
         self._batches.append((batch, nbytes))
         self.count += len(batch)
         self.nbytes += nbytes
+        self.unasked += nbytes
 
     def withdraw(self) -> None:
         """Forget the last batch, which was not written."""

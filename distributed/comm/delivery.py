@@ -34,8 +34,9 @@ UNCONFIRMED_BYTES = 64_000_000
 class Delivery:
     """What a sender knows about the delivery of its messages, over several connections.
 
-    The sender calls `open` on each new comm, `add` before it writes a batch, and `written` or
-    `failed` after it.  When a comm has closed it puts the messages of `take_back` in front of those
+    The sender calls `open` on each new comm, `sent.add` before it writes a batch, and `failed` if
+    that fails.  If `sent.unasked` exceeds `ASK_AFTER_BYTES`, it calls `ask`.  When a comm has
+    closed, it puts the messages of `take_back` in front of those
     that wait.
 
     Parameters
@@ -47,6 +48,8 @@ class Delivery:
     ----------
     sent
         The messages that are not acknowledged; None if the peer does not acknowledge any.
+    is_open
+        Whether a session is open, and its connection has not ended.
     batch_limit
         Maximum number of messages of the next batch; None for no limit.  When a connection breaks,
         it becomes a quarter of the largest batch, and each acknowledgement doubles it.  Otherwise a
@@ -57,6 +60,7 @@ class Delivery:
     # It has the number `sent.first`, and `sent` is empty then.
     def __init__(self, notify: Callable[[], None]) -> None:
         self.sent: SentMessages | None = None
+        self.is_open = False
         self.batch_limit: int | None = None
         self._notify = notify
         # The messages that may have been handled.  The sender has them, too, in front of others.
@@ -65,8 +69,6 @@ class Delivery:
         self._doubt_written = 0
         # Number of messages whose write has failed.
         self._incomplete = 0
-        # Size of the batches since the peer was asked to acknowledge, in bytes.
-        self._unasked = 0
         # The control messages of the comm that the session was opened on, while it is open.
         self._controls: Controls | None = None
         # The number of messages of `_doubt` that were handled; not done until the peer tells.
@@ -113,9 +115,10 @@ class Delivery:
             # A new session, also because the caller has changed the waiting messages.
             self.sent = SentMessages()
             doubt = self._doubt = []
-        self._unasked = 0
+        self.sent.unasked = 0
         self._answer = asyncio.get_running_loop().create_future()
         self._controls = controls
+        self.is_open = True
         controls.handlers["opened"] = self._opened
         controls.handlers["ack"] = self._acknowledged
         controls.handlers["unhandled"] = self._unhandled
@@ -128,6 +131,7 @@ class Delivery:
 
     def _leave(self) -> None:
         """Ignore the control messages, and the end, of the connection before this one."""
+        self.is_open = False
         controls, self._controls = self._controls, None
         if controls is not None:
             for kind in ("opened", "ack", "unhandled"):
@@ -182,21 +186,12 @@ class Delivery:
 
     # Messages
 
-    def add(self, batch: list[Any], nbytes: int) -> None:
-        """Keep a batch of about *nbytes* bytes that is about to be written."""
-        # The acknowledgement may arrive before the write has ended.
-        if self.sent is not None:
-            self.sent.add(batch, nbytes)
-
-    def written(self, comm: Comm, nbytes: int) -> None:
-        """Note the end of a write to *comm*."""
+    def ask(self, comm: Comm) -> None:
+        """Ask the peer to acknowledge at once."""
         sent = self.sent
         if sent is None:
             return
-        self._unasked += nbytes
-        if self._unasked < ASK_AFTER_BYTES:
-            return
-        self._unasked = 0
+        sent.unasked = 0
         if sent.confirmed:
             comm.post_control("ask", ordered=True)
         elif sent.nbytes > UNCONFIRMED_BYTES:

@@ -13,12 +13,22 @@ When a batch waits for the interval
     A batch of one message takes about 40 µs of CPU time (sender and receiver together), but a
     message in a large batch only 3 µs.  This matters if writing small batches is most of what an
     event loop does.  Therefore the streams of an event loop share a budget: the time in which they
-    write may be half of the time that passes (`WRITING_SHARE`).  While it is used up, each stream
-    writes at most one batch per interval.  A stream that sends less often than once per interval
-    still does not wait, since its batches would not grow.
+    write may be half of the time that passes (:mod:`distributed.base.budget`).  While it is used
+    up, each stream writes at most one batch per interval.  A stream that sends less often than once
+    per interval still does not wait, since its batches would not grow.
 
 No message is skipped: the messages that the peer has read are always a prefix of the messages that
-were sent.  Those not delivered stay in `BatchedSend.buffer`.
+were sent.
+
+When the connection breaks
+    A write ends when the kernel has accepted the bytes, and the kernel discards those that it has
+    not delivered when the connection breaks.  Therefore a peer whose `Server.handle_stream` reads
+    the stream acknowledges it (:mod:`distributed.comm.acknowledgements`), and the stream keeps its
+    messages until then.
+
+    All other peers acknowledge nothing: those that run the original, those that read the comm
+    themselves, and those over ``inproc://``.  Towards them, what the kernel has accepted counts as
+    delivered, although it may be lost.
 """
 
 from __future__ import annotations
@@ -26,72 +36,38 @@ from __future__ import annotations
 import asyncio
 import reprlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakMethod
 
 from distributed.base import config
 from distributed.base.arguments import check_duration
-from distributed.base.buffers import nbytes
+from distributed.base.budget import Budget, budget_of
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.base.quantities import parse_bytes
 from distributed.comm.core import Comm, CommClosedError
-from distributed.protocol import Pickled, Serialize, Serialized, ToPickle
+from distributed.comm.delivery import ASK_AFTER_BYTES, Delivery
 from distributed.protocol.families import check_families
+from distributed.protocol.sizes import rough_size
 
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
+__all__ = ["BatchedSend", "Budget", "rough_size"]
+
 logger = get_logger(__name__)
-
-#: Share of an event loop's time in which its streams write batches without waiting.
-WRITING_SHARE = 0.5
-
-#: Maximum time that counts as passed without a write, in seconds: the length of a burst of batches.
-SAVED_SECONDS = 0.01
 
 #: Minimum number of bytes of a batch whose time the budget ignores: its content takes the time.
 LARGE_BATCH_BYTES = 65_536
 
+#: Maximum number of seconds that `BatchedSend.close` waits for acknowledgements.
+CLOSING_SECONDS = 30.0
+
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
 LOGGED_BATCH_BYTES = 1_000_000
 
-
-class Budget:
-    """The time in which the streams of one event loop may write without waiting.
-
-    It grows by `WRITING_SHARE` of the time that passes, up to `SAVED_SECONDS` of passed time.
-
-    Examples
-    --------
-    >>> budget = Budget()
-    >>> budget.take(begin=1.0, end=1.05)
-    >>> budget.is_empty(now=1.05), budget.is_empty(now=1.1)
-    (True, False)
-    """
-
-    # The time at which the budget is full again: the generic cell rate algorithm (ITU-T I.371),
-    # which needs one number instead of an amount and the time of its last update.
-    __slots__ = ("__weakref__", "_full_at")
-
-    def __init__(self) -> None:
-        self._full_at = 0.0
-
-    def is_empty(self, now: float) -> bool:
-        """Return whether streams have to wait at this time, in seconds on the loop's clock."""
-        return self._full_at - now > SAVED_SECONDS
-
-    def take(self, begin: float, end: float) -> None:
-        """Subtract the time of a write."""
-        full_at = max(self._full_at, begin) + (end - begin) / WRITING_SHARE
-        # Limit the debt, since a write may wait for a slow peer while the loop does other work.
-        self._full_at = min(full_at, end + 2 * SAVED_SECONDS)
-
-
-#: event loop → the budget of its streams
-_budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, Budget] = WeakKeyDictionary()
 
 #: The tasks of `BatchedSend.close`.  The event loop has only weak references to tasks.
 _closing: set[asyncio.Task[None]] = set()
@@ -106,8 +82,18 @@ class BatchedSend:
     module's docstring gives the rule.
 
     Messages sent before `start` wait in ``buffer``.  If the comm breaks, the undelivered messages
-    stay in ``buffer``, in order; a `start` with another comm sends them first.  If the comm breaks
-    during a write, the whole batch counts as undelivered, although the peer may have read it.
+    are in ``buffer``, in order; a `start` with another comm sends them first.
+
+    A peer that reads the comm with `Server.handle_stream`, over a socket and with this package,
+    acknowledges the messages.  Then ``buffer`` also gets the messages that were written and not
+    acknowledged, a `start` on another comm to the same server skips those that it has handled, and
+    each message is handled exactly once while both processes live.  If a new process has taken the
+    place of the server, it gets the messages that the old one had not acknowledged.  The messages
+    themselves are kept, not copies: do not change a message after `send`.
+
+    Towards all other peers, a message counts as delivered when the system has accepted it.  If the
+    comm breaks during a write, the whole batch counts as undelivered, although the peer may have
+    read it.
 
     A message that cannot be serialized ends the stream.  The messages before it are delivered, the
     error is logged, the comm is closed, the message is dropped, and those after it stay in
@@ -134,7 +120,10 @@ class BatchedSend:
     comm : Comm or None
         The comm last passed to `start`.
     buffer : list
-        Messages that wait to be written, and those that a failed write returned.
+        Messages that wait to be written, and those that came back when the comm broke.
+    unacknowledged : int
+        Number of messages that were written to a peer that acknowledges, and are not acknowledged.
+        Nothing more is written while they take ``max_buffer_size`` bytes.
     message_count, batch_count, byte_count : int
         Number of messages accepted by `send`, and of batches and bytes written.
     recent_message_log : collections.deque
@@ -214,6 +203,17 @@ class BatchedSend:
         self._ended = False
         # The error that ended the stream, if a message could not be serialized.
         self._failure: BaseException | None = None
+        # The messages that were written and not acknowledged.
+        notified = WeakMethod(self._notified)
+        self._delivery = Delivery(lambda: _call(notified))
+        # The comm that these were written to, which is not always `comm`; None before the first.
+        self._opened_on: Comm | None = None
+        # Whether `_writer` has to open the session of `_delivery` on `comm` first.
+        self._must_open = False
+        # Whether a batch is being written.
+        self._is_writing = False
+        # Number of messages of a failed write that `_delivery` keeps.
+        self._kept = 0
         # Number of calls of abort(): a batch of an earlier epoch is not returned to `buffer`.
         self._epoch = 0
 
@@ -243,7 +243,10 @@ class BatchedSend:
         self._asyncio_loop = (
             asyncio.get_running_loop() if self.loop is None else asyncio_loop_of(self.loop)
         )
-        self._budget = _budgets.setdefault(self._asyncio_loop, self._budget)
+        self._budget = budget_of(self._asyncio_loop)
+        if comm is not self.comm:
+            self._take_back()
+            self._must_open = True
         self.comm = comm
         self.please_stop = self._ended = False
         self.next_deadline = self._failure = None
@@ -304,6 +307,8 @@ class BatchedSend:
     def close(self, timeout: float | str | None = None) -> asyncio.Future[None]:
         """Flush the buffer without waiting for the interval, then close the comm.
 
+        If the peer acknowledges, its acknowledgement is awaited too, for at most 30 s.
+
         This starts at once, whether or not the returned future is awaited.  Messages sent during
         the flush are written too; after it, `send` raises.  If the comm breaks during the flush,
         the unwritten messages stay in the buffer.
@@ -342,24 +347,48 @@ class BatchedSend:
             logger.info("Closing a stream failed: %s", exc)
 
     async def _flush_and_close(self, comm: Comm | None, seconds: float | None) -> None:
-        writer = self._writer
-        if comm is not None and writer is not None and not writer.done():
-            # asyncio.wait() does not cancel the writer when this task is cancelled.
-            await asyncio.wait({writer}, timeout=seconds)
-            if not writer.done():
-                self._end(comm)
-                comm.abort()
-                await asyncio.wait({writer})
-                raise TimeoutError(
-                    f"BatchedSend could not deliver {len(self.buffer)} messages on {comm!r} "
-                    f"within {seconds} s; the comm was aborted"
-                )
+        if comm is not None and not await self._flush(comm, seconds):
+            self._end(comm)
+            comm.abort()
+            if self._writer is not None and not self._writer.done():
+                await asyncio.wait({self._writer})
+            raise TimeoutError(
+                f"BatchedSend could not deliver {len(self.buffer)} messages on {comm!r} "
+                f"within {seconds} s; the comm was aborted"
+            )
         self._end(comm)
         self._wake_drain()
-        if self.buffer:
-            logger.info("Closing with %d messages not delivered on %r", len(self.buffer), comm)
+        if left := len(self.buffer) + self.unacknowledged:
+            logger.info("Closing with %d messages not delivered on %r", left, comm)
         if comm is not None:
             await comm.close()
+
+    async def _flush(self, comm: Comm, seconds: float | None) -> bool:
+        """Wait until all messages are delivered or *comm* is closed; return whether it was in time.
+
+        Messages that the peer does not acknowledge within `CLOSING_SECONDS` are left.
+        """
+        now = asyncio.get_running_loop().time
+        end = None if seconds is None else now() + seconds
+        while True:
+            writer = self._writer
+            if writer is not None and not writer.done():
+                # asyncio.wait() does not cancel the writer when this task is cancelled.
+                await asyncio.wait({writer}, timeout=None if end is None else max(end - now(), 0))
+                if not writer.done():
+                    return False
+            if self.comm is not comm or comm.closed():
+                return True
+            delivery = self._delivery
+            if not delivery.awaits():
+                # The peer may not acknowledge at all.
+                delivery.forget()
+                return True
+            end = now() + CLOSING_SECONDS if end is None else end
+            if now() >= end:
+                return seconds is None
+            comm.post_control("ask", ordered=True)
+            await delivery.change(end - now())
 
     def _end(self, comm: Comm | None) -> None:
         """Let `send` raise, unless the stream was started again with another comm."""
@@ -372,6 +401,7 @@ class BatchedSend:
         self._ended = self.please_stop = True
         self.buffer.clear()
         self.buffered_bytes = 0
+        self._delivery.forget()
         self._wake_drain()
         if self.comm is not None:
             self.comm.abort()
@@ -406,7 +436,10 @@ class BatchedSend:
         self._wake_drain()
 
     def _has_work(self) -> bool:
-        return bool(self.buffer) and self.comm is not None and not self.closed()
+        if not self.buffer or self.comm is None or self.closed():
+            return False
+        sent = self._delivery.sent
+        return sent is None or not (sent.confirmed and 0 < self.max_buffer_size <= sent.nbytes)
 
     async def _run(self) -> None:
         """Write batches until the buffer is empty or the comm is closed."""
@@ -425,11 +458,21 @@ class BatchedSend:
                     if not self._has_work():
                         return
                     now = loop.time()
+                if self._must_open:
+                    await self._open()
+                    continue
                 self.next_deadline = now + self.interval
                 assert self.comm is not None
-                batch, self.buffer = self.buffer, []
+                limit = self._delivery.batch_limit
+                if limit is None:
+                    batch, self.buffer = self.buffer, []
+                    size = self.buffered_bytes
+                else:
+                    batch = self.buffer[:limit]
+                    del self.buffer[:limit]
+                    size = sum(map(rough_size, batch))
                 written = self.byte_count
-                await self._deliver(batch, self.comm)
+                await self._deliver(batch, size, self.comm)
                 if self.byte_count - written < LARGE_BATCH_BYTES:
                     self._budget.take(now, loop.time())
         finally:
@@ -446,21 +489,21 @@ class BatchedSend:
             timer.cancel()
             self._pause = None
 
-    async def _deliver(self, batch: list[Any], comm: Comm) -> None:
+    async def _deliver(self, batch: list[Any], size: int, comm: Comm) -> None:
         """Write a batch, and return the messages that could not be written to the buffer."""
         epoch = self._epoch
-        size = self.buffered_bytes
         done = 0
+        self._is_writing = True
         try:
             try:
-                await self._write(batch, comm)
+                await self._write(batch, comm, size)
                 done = len(batch)
             except Exception as exc:
                 if _is_broken(comm, exc) or len(batch) == 1:
                     raise
                 # One of the messages cannot be serialized, and none has been written.
                 for msg in batch:
-                    await self._write([msg], comm)
+                    await self._write([msg], comm, rough_size(msg))
                     done += 1
         except Exception as exc:
             if _is_broken(comm, exc):
@@ -478,70 +521,81 @@ class BatchedSend:
                 )
                 if self.comm is comm and self._epoch == epoch:
                     self._ended, self._failure = True, exc
+                if not self._delivery.awaits():
+                    # The peer may not acknowledge at all.
+                    self._delivery.forget()
                 await comm.close()
         finally:
+            self._is_writing = False
             if self._epoch == epoch:
-                left = batch[done:]
+                left = batch[done + self._kept :]
                 self.buffered_bytes += sum(map(rough_size, left)) - size
                 self.buffer[:0] = left
+                if not self._delivery.is_open:
+                    self._take_back()
                 self._wake_drain()
 
-    async def _write(self, batch: list[Any], comm: Comm) -> None:
-        nbytes = await comm.write(batch, serializers=self.serializers, on_error="raise")
+    async def _write(self, batch: list[Any], comm: Comm, size: int) -> None:
+        """Write a batch of about *size* bytes."""
+        self._kept = 0
+        sent = self._delivery.sent
+        if sent is not None:
+            # The acknowledgement may arrive before the write has ended.
+            sent.add(batch, size)
+        try:
+            nbytes = await comm.write(batch, serializers=self.serializers, on_error="raise")
+        except BaseException:
+            self._kept = self._delivery.failed(batch, comm)
+            raise
+        if sent is not None and sent.unasked >= ASK_AFTER_BYTES:
+            self._delivery.ask(comm)
         self.batch_count += 1
         self.byte_count += nbytes
         self.recent_message_log.append(batch if nbytes < LOGGED_BATCH_BYTES else "large-message")
+
+    @property
+    def unacknowledged(self) -> int:
+        return 0 if self._delivery.sent is None else self._delivery.sent.count
+
+    async def _open(self) -> None:
+        """Open the session of this stream on the comm, and drop what the peer has handled."""
+        comm, epoch = self.comm, self._epoch
+        assert comm is not None
+        self._opened_on = comm
+        try:
+            handled = await self._delivery.open(comm, self.buffer)
+        except BaseException:
+            # The writer was cancelled.
+            self._must_open = True
+            raise
+        if self.comm is comm:
+            self._must_open = False
+        if handled and self._epoch == epoch:
+            self.buffered_bytes -= sum(map(rough_size, self.buffer[:handled]))
+            del self.buffer[:handled]
+            self._wake_drain()
+
+    def _take_back(self) -> None:
+        """Return the messages that were not acknowledged to the buffer, if their comm is closed."""
+        if self._is_writing or self._opened_on is None or not self._opened_on.closed():
+            return
+        messages = self._delivery.take_back()
+        self.buffered_bytes += sum(map(rough_size, messages))
+        self.buffer[:0] = messages
+
+    def _notified(self) -> None:
+        """Handle an acknowledgement or the end of the connection."""
+        self._take_back()
+        self._wake()
+
+
+def _call(method: WeakMethod[Callable[[], None]]) -> None:
+    """Call a method, unless its object is gone."""
+    bound = method()
+    if bound is not None:
+        bound()
 
 
 def _is_broken(comm: Comm, exc: Exception) -> bool:
     """Return whether a write failed because of the comm and not because of the message."""
     return isinstance(exc, CommClosedError) or comm.closed()
-
-
-_FIXED_SIZE = frozenset({int, float, bool, type(None)})
-_CONTAINERS = frozenset({dict, list, tuple, set})
-
-
-def rough_size(msg: Any) -> int:
-    """Return the approximate size of a message in bytes, much faster than serializing it.
-
-    Texts and buffers are counted in the message itself and one level below.
-
-    Examples
-    --------
-    >>> rough_size({"op": "data", "x": b"0" * 1000})
-    1036
-    """
-    if type(msg) is not dict:
-        return _value_size(msg)
-    size = 16 * len(msg)
-    for value in msg.values():
-        kind = type(value)
-        if kind is str or kind is bytes:
-            size += len(value)
-        # Messages of the roles have many empty containers.
-        elif kind not in _FIXED_SIZE and (kind not in _CONTAINERS or value):
-            size += _value_size(value)
-    return size
-
-
-def _value_size(value: Any) -> int:
-    kind = type(value)
-    if kind is str or kind is bytes or kind is bytearray:
-        return len(value)
-    if kind in _CONTAINERS:
-        size = 16 * len(value)
-        for item in value.values() if kind is dict else value:
-            if type(item) is str or type(item) is bytes:
-                size += len(item)
-        return size
-    if isinstance(value, Serialize | ToPickle):
-        return _value_size(value.data)
-    if isinstance(value, Serialized | Pickled):
-        return sum(map(nbytes, value.frames))
-    try:
-        # Ask the type, because some instances (proxies) have any attribute.
-        size = value.nbytes if hasattr(kind, "nbytes") else 16
-    except Exception:  # noqa: BLE001 - an estimate must not fail `send`
-        return 16
-    return size if isinstance(size, int) else 16

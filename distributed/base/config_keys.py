@@ -111,6 +111,12 @@ KEYS: Mapping[str, Key] = {
     "distributed.comm.websockets.shard": Key("8MiB", Size(minimum=1)),
     # Maximum size of the messages that wait in a BatchedSend; 0 or null: unlimited.
     "distributed.comm.batched.max-buffer-size": Key("1GiB", Size(null=True)),
+    # Whether the receiver of a BatchedSend acknowledges its messages.
+    "distributed.comm.batched.acknowledge": Key(True, Flag()),
+    # Number of acknowledged streams without a connection that a server remembers, and for how long;
+    # null: unlimited.
+    "distributed.comm.batched.max-sessions": Key(10_000, Whole(null=True, minimum=1)),
+    "distributed.comm.batched.session-timeout": Key("1h", Duration(null=True)),
     # Time between ticks of the event loop, time without a tick that is logged as unresponsive, and
     # time between averages; null: none.
     "distributed.admin.tick.interval": Key("20ms", Duration(null=True, zero=False)),

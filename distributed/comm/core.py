@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
@@ -27,8 +27,15 @@ from distributed.comm.auth import (
     Penalties,
     choose_token,
 )
+from distributed.comm.control import ControlledComm, Controls
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
-from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
+from distributed.comm.handshake import (
+    NO_FEATURES,
+    agreed_features,
+    do_handshake,
+    handshake_configuration,
+    handshake_info,
+)
 from distributed.comm.registry import get_backend
 from distributed.comm.settings import check_configuration, settings
 from distributed.protocol.limits import LoadPolicy
@@ -52,7 +59,7 @@ logger = get_logger(__name__)
 CommHandler: TypeAlias = Callable[["Comm"], Any]
 
 
-class Comm(ABC):
+class Comm(ControlledComm, ABC):
     """A connection that carries messages, each of them any Python object.
 
     One task may read while another one writes.  A read or write that is cancelled in the middle of
@@ -80,6 +87,9 @@ class Comm(ABC):
         The maps that this side and the peer sent in the handshake, each with the address.
     handshake_options
         The options that follow from both maps.
+    features
+        The features beyond the original's protocol that both sides agreed upon in the handshake:
+        name → parameter.  Empty if the peer runs the original.
     """
 
     _instances: ClassVar[WeakSet[Comm]] = WeakSet()
@@ -91,6 +101,7 @@ class Comm(ABC):
     local_info: dict[str, Any]
     remote_info: dict[str, Any]
     handshake_options: dict[str, Any]
+    features: Mapping[str, Any] = NO_FEATURES
 
     def __init__(self, deserialize: bool = True, load_policy: LoadPolicy | None = None):
         self._instances.add(self)
@@ -214,6 +225,9 @@ class Comm(ABC):
     def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None:
         """Store what both sides said in the handshake, and the options that follow from it."""
         self.handshake_options = self.handshake_configuration(local, remote)
+        self.features = agreed_features(local, remote)
+        if self.features and self.carries_controls:
+            self.controls = Controls(self)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
 

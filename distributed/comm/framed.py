@@ -47,6 +47,8 @@ class FramedComm(Comm):
     #: The errors that the transport raises if the connection has ended.
     _end_of_connection: ClassVar[tuple[type[Exception], ...]] = (StreamClosedError,)
 
+    carries_controls = True
+
     def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
         configured = settings()
         super().__init__(deserialize, configured.load_policy)
@@ -131,22 +133,26 @@ class FramedComm(Comm):
     async def read(self, deserializers: Sequence[str] | None = None) -> Any:
         if self._reading:
             raise self._busy_error()
-        self._reading = True
-        try:
-            frames = self._start_read(self._limits)
-            if type(frames) is not list:
-                frames = await frames  # type: ignore[misc]
-                self._unwaited = 0
-            elif self._unwaited < UNINTERRUPTED_READS:
-                self._unwaited += 1
-            else:
-                self._unwaited = 0
-                await asyncio.sleep(0)
-        except BaseException as exc:
-            self._end(exc)
-            raise
-        finally:
-            self._reading = False
+        while True:
+            self._reading = True
+            try:
+                frames = self._start_read(self._limits)
+                if type(frames) is not list:
+                    frames = await frames  # type: ignore[misc]
+                    self._unwaited = 0
+                elif self._unwaited < UNINTERRUPTED_READS:
+                    self._unwaited += 1
+                else:
+                    self._unwaited = 0
+                    await asyncio.sleep(0)
+            except BaseException as exc:
+                self._end(exc)
+                raise
+            finally:
+                self._reading = False
+            if len(frames) == 1 or len(frames[0]) or self.controls is None:
+                break
+            self.controls.receive(frames[1], in_order=True)
         deserialize = self.deserialize
         budget = None
         # The first condition stands for the usual case.

@@ -10,6 +10,9 @@
   memory.  Over TLS it always tries, since the event loop does not see decrypted data.
 * One system call writes all buffers of a message, without joining them; not over TLS.
 
+The stream also receives control messages (:mod:`distributed.comm.control`) while no task reads, if
+the comm watches for them, and holds the first message of another kind.
+
 While a write waits for the socket and no task reads, the stream receives the peer's next message
 and holds it for the next read.  Otherwise two peers that each write a large message before they
 read would wait for each other.  After one message the stream stops, so that back-pressure holds.
@@ -29,6 +32,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.comm.control import Controls
 from distributed.comm.inline_future import InlineFuture
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
@@ -49,7 +53,11 @@ class MessageStream(IOStream):
     ----------
     decoder
         The parser of the received bytes.
+    controls
+        The control messages of the comm; None if the peer sends none.
     """
+
+    controls: Controls | None = None
 
     #: Whether the socket belongs to the system: the event loop reports all data that it can
     #: receive, and it can send several buffers at once.
@@ -145,12 +153,21 @@ class MessageStream(IOStream):
         waits for that.
         """
         return (
-            self._may_hold
-            and self._held is None
+            self._held is None
             and self._waiter.wake is None
-            and (self.writing() or self.decoder.in_message)
             and not self._closed
+            and (
+                (self._may_hold and (self.writing() or self.decoder.in_message))
+                or (self.controls is not None and self.controls.watching)
+            )
         )
+
+    def receive_controls(self) -> None:
+        """Receive the control messages that are available, unless a task reads."""
+        if self._receives_ahead():
+            self._hold_message()
+            if self._held is None and not self._closed:
+                self._add_io_state(_READ)
 
     def _receive_ahead(self) -> None:
         """Receive the next message as far as it is available, and the rest when it comes."""
@@ -160,15 +177,32 @@ class MessageStream(IOStream):
             self._add_io_state(_READ)
 
     def _hold_message(self) -> None:
-        """Receive available bytes; hold the message, or the error, that they complete."""
+        """Receive available bytes; hold the message, or the error, that they complete.
+
+        Control messages that are not ordered take effect instead.
+        """
         try:
-            self._held = self._fill_decoder()
+            frames = self.decoder.next_message() or self._fill_decoder()
+            while frames is not None and self._is_control(frames):
+                if self._closed:
+                    return
+                frames = self.decoder.next_message() or self._fill_decoder()
+            self._held = frames
         except FramingError as exc:
             # The traceback would refer to this stream.
             self._held = exc.with_traceback(None)
         except StreamClosedError:
             # The write that waits gets the error.
             return
+
+    def _is_control(self, frames: Frames) -> bool:
+        """Let *frames* take effect if they are a control message; return whether they have."""
+        return (
+            len(frames) == 2
+            and not frames[0]
+            and self.controls is not None
+            and self.controls.receive(frames[1], in_order=False)
+        )
 
     def _take_held(self) -> Frames:
         """Return the held message, or raise the held error."""
@@ -274,6 +308,8 @@ class MessageStream(IOStream):
         super()._signal_closed()
         if self._waiter.wake is not None:
             self._waiter.resolve_soon(StreamClosedError(real_error=self.error))
+        if self.controls is not None:
+            self.controls.end()
 
 
 class TLSMessageStream(SSLIOStream, MessageStream):

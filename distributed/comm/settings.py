@@ -49,6 +49,11 @@ class CommSettings:
         return config.get_timedelta("distributed.comm.timeouts.tcp")
 
     @cached_property
+    def acknowledge(self) -> bool:
+        """Whether streams of messages are acknowledged (``batched.acknowledge``)."""
+        return config.get_bool("distributed.comm.batched.acknowledge") is not False
+
+    @cached_property
     def shard(self) -> int | None:
         """Size in bytes at which frames are split (``shard``)."""
         return config.get_bytes("distributed.comm.shard")

@@ -16,6 +16,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.base.text import shown
+from distributed.comm.control import pack_control
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
 from distributed.comm.inline_future import InlineFuture
@@ -56,6 +57,8 @@ class StreamComm(FramedComm):
         super().complete_handshake(local, remote)
         # A write that waits may receive a message before the next read.
         self._decoder.limits = self._limits
+        if self.stream is not None:
+            self.stream.controls = self.controls
 
     def _start_read(self, limits: Limits) -> Frames | InlineFuture:
         stream = self.stream
@@ -72,6 +75,21 @@ class StreamComm(FramedComm):
         rest = stream.send(buffers, nbytes)
         # Cancelling a future of Tornado breaks its stream.
         return nbytes, None if rest is None else asyncio.shield(rest)
+
+    def post_control(self, kind: str, *args: Any, ordered: bool = False) -> bool:
+        stream = self.stream
+        if stream is None or (stream.writing() and not ordered):
+            return False
+        buffers, nbytes = pack_message([b"", pack_control(kind, ordered, args)])
+        try:
+            stream.send(buffers, nbytes)
+        except StreamClosedError:
+            return False
+        return True
+
+    def receive_controls(self) -> None:
+        if self.stream is not None and not self.stream._closed:
+            self.stream.receive_controls()
 
     async def close(self) -> None:
         self._is_open = False

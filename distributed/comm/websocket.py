@@ -33,6 +33,7 @@ from tornado.websocket import (
 )
 
 from distributed.base.text import shown
+from distributed.comm.control import Controls
 from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
 from distributed.comm.websocket_rules import (
@@ -113,6 +114,16 @@ def expect_http(
     stream.read_from_fd = read_first  # type: ignore[method-assign]
 
 
+def control_text(content: bytes) -> str:
+    """Return the websocket message for the content of a control message."""
+    return content.decode("latin-1")
+
+
+def control_content(text: str) -> bytes:
+    """Return the content of a control message from its websocket message."""
+    return text.encode("latin-1", "replace")
+
+
 class Inbox:
     """The websocket messages that were received and are not read yet."""
 
@@ -139,6 +150,8 @@ class Inbox:
         self._ahead_ends = False
         # Whether no more messages are accepted.
         self._ended = False
+        #: The control messages of the comm; None if the peer sends none.
+        self.controls: Controls | None = None
         # The reader waits for it while there are no messages.
         self._reader: asyncio.Future[None] | None = None
         # Tornado waits for it, and does not receive, while there are too many messages.
@@ -150,11 +163,29 @@ class Inbox:
             return None
         self._messages.append(message)
         self._size += len(message) + _OVERHEAD
+        if type(message) is str:
+            self.receive_controls()
         self._wake(self._reader)
         if self._size <= self.room or not self._holds_enough():
             return None
         self._paused = asyncio.get_running_loop().create_future()
         return self._paused
+
+    def receive_controls(self) -> None:
+        """Let the control messages take effect that are the oldest unread messages."""
+        controls, messages = self.controls, self._messages
+        if controls is None or not controls.watching:
+            return
+        while messages and isinstance(message := messages[0], str):
+            if not controls.receive(control_content(message), in_order=False):
+                return
+            if self._ended:
+                # The message was invalid, and the connection is closed.
+                return
+            messages.popleft()
+            self._size -= len(message) + _OVERHEAD
+        if not messages:
+            self._wake(self._paused)
 
     async def get(self) -> tuple[str | bytes, bool]:
         """Return the next message, and whether this call waited for it.
@@ -219,6 +250,8 @@ class Inbox:
         self._ended = True
         self._wake(self._reader)
         self._wake(self._paused)
+        if self.controls is not None:
+            self.controls.end()
 
     def drop(self) -> None:
         """Accept no more messages, and discard the unread ones."""

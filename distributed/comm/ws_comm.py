@@ -18,12 +18,20 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from distributed.base.logs import get_logger
+from distributed.comm.control import pack_control
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
 from distributed.comm.sockets import MAX_BUFFER_SIZE
 from distributed.comm.tls import channel_binding, tls_info
-from distributed.comm.websocket import Protocol, described, explanation, forget_outcome
+from distributed.comm.websocket import (
+    Protocol,
+    control_content,
+    control_text,
+    described,
+    explanation,
+    forget_outcome,
+)
 from distributed.comm.websocket_rules import (
     FINAL_CLOSE_CODES,
     INVALID_DATA,
@@ -117,12 +125,15 @@ class WS(FramedComm):
         self._accepted = self._limits
         if self._protocol is not None:
             self._protocol.limit = self._limits.max_message_size
+        self._inbox.controls = self.controls
         self._inbox.open()
 
     async def _start_read(self, limits: Limits) -> list[Buffer]:
         if self._protocol is None:
             raise CommClosedError(f"cannot read: {self!r}")
         head, waited = await self._inbox.get()
+        if isinstance(head, str):
+            head, waited = await self._after_control(head)
         count = _read_count(head, limits)
         self._in_message = True
         size = 0
@@ -130,6 +141,8 @@ class WS(FramedComm):
         parts: list[bytes] = []
         while len(frames) < count:
             frame, had_to_wait = await self._inbox.get()
+            if isinstance(frame, str):
+                frame, had_to_wait = await self._after_control(frame)
             if isinstance(frame, str):
                 raise _Refused(
                     UNSUPPORTED_DATA, "a websocket message of text, where a frame is binary"
@@ -153,6 +166,31 @@ class WS(FramedComm):
             self._read = 0
             await asyncio.sleep(0)
         return frames
+
+    async def _after_control(self, part: str | bytes) -> tuple[str | bytes, bool]:
+        """Let *part* take effect if it is a control message; return the next part instead.
+
+        Also return whether this call waited for it.
+        """
+        waited = False
+        while self.controls is not None and isinstance(part, str):
+            self.controls.receive(control_content(part), in_order=True)
+            part, had_to_wait = await self._inbox.get()
+            waited = waited or had_to_wait
+        return part, waited
+
+    def post_control(self, kind: str, *args: Any, ordered: bool = False) -> bool:
+        protocol = self._protocol
+        if protocol is None or protocol.is_closing():
+            return False
+        if protocol.stream.writing() and not ordered:
+            return False
+        sent = protocol.write_message(control_text(pack_control(kind, ordered, args)))
+        sent.add_done_callback(forget_outcome)
+        return True
+
+    def receive_controls(self) -> None:
+        self._inbox.receive_controls()
 
     def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Coroutine[Any, Any, None]]:
         return sum(map(len, frames)), self._write_websocket(frames)

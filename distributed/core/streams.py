@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from itertools import islice
+from operator import length_hint
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.errors.text import safe_repr
+from distributed.core.receipts import Receipts, Sessions, receipts_for
 
 logger = get_logger("distributed.core")
 
@@ -49,8 +52,10 @@ class _EndOfStream(Exception):
 class _Stream:
     """The state of one stream."""
 
-    def __init__(self, comm: Comm) -> None:
+    def __init__(self, comm: Comm, receipts: Receipts | None) -> None:
         self.comm = comm
+        # None if the peer wants no acknowledgements.
+        self.receipts = receipts
         # Whether the stream waits for its next message.
         self.idle = False
         # The coroutine handlers that have not ended.
@@ -61,6 +66,10 @@ class _Stream:
         self.ended = False
         # The future that the reader awaits while it waits for handlers, else None.
         self._change: asyncio.Future[None] | None = None
+
+    def must_end(self) -> bool:
+        """Return whether no more messages may be handled, although some were read."""
+        return self.failure is not None or (self.receipts is not None and self.receipts.left)
 
     def wake(self) -> None:
         """Wake the reader if it waits for handlers."""
@@ -88,6 +97,8 @@ class Streams:
         self._limit = None if limit is None else max(limit, 1)
         # Number of streams that let other tasks run before they handle more messages.
         self._paused = 0
+        # The sessions of acknowledged streams.
+        self._sessions = Sessions()
         # The streams that have not ended.
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
@@ -102,7 +113,8 @@ class Streams:
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
         logger.info("Starting established connection to %s", comm.peer_address)
-        stream = _Stream(comm)
+        receipts = receipts_for(comm, self._sessions)
+        stream = _Stream(comm, receipts)
         self._streams.add(stream)
         # Seconds for which handlers of batches may still run before other tasks do.  Reading need
         # not let them run, since messages that have arrived already are read at once.
@@ -116,34 +128,45 @@ class Streams:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
-                    batch: Any = msgs if isinstance(msgs, tuple | list) else (msgs,)
-                    is_batch = len(batch) > 1
+                    is_list = isinstance(msgs, tuple | list)
+                    batch = iter(msgs if is_list else (msgs,))
+                    if is_list and receipts is not None:
+                        if receipts.left:
+                            # The read had received this batch before it was left.
+                            raise _EndOfStream
+                        receipts.batch, receipts.size = batch, len(msgs)
+                    is_batch = is_list and len(msgs) > 1
                     if is_batch:
                         turn_ends = perf_counter() + turn / (1 + self._paused)
-                    left = _CHECKED_AFTER
-                    for msg in batch:
-                        if not left:
-                            left = _CHECKED_AFTER
-                            if perf_counter() > turn_ends:
-                                turn_ends = perf_counter() + await self._pause(stream)
-                        left -= 1
-                        op = msg.pop("op", None) if isinstance(msg, dict) else None
-                        handler = server.stream_handlers.get(op) if isinstance(op, str) else None
-                        if handler is None or op == "close-stream":
-                            if self._ends_stream(comm, op, msg):
-                                raise _EndOfStream
-                            continue
-                        try:
-                            result = handler(**{**extra, **msg}) if extra else handler(**msg)
-                        except (KeyboardInterrupt, SystemExit):
-                            raise
-                        except BaseException as exc:  # noqa: BLE001  (raised later)
-                            self._failed(stream, op, exc)
-                            raise _EndOfStream from None
-                        if result is not None and asyncio.iscoroutine(result):
-                            await self._start(stream, op, result)
-                            if stream.failure is not None:
-                                raise _EndOfStream
+                    while True:
+                        # Receipts count a message as handled once it is taken from the iterator, so
+                        # the stream does not pause between that and the call of the handler.
+                        for msg in islice(batch, _CHECKED_AFTER):
+                            op = msg.pop("op", None) if isinstance(msg, dict) else None
+                            handler = (
+                                server.stream_handlers.get(op) if isinstance(op, str) else None
+                            )
+                            if handler is None or op == "close-stream":
+                                if self._ends_stream(comm, op, msg):
+                                    raise _EndOfStream
+                                continue
+                            try:
+                                result = handler(**{**extra, **msg}) if extra else handler(**msg)
+                            except (KeyboardInterrupt, SystemExit):
+                                raise
+                            except BaseException as exc:  # noqa: BLE001  (raised later)
+                                self._failed(stream, op, exc)
+                                raise _EndOfStream from None
+                            if result is not None and asyncio.iscoroutine(result):
+                                await self._start(stream, op, result)
+                                if stream.must_end():
+                                    raise _EndOfStream
+                        if not length_hint(batch):
+                            break
+                        if perf_counter() > turn_ends:
+                            turn_ends = perf_counter() + await self._pause(stream)
+                    if receipts is not None and receipts.batch is not None:
+                        receipts.end_batch()
                     if is_batch:
                         turn = turn_ends - perf_counter()
                         if turn < 0:
@@ -157,6 +180,8 @@ class Streams:
                     logger.info("Connection to %s has been closed.", comm.peer_address)
                     logger.debug("Stream to %s ended: %s", server._name_in_messages, exc)
             finally:
+                if receipts is not None:
+                    receipts.close()
                 await comm.close()
             await self._end(stream)
         except BaseException:
@@ -174,7 +199,7 @@ class Streams:
             await asyncio.sleep(0)
         finally:
             self._paused -= 1
-        if stream.failure is not None:
+        if stream.must_end():
             raise _EndOfStream
         return TURN / (1 + self._paused)
 

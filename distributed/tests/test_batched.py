@@ -16,7 +16,8 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from distributed import batched
-from distributed.base import config
+from distributed.base import budget, config
+from distributed.base.budget import SAVED_SECONDS
 from distributed.batched import BatchedSend, Budget, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
@@ -206,8 +207,8 @@ async def test_messages_gather_into_one_batch_while_a_write_is_in_progress():
 @pytest.fixture
 def small_budget(monkeypatch):
     """Let the streams of an event loop write one batch without waiting, and no more for an hour."""
-    monkeypatch.setattr(batched, "SAVED_SECONDS", 3600)
-    monkeypatch.setattr(batched, "WRITING_SHARE", 1e-12)
+    monkeypatch.setattr(budget, "SAVED_SECONDS", 3600)
+    monkeypatch.setattr(budget, "WRITING_SHARE", 1e-12)
 
 
 @gen_test()
@@ -287,7 +288,7 @@ def test_a_write_that_waited_for_a_slow_peer_leaves_a_small_debt():
     budget = Budget()
     budget.take(100, 200)
     assert budget.is_empty(200)
-    assert not budget.is_empty(200 + 1.01 * batched.SAVED_SECONDS)
+    assert not budget.is_empty(200 + 1.01 * SAVED_SECONDS)
 
 
 @pytest.mark.parametrize(

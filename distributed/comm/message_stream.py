@@ -22,7 +22,7 @@ with reasons, in ``tests/test_tornado_names.py``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -62,6 +62,13 @@ class MessageStream(IOStream):
         self._held: Frames | FramingError | None = None
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
+        #: Called when the stream is closed; None for no callback.
+        self.on_end: Callable[[], object] | None = None
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes were received that no call of `read_message` has returned."""
+        return bool(self._read_buffer_size or self._held is not None or self.decoder.in_message)
 
     def notice_end(self) -> None:
         """Close the stream when the peer does, even if no task reads or writes."""
@@ -261,6 +268,9 @@ class MessageStream(IOStream):
 
     def _signal_closed(self) -> None:
         super()._signal_closed()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
         if self._waiter.wake is not None:
             self._waiter.resolve_soon(StreamClosedError(real_error=self.error))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
@@ -72,11 +72,20 @@ class StreamComm(FramedComm):
         # Cancelling a future of Tornado breaks its stream.
         return nbytes, None if rest is None else asyncio.shield(rest)
 
+    @property
+    def has_unread(self) -> bool:
+        return self.stream is not None and self.stream.has_unread
+
+    def notify_end(self, callback: Callable[[], object] | None) -> None:
+        if self.stream is not None:
+            self.stream.on_end = callback
+
     async def close(self) -> None:
         self._is_open = False
         stream, self.stream = self.stream, None
         if stream is None or stream.closed():
             return
+        stream.on_end = None
         try:
             if stream.writing():
                 async with asyncio.timeout(self._linger):
@@ -90,6 +99,7 @@ class StreamComm(FramedComm):
         self._is_open = False
         stream, self.stream = self.stream, None
         if stream is not None:
+            stream.on_end = None
             _close_stream(stream)
 
     def closed(self) -> bool:

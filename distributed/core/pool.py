@@ -21,8 +21,9 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from distributed.comm import Comm, CommClosedError
-from distributed.core.calls import RemoteCalls, addr_from_args
+from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
+from distributed.core.operations import RemoteCalls
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from distributed.comm import Comm
-from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
+from distributed.core.calls import RPCClosed, coerce_to_address
 from distributed.core.host import connect
+from distributed.core.operations import RemoteCalls
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 

@@ -12,12 +12,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import GeneratorType
 from typing import Any, NamedTuple, Protocol
 
 from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission
+from distributed.core.answers import (
+    GENERATORS,
+    Answer,
+    DeadlineExceeded,
+    check_result,
+    is_run_to_completion,
+)
+from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
@@ -61,6 +68,12 @@ class _Call(NamedTuple):
     handler: Callable[..., Any]
     with_comm: bool
     with_serializers: bool
+    # Whether the handler is cancelled when its caller leaves.
+    cancellable: bool
+
+
+class _Refused(RuntimeError):
+    """The server does not start the handler of a request."""
 
 
 class RequestServer(Protocol):
@@ -96,6 +109,8 @@ class Requests:
         self._tasks: dict[asyncio.Task[Any], Comm] = {}
         # op → the way to call its handler, if `server.handlers` still has that handler.
         self._calls: dict[str, _Call] = {}
+        # Each comm whose handler is cancelled when the caller leaves → the task to cancel.
+        self._cancellable: dict[Comm, asyncio.Task[Any]] = {}
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -117,6 +132,7 @@ class Requests:
     async def _serve(self, comm: Comm) -> None:
         server = self._server
         server._comms[comm] = None
+        comm.notify_end(partial(self._caller_left, comm))
         idle = self._admission.idle
         read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:
@@ -146,6 +162,13 @@ class Requests:
         finally:
             del server._comms[comm]
             comm.abort()
+
+    def _caller_left(self, comm: Comm) -> None:
+        """Cancel the handler that runs for the caller at the other end of *comm*."""
+        task = self._cancellable.pop(comm, None)
+        if task is not None:
+            logger.debug("%s left during op %s", comm.peer_address, self._server._comms.get(comm))
+            task.cancel("the caller has left")
 
     async def _read_in_time(self, comm: Comm, idle: float) -> Any:
         try:
@@ -178,22 +201,45 @@ class Requests:
         close = kwargs.pop("close", False)
         reply = kwargs.pop("reply", True)
         serializers = kwargs.pop("serializers", None)
+        info = kwargs.pop(KEY, None)
         result: Any = "OK"
+        answer = None
         try:
             if op is None:
                 self._check(comm, msg)
             if op == "close":
                 close = True
             else:
-                result = self._call(comm, op, kwargs, serializers)
-                kind = type(result)
-                if hasattr(kind, "__await__") or kind is GeneratorType:
-                    if not asyncio.iscoroutine(result) and kind is not GeneratorType:
-                        raise RuntimeError(
-                            "Comm handler returned unknown awaitable. Expected coroutine, "
-                            f"instead got {kind}"
-                        )
+                call = self._find(op)
+                server = self._server
+                server.counters["op"].add(op)
+                server._comms[comm] = op
+                if call.with_serializers and serializers is not None:
+                    kwargs["serializers"] = serializers
+                if info is None or (info is True and not call.with_comm):
+                    result = (
+                        call.handler(comm, **kwargs) if call.with_comm else call.handler(**kwargs)
+                    )
+                    kind = type(result)
+                    is_awaitable = hasattr(kind, "__await__") or kind in GENERATORS
+                    if is_awaitable:
+                        check_result(result, op)
+                else:
+                    answer = Answer(comm, op, CallInfo.parse(info), serializers)
+                    reply = reply or answer.info.open
+                    result = answer.run(partial(call.handler, **kwargs), call.with_comm)
+                    is_awaitable = True
+                if is_awaitable:
+                    if info is not None and call.cancellable:
+                        if comm.closed():
+                            result.close()
+                            return False
+                        task = asyncio.current_task()
+                        assert task is not None
+                        self._cancellable[comm] = task
                     result = await result
+                if info is not None and type(result) is dict and answer is None:
+                    result = unambiguous(result)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             # Meant for the process or for this coroutine, not for the caller.
             raise
@@ -201,12 +247,19 @@ class Requests:
             result = self._failure(comm, op, exc)
             if result is None:
                 return False
+            if info is not None and isinstance(exc, _Refused):
+                result["refused"] = True
+        finally:
+            if info is not None:
+                self._cancellable.pop(comm, None)
         if (
             reply
             and result is not Status.dont_reply
             and not await self._write(comm, op, result, serializers)
         ):
             return False
+        if answer is not None:
+            await answer.finish()
         return not close
 
     def _check(self, comm: Comm, msg: Any) -> None:
@@ -219,23 +272,19 @@ class Requests:
                 f"Received unexpected message without 'op' key: {msg!r:.{_SHOWN}} {route}"
             )
 
-    def _call(
-        self, comm: Comm, op: Any, kwargs: dict[str, Any], serializers: Sequence[str] | None
-    ) -> Any:
-        """Call the handler of *op*, and return its result or its coroutine.
+    def _find(self, op: Any) -> _Call:
+        """Return the way to call the handler of *op*.
 
         Raises
         ------
-        RuntimeError
+        _Refused
             If the server is closing.
         ValueError
             If *op* has no handler, or is blocked.
-        Exception
-            Any exception of a handler that is not a coroutine function.
         """
         server = self._server
         if server._close_begun:
-            raise RuntimeError(f"{server._name_in_messages} is closing and refuses new requests")
+            raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if op in server.blocked_handlers:
             raise ValueError(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
@@ -246,13 +295,13 @@ class Requests:
             raise ValueError(f"No handler for op {op!r:.{_SHOWN}} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
-            call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
-            self._calls[op] = call
-        server.counters["op"].add(op)
-        server._comms[comm] = op
-        if call.with_serializers and serializers is not None:
-            kwargs["serializers"] = serializers
-        return handler(comm, **kwargs) if call.with_comm else handler(**kwargs)
+            call = self._calls[op] = _Call(
+                handler,
+                _expects_comm(handler),
+                has_keyword(handler, "serializers"),
+                not is_run_to_completion(handler),
+            )
+        return call
 
     def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
         """Log the failure of a request and return its answer, or None if the peer disconnected.
@@ -273,6 +322,10 @@ class Requests:
             error = RuntimeError(f"the handler of {op!r} in {name} was cancelled")
             error.__cause__ = exc
             exc, level = error, logging.WARNING
+        elif isinstance(exc, DeadlineExceeded):
+            exc, level = TimeoutError(*exc.args), logging.INFO
+        elif isinstance(exc, _Refused):
+            exc, level = RuntimeError(*exc.args), logging.INFO
         message = "Exception while handling op %.500s in %s for %s"
         logger.log(level, message, op, name, peer, exc_info=exc)
         return error_message(exc, "uncaught-error")

@@ -1,0 +1,152 @@
+"""A conversation with the handler of one request, over a comm of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from distributed.comm import Comm
+from distributed.core.call_info import FEATURE, KEY, CallInfo
+from distributed.core.calls import error_from
+from distributed.core.deadlines import current_deadline, time_left, timeout
+
+if TYPE_CHECKING:
+    from distributed.core.operations import RemoteCalls
+    from distributed.core.retries import Retries
+
+__all__ = ["Conversing", "PassedComm"]
+
+
+class PassedComm(Comm):
+    """Another comm, of which a subclass changes some methods."""
+
+    def __init__(self, comm: Comm) -> None:
+        # Not super().__init__(), because this is not another connection.
+        self._comm = comm
+
+    async def read(self, deserializers: Sequence[str] | None = None) -> Any:
+        return await self._comm.read(deserializers)
+
+    async def write(
+        self, msg: Any, serializers: Sequence[str] | None = None, on_error: str | None = None
+    ) -> int:
+        return await self._comm.write(msg, serializers, on_error)
+
+    async def close(self) -> None:
+        await self._comm.close()
+
+    def abort(self) -> None:
+        self._comm.abort()
+
+    def closed(self) -> bool:
+        return self._comm.closed()
+
+    @property
+    def local_address(self) -> str:
+        return self._comm.local_address
+
+    @property
+    def peer_address(self) -> str:
+        return self._comm.peer_address
+
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        return self._comm.extra_info
+
+    @property
+    def same_host(self) -> bool:
+        return self._comm.same_host
+
+    @property
+    def has_unread(self) -> bool:
+        return self._comm.has_unread
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    def __repr__(self) -> str:
+        return repr(self._comm)
+
+
+class Conversation(PassedComm):
+    """The caller's end of a conversation."""
+
+    async def read(self, deserializers: Sequence[str] | None = None) -> Any:
+        """Read one message of the handler.
+
+        Raises
+        ------
+        Exception
+            The exception of the handler, if it has failed.
+        CommClosedError
+            If the handler has returned, or the connection is lost.
+        """
+        message = await self._comm.read(deserializers)
+        if type(message) is dict and message.get("status") == "uncaught-error":
+            raise error_from(self._comm, message)
+        return message
+
+
+class Conversing:
+    """A context manager: the request, the comm for the conversation, and its end."""
+
+    def __init__(self, remote: RemoteCalls, op: str, kwargs: dict[str, Any]) -> None:
+        self._remote = remote
+        self._op = op
+        self._kwargs = kwargs
+        self._limit: float | None = None
+        self._retries: Retries | None = None
+        self._timeout = timeout(None)
+        self._comm: Comm | None = None
+
+    def configure(self, limit: float | None, retries: Retries | None) -> None:
+        """Set the time limit of the conversation, and the retries of its request."""
+        if limit is not None:
+            self._limit = limit if self._limit is None else min(limit, self._limit)
+        self._retries = retries or self._retries
+
+    async def __aenter__(self) -> Comm:
+        self._timeout = timeout(self._limit)
+        await self._timeout.__aenter__()
+        try:
+            take = self._remote._take_comm
+            if self._retries is None:
+                comm = await take(self._op)
+            else:
+                comm = await self._retries.run(lambda: take(self._op))
+            self._comm = comm
+            message = {"op": self._op, **self._kwargs, "reply": False, "close": True}
+            deserializers = message.pop("deserializers", None)
+            serializers = message.pop("serializers", None)
+            if (families := deserializers or serializers) is not None:
+                message["serializers"] = families
+            if FEATURE in comm.features:
+                deadline = current_deadline()
+                left = None if deadline is None else time_left(self._op, deadline)
+                message[KEY] = CallInfo(left, open=True).pack()
+            await comm.write(message, serializers=serializers, on_error="raise")
+        except BaseException as exc:
+            self._end()
+            await self._timeout.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        return Conversation(comm)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc is None and self._comm is not None:
+                await self._comm.close()
+        finally:
+            self._end()
+            await self._timeout.__aexit__(exc_type, exc, traceback)
+
+    def _end(self) -> None:
+        comm, self._comm = self._comm, None
+        if comm is not None:
+            comm.abort()
+            self._remote._release(comm)

@@ -13,7 +13,7 @@ import inspect
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 from weakref import WeakSet
@@ -27,7 +27,13 @@ from distributed.comm.auth import (
     choose_token,
 )
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
-from distributed.comm.handshake import do_handshake, handshake_configuration, handshake_info
+from distributed.comm.handshake import (
+    NO_FEATURES,
+    agreed_features,
+    do_handshake,
+    handshake_configuration,
+    handshake_info,
+)
 from distributed.comm.registry import get_backend
 from distributed.comm.settings import settings
 from distributed.protocol.limits import LoadPolicy
@@ -86,6 +92,9 @@ class Comm(ABC):
         The maps that this side and the peer sent in the handshake, each with the address.
     handshake_options
         The options that follow from both maps.
+    features
+        The features beyond the original's protocol that both sides agreed upon in the handshake:
+        name → parameter.  Empty if the peer runs the original.
     """
 
     _instances: ClassVar[WeakSet[Comm]] = WeakSet()
@@ -97,6 +106,7 @@ class Comm(ABC):
     local_info: dict[str, Any]
     remote_info: dict[str, Any]
     handshake_options: dict[str, Any]
+    features: Mapping[str, Any]
 
     def __init__(self, deserialize: bool = True, load_policy: LoadPolicy | None = None):
         self._instances.add(self)
@@ -107,6 +117,7 @@ class Comm(ABC):
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
+        self.features = NO_FEATURES
 
     @abstractmethod
     async def read(self, deserializers: Sequence[str] | None = None) -> Any:
@@ -236,6 +247,7 @@ class Comm(ABC):
     def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None:
         """Store what both sides said in the handshake, and the options that follow from it."""
         self.handshake_options = self.handshake_configuration(local, remote)
+        self.features = agreed_features(local, remote)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
 

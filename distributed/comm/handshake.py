@@ -5,6 +5,11 @@ what the two sides agree upon (:func:`handshake_configuration`).  If a token is 
 also carry the challenges of :mod:`distributed.comm.auth`, and each side then proves that it knows
 the token: the client first, so that a server proves nothing to an unknown peer.
 
+Whatever the original does not have is a *feature* (:class:`Feature`).  The map offers the features
+of its side below the key ``"features"``, which the original ignores.  Both sides derive from both
+offers which features they agree upon; these are in `Comm.features`.  A side uses a feature only if
+it is there, so a peer of the original never receives anything new.
+
 :func:`do_handshake` runs all of this on a comm.  It sets no time limit; its callers
 (:func:`~distributed.comm.core.connect` and the listeners) do.
 """
@@ -13,8 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from distributed.comm.auth import Authentication, AuthenticationError
 from distributed.comm.exceptions import FatalCommClosedError
@@ -22,10 +28,26 @@ from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
-__all__ = ["Endpoint", "do_handshake", "handshake_configuration", "handshake_info"]
+__all__ = [
+    "NO_FEATURES",
+    "Endpoint",
+    "Feature",
+    "agreed_features",
+    "do_handshake",
+    "handshake_configuration",
+    "handshake_info",
+    "offered_features",
+    "register_feature",
+]
 
 #: Maximum number of characters of the peer's map or refusal that an error quotes.
 _QUOTED = 200
+
+#: Maximum number of features that a peer may offer.
+MAX_FEATURES = 100
+
+#: The features of a comm whose peer has none.
+NO_FEATURES: Mapping[str, Any] = MappingProxyType({})
 
 
 class Endpoint(Protocol):
@@ -46,6 +68,96 @@ class Endpoint(Protocol):
     def complete_handshake(self, local: dict[str, Any], remote: dict[str, Any]) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class Feature(NamedTuple):
+    """The two functions by which the sides of a connection agree upon a feature.
+
+    Attributes
+    ----------
+    offer
+        Return the parameter that this side offers on a comm, a plain value for msgpack; or None
+        if it does not offer the feature there.  Called once per connection.
+    agree
+        Return the parameter that both sides use, from the one that this side offered and the one
+        that the peer offered; or None to do without the feature.  Both sides must come to the same
+        result.  The peer's parameter may be any plain value; the function raises a `ValueError`,
+        which ends the handshake, if no honest peer sends it.
+    """
+
+    offer: Callable[[Endpoint], Any]
+    agree: Callable[[Any, Any], Any]
+
+
+# name → feature; see `register_feature`
+_features: dict[str, Feature] = {}
+
+
+def register_feature(
+    name: str, offer: Callable[[Endpoint], Any], agree: Callable[[Any, Any], Any]
+) -> None:
+    """Let the handshake of each new connection negotiate a feature.
+
+    The module that implements a feature registers it when it is imported.  The floor of that
+    module may be above this one.
+
+    Parameters
+    ----------
+    name
+        The name of the feature on the wire.
+    offer, agree
+        See :class:`Feature`.
+
+    Examples
+    --------
+    >>> register_feature("example", offer=lambda comm: 10, agree=min)
+    >>> agreed_features({"features": {"example": 10}}, {"features": {"example": 7, "other": 1}})
+    mappingproxy({'example': 7})
+    >>> agreed_features({"features": {"example": 10}}, {})
+    mappingproxy({})
+    >>> del _features["example"]
+    """
+    if name in _features:
+        raise ValueError(f"the feature {name!r} is registered already")
+    _features[name] = Feature(offer, agree)
+
+
+def offered_features(comm: Endpoint) -> dict[str, Any]:
+    """Return the features that this side offers on *comm*, and their parameters."""
+    offers = {name: feature.offer(comm) for name, feature in _features.items()}
+    return {name: offer for name, offer in offers.items() if offer is not None}
+
+
+def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the features that follow from the maps that both sides sent, and their parameters.
+
+    Raises
+    ------
+    ValueError
+        If *remote* offers features in a form that no honest peer sends.
+    """
+    theirs = remote.get("features")
+    if theirs is None:
+        return NO_FEATURES
+    if not isinstance(theirs, dict) or not all(isinstance(name, str) for name in theirs):
+        raise ValueError(f"its 'features' are not a map of names: {str(theirs)[:_QUOTED]}")
+    if len(theirs) > MAX_FEATURES:
+        raise ValueError(f"it offers {len(theirs)} features; at most {MAX_FEATURES} are accepted")
+    ours = local.get("features")
+    if not ours:
+        return NO_FEATURES
+    agreed = {}
+    for name, offer in ours.items():
+        theirs_too = theirs.get(name)
+        if name in _features and offer is not None and theirs_too is not None:
+            try:
+                parameter = _features[name].agree(offer, theirs_too)
+            except ValueError as exc:
+                text = str(exc)[:_QUOTED]
+                raise ValueError(f"its feature {name!r} is invalid: {text}") from exc
+            if parameter is not None:
+                agreed[name] = parameter
+    return MappingProxyType(agreed) if agreed else NO_FEATURES
 
 
 def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
@@ -121,7 +233,10 @@ async def do_handshake(
     OSError
         If the connection ends before the handshake is complete.
     """
-    local = {**comm.handshake_info(), **(overrides or {})}
+    local = {**comm.handshake_info()}
+    if features := offered_features(comm):
+        local["features"] = features
+    local.update(overrides or {})
     hello = local
     if authentication is not None:
         hello = {**local, "auth": authentication.challenge()}

@@ -472,6 +472,7 @@ async def handshake_overrides(client: Client) -> None:
         "compression": "none that the other side names",
         "pickle-protocol": 4,
         "unknown": 1,
+        "features": {"unknown": [1, {"x": b"y"}]},
     }
     comm = await client.connect(handshake_overrides=overrides)
     assert comm.handshake_options == {"compression": None, "pickle-protocol": 4}

@@ -1,0 +1,112 @@
+"""The negotiation of features in the handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from distributed.comm import handshake
+from distributed.comm.handshake import MAX_FEATURES, agreed_features, register_feature
+from distributed.comm.tests.raw_peers import HANDSHAKE
+from distributed.comm.tests.transports import TRANSPORTS
+from distributed.utils_test import captured_logger, gen_test
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request):
+    return TRANSPORTS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def features(monkeypatch):
+    """Let the tests start without features; return name → feature."""
+    features = {}
+    monkeypatch.setattr(handshake, "_features", features)
+    return features
+
+
+def smaller(ours, theirs):
+    """Agree upon the smaller number; 0 is to do without the feature."""
+    if not isinstance(theirs, int) or not isinstance(ours, int):
+        raise ValueError(f"{theirs!r} is not a number")
+    return min(ours, theirs) or None
+
+
+@gen_test()
+async def test_both_sides_derive_the_same_parameter(transport):
+    register_feature("window", lambda comm: 10, smaller)
+    async with transport.pair(handshake_overrides={"features": {"window": 7}}) as (client, server):
+        assert server.features == {"window": 7}
+        # The override is what the client offered, too.
+        assert client.features == {"window": 7}
+        with pytest.raises(TypeError):
+            client.features["window"] = 8
+
+
+@gen_test()
+async def test_features_that_one_side_lacks_are_not_agreed_upon(transport):
+    register_feature("window", lambda comm: 10, smaller)
+    for offered in (None, {}, {"window": None}, {"window": 0}, {"another": 1}):
+        async with transport.pair(handshake_overrides={"features": offered}) as (client, server):
+            assert client.features == server.features == {}
+
+
+@gen_test()
+async def test_without_features_the_map_is_that_of_the_original(transport, features):
+    async with transport.pair() as (client, server):
+        for comm in (client, server):
+            assert set(comm.local_info) == {*HANDSHAKE, "address"}
+            assert comm.features == {}
+    register_feature("off", lambda comm: None, smaller)
+    async with transport.pair() as (client, server):
+        assert set(server.remote_info) == {*HANDSHAKE, "address"}
+
+
+@gen_test()
+async def test_an_offer_may_depend_on_the_comm(transport):
+    register_feature("address", lambda comm: len(comm.local_address), lambda ours, theirs: theirs)
+    async with transport.pair() as (client, server):
+        assert client.features == {"address": len(server.local_address)}
+
+
+HOSTILE = {
+    "a number": 1,
+    "a text": "window",
+    "a list": ["window"],
+    "names that are not texts": {1: 1},
+    "too many": {str(i): i for i in range(MAX_FEATURES + 1)},
+    "a wrong parameter": {"window": [1] * 10_000},
+}
+
+
+@pytest.mark.parametrize("theirs", HOSTILE.values(), ids=HOSTILE.keys())
+def test_an_invalid_offer_is_a_short_error(theirs):
+    register_feature("window", lambda comm: 10, smaller)
+    with pytest.raises(ValueError, match=r"are not a map|offers 101|'window'") as error:
+        agreed_features({"features": {"window": 10}}, {"features": theirs})
+    assert len(str(error.value)) < 500
+
+
+@gen_test()
+async def test_an_invalid_offer_ends_the_handshake_with_an_error(transport):
+    register_feature("window", lambda comm: 10, smaller)
+    accepted = []
+    async with transport.listening(accepted.append) as listener:
+        with captured_logger("distributed", level=logging.INFO):
+            async with asyncio.timeout(5):
+                with pytest.raises(OSError, match=r"handshake between|Timed out"):
+                    # Neither side accepts the text, whichever comes first.
+                    await transport.connect(
+                        listener.contact_address,
+                        handshake_overrides={"features": {"window": "wide"}},
+                        timeout=0.3,
+                    )
+        assert not accepted
+
+
+def test_a_name_is_registered_once():
+    register_feature("window", lambda comm: 10, smaller)
+    with pytest.raises(ValueError, match="'window' is registered"):
+        register_feature("window", lambda comm: 10, smaller)

@@ -7,6 +7,7 @@ a conversation.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from types import FunctionType
@@ -22,7 +23,9 @@ from distributed.core.remote_streams import RemoteStream
 from distributed.core.retries import Retries, not_executed
 from distributed.core.tasks import NoOpAwaitable
 
-__all__ = ["Operation", "RemoteCalls"]
+__all__ = ["Operation", "RemoteCalls", "is_usable"]
+
+logger = logging.getLogger("distributed.core")
 
 
 class Operation:
@@ -89,6 +92,26 @@ class Operation:
 
     def __repr__(self) -> str:
         return f"<operation {self._name!r} of {self._remote!r}>"
+
+
+def is_usable(comm: Comm) -> bool:
+    """Return whether the next call may use *comm*, which is idle; abort it if not.
+
+    Data that arrived after the last answer would be mistaken for the answer to the next request.
+    """
+    if comm.closed():
+        comm.abort()
+        return False
+    if comm.has_unread:
+        logger.warning(
+            "Closing %r: it received data after the answer to the last request; does a handler of "
+            "%s write several messages to its comm?",
+            comm,
+            comm.peer_address,
+        )
+        comm.abort()
+        return False
+    return True
 
 
 class RemoteCalls(ABC):
@@ -268,10 +291,16 @@ class ConfiguredCalls(RemoteCalls):
         return NoOpAwaitable()
 
     async def _call(self, name: str, kwargs: dict[str, Any]) -> Any:
-        async with timeout(self._limit):
-            if self._retries is None:
-                return await self._remote._call(name, kwargs)
-            return await self._retries.run(lambda: self._remote._call(name, dict(kwargs)))
+        limit = timeout(self._limit)
+        try:
+            async with limit:
+                if self._retries is None:
+                    return await self._remote._call(name, kwargs)
+                return await self._retries.run(lambda: self._remote._call(name, dict(kwargs)))
+        except TimeoutError as exc:
+            if limit.expired() and not exc.args:
+                raise TimeoutError(f"{name!r} took longer than {self._limit:g} s") from exc
+            raise
 
     def _stream(self, name: str, kwargs: dict[str, Any]) -> RemoteStream:
         stream = self._remote._stream(name, kwargs)

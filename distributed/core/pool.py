@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 from distributed.comm import Comm, CommClosedError
 from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
-from distributed.core.operations import RemoteCalls
+from distributed.core.operations import RemoteCalls, is_usable
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 
@@ -130,8 +130,7 @@ class PoolState:
         comm = None
         while idle and comm is None:
             comm = idle.pop()
-            if comm.closed():
-                comm.abort()
+            if not is_usable(comm):
                 comm = None
         if idle is not None and not idle:
             del self.available[addr]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
@@ -25,7 +25,9 @@ __all__ = [
     "Answer",
     "DeadlineExceeded",
     "check_result",
+    "is_coroutine",
     "is_run_to_completion",
+    "result_of",
     "run_to_completion",
 ]
 
@@ -146,10 +148,10 @@ class Answer:
                 if self.info.stream:
                     return await self._stream(call, with_comm)
                 if self.info.open:
-                    await _result(call(self._comm) if with_comm else call(), op)
+                    await result_of(call(self._comm) if with_comm else call(), op)
                     return Status.dont_reply
                 if not with_comm:
-                    return await _result(call(), op)
+                    return unambiguous(await result_of(call(), op))
                 return await self._plain(call)
         except TimeoutError as exc:
             if limit.expired() and isinstance(exc.__cause__, asyncio.CancelledError):
@@ -167,9 +169,9 @@ class Answer:
         """Run a handler that may write the answer to its comm."""
         op = self._op
         comm = _WrittenComm(self._comm)
-        result = await _result(call(comm), op)
+        result = await result_of(call(comm), op)
         if comm.count == 0:
-            return result
+            return unambiguous(result)
         if result is Status.dont_reply:
             return END
         raise TypeError(
@@ -187,12 +189,7 @@ class Answer:
             result = call(comm)
         else:
             result = call()
-        if hasattr(result, "__aiter__"):
-            producer = _produce_async(aiter(result), sender)
-        elif isinstance(result, Iterator) and not is_coroutine(result):
-            producer = _produce(result, sender)
-        else:
-            producer = _produce_by_writing(result, sender, self._op)
+        producer = _produce(result, sender, self._op)
         await sender.run(producer, self._op)
         return END
 
@@ -205,13 +202,13 @@ def is_coroutine(result: Result) -> bool:
     return isinstance(result, Coroutine)
 
 
-async def _result(result: Result, op: str) -> Any:
+async def result_of(result: Result, op: str) -> Any:
     """Return the result of a handler, awaited if it is a coroutine."""
     kind = type(result)
     if hasattr(kind, "__await__") or kind in GENERATORS:
         check_result(result, op)
         result = await result
-    return unambiguous(result)
+    return result
 
 
 class _HandlerComm(PassedComm):
@@ -250,28 +247,26 @@ class _ItemComm(_HandlerComm):
         return nbytes(msg) if isinstance(msg, bytes | bytearray | memoryview) else 1
 
 
-async def _produce_async(iterator: AsyncIterator[Any], sender: ItemSender) -> None:
-    try:
-        async for item in iterator:
-            await sender.put(item)
-    finally:
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
-
-
-async def _produce(iterator: Iterator[Any], sender: ItemSender) -> None:
-    try:
-        for item in iterator:
-            await sender.put(item)
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-
-
-async def _produce_by_writing(result: Result, sender: ItemSender, op: str) -> None:
+async def _produce(result: Result, sender: ItemSender, op: str) -> None:
+    """Put the items of a handler's result, or wait until the handler has written its items."""
     if is_coroutine(result):
         result = await result
-    if result is not Status.dont_reply and not (result is None and sender.count):
+    if hasattr(result, "__aiter__"):
+        iterator = aiter(result)
+        try:
+            async for item in iterator:
+                await sender.put(item)
+        finally:
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+    elif isinstance(result, Iterator):
+        try:
+            for item in result:
+                await sender.put(item)
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+    elif result is not Status.dont_reply and not (result is None and sender.count):
         raise TypeError(
             f"{op!r} does not stream but returns a value: call it by `await remote.{op}(...)`"
         )

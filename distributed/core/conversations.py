@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed.comm import Comm
-from distributed.core.call_info import FEATURE, KEY, CallInfo
+from distributed.core.call_info import CallInfo
 from distributed.core.calls import error_from
-from distributed.core.deadlines import current_deadline, time_left, timeout
-
-if TYPE_CHECKING:
-    from distributed.core.operations import RemoteCalls
-    from distributed.core.retries import Retries
+from distributed.core.deadlines import timeout
+from distributed.core.long_calls import LongCall
 
 __all__ = ["Conversing", "PassedComm"]
 
@@ -88,46 +85,20 @@ class Conversation(PassedComm):
         return message
 
 
-class Conversing:
+class Conversing(LongCall):
     """A context manager: the request, the comm for the conversation, and its end."""
 
-    def __init__(self, remote: RemoteCalls, op: str, kwargs: dict[str, Any]) -> None:
-        self._remote = remote
-        self._op = op
-        self._kwargs = kwargs
-        self._limit: float | None = None
-        self._retries: Retries | None = None
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._timeout = timeout(None)
-        self._comm: Comm | None = None
-
-    def configure(self, limit: float | None, retries: Retries | None) -> None:
-        """Set the time limit of the conversation, and the retries of its request."""
-        if limit is not None:
-            self._limit = limit if self._limit is None else min(limit, self._limit)
-        self._retries = retries or self._retries
 
     async def __aenter__(self) -> Comm:
-        self._timeout = timeout(self._limit)
+        self._set_deadline()
+        self._timeout = timeout(self._time_left())
         await self._timeout.__aenter__()
         try:
-            take = self._remote._take_comm
-            if self._retries is None:
-                comm = await take(self._op)
-            else:
-                comm = await self._retries.run(lambda: take(self._op))
-            self._comm = comm
-            message = {"op": self._op, **self._kwargs, "reply": False, "close": True}
-            deserializers = message.pop("deserializers", None)
-            serializers = message.pop("serializers", None)
-            if (families := deserializers or serializers) is not None:
-                message["serializers"] = families
-            if FEATURE in comm.features:
-                deadline = current_deadline()
-                left = None if deadline is None else time_left(self._op, deadline)
-                message[KEY] = CallInfo(left, open=True).pack()
-            await comm.write(message, serializers=serializers, on_error="raise")
+            comm = await self._send_request({"reply": False, "close": True}, CallInfo(open=True))
         except BaseException as exc:
-            self._end()
             await self._timeout.__aexit__(type(exc), exc, exc.__traceback__)
             raise
         return Conversation(comm)
@@ -142,11 +113,5 @@ class Conversing:
             if exc is None and self._comm is not None:
                 await self._comm.close()
         finally:
-            self._end()
+            self._leave()
             await self._timeout.__aexit__(exc_type, exc, traceback)
-
-    def _end(self) -> None:
-        comm, self._comm = self._comm, None
-        if comm is not None:
-            comm.abort()
-            self._remote._release(comm)

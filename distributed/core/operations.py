@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FunctionType
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,8 @@ from distributed.core.call_info import FEATURE, KEY, CallInfo
 from distributed.core.calls import RPCClosed, send_recv
 from distributed.core.conversations import Conversing
 from distributed.core.deadlines import current_deadline, time_left, timeout
+from distributed.core.interceptors import Call, InterceptedStream, Interceptor, intercept
+from distributed.core.long_calls import DEFAULT, Configuration
 from distributed.core.remote_streams import RemoteStream
 from distributed.core.retries import Retries, not_executed
 from distributed.core.tasks import NoOpAwaitable
@@ -60,7 +63,7 @@ class Operation:
             )
         return self._remote._call(self._name, kwargs)
 
-    def stream(self, **kwargs: Any) -> RemoteStream:
+    def stream(self, **kwargs: Any) -> RemoteStream | InterceptedStream:
         """Call a handler that yields items; iterate over the result with ``async for``.
 
         The items arrive as the handler yields them.  A handler that takes ``comm`` can write its
@@ -78,7 +81,7 @@ class Operation:
         """
         return self._remote._stream(self._name, kwargs)
 
-    def open(self, **kwargs: Any) -> Conversing:
+    def open(self, **kwargs: Any) -> AbstractAsyncContextManager[Comm]:
         """Call a handler that takes ``comm``, for a conversation with it.
 
         Returns
@@ -88,7 +91,7 @@ class Operation:
             the handler fails, the next `read` raises its exception.  The comm is closed at the end
             of the block, or when the handler returns; the return value is dropped.
         """
-        return self._remote._conversing(self._name, kwargs)
+        return self._remote._converse(self._name, kwargs)
 
     def __repr__(self) -> str:
         return f"<operation {self._name!r} of {self._remote!r}>"
@@ -117,6 +120,10 @@ def is_usable(comm: Comm) -> bool:
 class RemoteCalls(ABC):
     """Base of the objects whose attributes are the operations of a remote server."""
 
+    #: The server's address.
+    address: str
+    #: The interceptors of calls; see :mod:`distributed.core.interceptors`.
+    interceptors: tuple[Interceptor, ...]
     #: Names of the serialization families to use for requests; None for the defaults.
     serializers: Sequence[str] | None
     #: Names of the serialization families to accept in answers; None for the defaults.
@@ -158,6 +165,23 @@ class RemoteCalls(ABC):
         """Call an operation by name: also one that is named like an attribute of this object."""
         return self._call(op, kwargs)
 
+    async def describe(self) -> dict[str, Any]:
+        """Ask the server for its operations; `dir` then lists them as attributes of this object.
+
+        Returns
+        -------
+        dict
+            See :func:`distributed.core.description.describe`.
+        """
+        description: dict[str, Any] = await self._call("describe", {})
+        self.__dict__["_described"] = [
+            op for op in description["operations"] if op not in description["blocked"]
+        ]
+        return description
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.__dict__.get("_described", ())]
+
     def within(self, limit: float | str) -> ConfiguredCalls:
         """Return an object whose calls are cancelled, here and at the server, after *limit*.
 
@@ -171,7 +195,7 @@ class RemoteCalls(ABC):
         >>> async def use(remote):
         ...     await remote.within("2s").slow(x=1)    # raises TimeoutError after 2 seconds
         """
-        return ConfiguredCalls(self, limit=parse_timedelta(limit))
+        return ConfiguredCalls(self, Configuration(limit=parse_timedelta(limit)))
 
     def retrying(
         self,
@@ -200,7 +224,7 @@ class RemoteCalls(ABC):
         ``distributed.comm.retry.delay.max`` and 2\\ :sup:`n-2` times
         ``distributed.comm.retry.delay.min``.
         """
-        return ConfiguredCalls(self, retries=Retries(attempts, on, idempotent))
+        return ConfiguredCalls(self, Configuration(retries=Retries(attempts, on, idempotent)))
 
     async def _take_comm(self, name: str) -> Comm:
         """Return an open comm for a call of *name*; the caller passes it to `_release` later."""
@@ -226,16 +250,27 @@ class RemoteCalls(ABC):
         if self.deserializers is not None and kwargs.get("deserializers") is None:
             kwargs["deserializers"] = self.deserializers
 
-    async def _call(self, name: str, kwargs: dict[str, Any]) -> Any:
+    async def _call(
+        self, name: str, kwargs: dict[str, Any], metadata: dict[str, str] | None = None
+    ) -> Any:
         """Make a request and return the answer."""
+        if metadata is None and self.interceptors:
+            call = Call(name, kwargs, self.address, "client")
+            return await intercept(
+                self.interceptors,
+                call,
+                lambda call: self._call(call.op, dict(call.arguments), call.metadata),
+            )
         self._with_families(kwargs)
         comm = await self._take_comm(name)
         try:
             if FEATURE in comm.features and kwargs.get("reply", True):
                 deadline = current_deadline()
-                kwargs[KEY] = (
-                    True if deadline is None else CallInfo(time_left(name, deadline)).pack()
-                )
+                if deadline is None and not metadata:
+                    kwargs[KEY] = True
+                else:
+                    left = None if deadline is None else time_left(name, deadline)
+                    kwargs[KEY] = CallInfo(left, metadata=metadata or {}).pack()
             return await send_recv(comm, op=name, **kwargs)
         except (RPCClosed, CommClosedError) as exc:
             if not comm.closed():
@@ -245,21 +280,55 @@ class RemoteCalls(ABC):
         finally:
             self._release(comm)
 
-    def _stream(self, name: str, kwargs: dict[str, Any]) -> RemoteStream:
-        self._with_families(kwargs)
-        return RemoteStream(self, name, kwargs)
+    def _stream(
+        self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
+    ) -> RemoteStream | InterceptedStream:
+        """Return the items of a streaming call."""
+        if not self.interceptors:
+            self._with_families(kwargs)
+            return RemoteStream(self, name, kwargs, configuration)
 
-    def _conversing(self, name: str, kwargs: dict[str, Any]) -> Conversing:
-        self._with_families(kwargs)
-        return Conversing(self, name, kwargs)
+        async def make(call: Call) -> RemoteStream:
+            arguments = dict(call.arguments)
+            self._with_families(arguments)
+            return RemoteStream(self, call.op, arguments, configuration, call.metadata)
+
+        call = Call(name, kwargs, self.address, "client", "stream")
+        return InterceptedStream(lambda: intercept(self.interceptors, call, make))
+
+    def _converse(
+        self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
+    ) -> AbstractAsyncContextManager[Comm]:
+        """Return the context manager of a conversation."""
+        if not self.interceptors:
+            self._with_families(kwargs)
+            return Conversing(self, name, kwargs, configuration)
+        return self._converse_intercepted(name, kwargs, configuration)
+
+    @asynccontextmanager
+    async def _converse_intercepted(
+        self, name: str, kwargs: dict[str, Any], configuration: Configuration
+    ) -> AsyncIterator[Comm]:
+        async with AsyncExitStack() as stack:
+
+            async def make(call: Call) -> Comm:
+                arguments = dict(call.arguments)
+                self._with_families(arguments)
+                return await stack.enter_async_context(
+                    Conversing(self, call.op, arguments, configuration, call.metadata)
+                )
+
+            call = Call(name, kwargs, self.address, "client", "conversation")
+            yield await intercept(self.interceptors, call, make)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "_call" not in vars(cls):
             call = RemoteCalls._call
             # Coroutines have the qualified name of their function.
-            cls._call = FunctionType(call.__code__, call.__globals__, call.__name__)  # type: ignore[method-assign]
-            cls._call.__qualname__ = cls._call_name
+            own = FunctionType(call.__code__, call.__globals__, call.__name__, call.__defaults__)
+            own.__qualname__ = cls._call_name
+            cls._call = own  # type: ignore[method-assign]
 
 
 class ConfiguredCalls(RemoteCalls):
@@ -268,12 +337,9 @@ class ConfiguredCalls(RemoteCalls):
     _comm_name = "ConfiguredCalls"
     _call_name = "ConfiguredCalls.__getattr__.<locals>.send_recv_from_rpc"
 
-    def __init__(
-        self, remote: RemoteCalls, limit: float | None = None, retries: Retries | None = None
-    ) -> None:
+    def __init__(self, remote: RemoteCalls, configuration: Configuration) -> None:
         self._remote = remote
-        self._limit = limit
-        self._retries = retries
+        self._configuration = configuration
         self.serializers = remote.serializers
         self.deserializers = remote.deserializers
 
@@ -290,32 +356,46 @@ class ConfiguredCalls(RemoteCalls):
         """Do nothing, because the connections belong to the other object."""
         return NoOpAwaitable()
 
-    async def _call(self, name: str, kwargs: dict[str, Any]) -> Any:
-        limit = timeout(self._limit)
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        """The server's address."""
+        return self._remote.address
+
+    @property
+    def interceptors(self) -> tuple[Interceptor, ...]:  # type: ignore[override]
+        """The interceptors of the other object."""
+        return self._remote.interceptors
+
+    async def _call(
+        self, name: str, kwargs: dict[str, Any], metadata: dict[str, str] | None = None
+    ) -> Any:
+        seconds, retries = self._configuration
+        limit = timeout(seconds)
         try:
             async with limit:
-                if self._retries is None:
-                    return await self._remote._call(name, kwargs)
-                return await self._retries.run(lambda: self._remote._call(name, dict(kwargs)))
+                if retries is None:
+                    return await self._remote._call(name, kwargs, metadata)
+                return await retries.run(lambda: self._remote._call(name, dict(kwargs), metadata))
         except TimeoutError as exc:
             if limit.expired() and not exc.args:
-                raise TimeoutError(f"{name!r} took longer than {self._limit:g} s") from exc
+                raise TimeoutError(f"{name!r} took longer than {seconds:g} s") from exc
             raise
 
-    def _stream(self, name: str, kwargs: dict[str, Any]) -> RemoteStream:
-        stream = self._remote._stream(name, kwargs)
-        stream.configure(self._limit, self._retries)
-        return stream
+    def _stream(
+        self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
+    ) -> RemoteStream | InterceptedStream:
+        return self._remote._stream(name, kwargs, self._configuration.within(configuration))
 
-    def _conversing(self, name: str, kwargs: dict[str, Any]) -> Conversing:
-        conversing = self._remote._conversing(name, kwargs)
-        conversing.configure(self._limit, self._retries)
-        return conversing
+    def _converse(
+        self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
+    ) -> AbstractAsyncContextManager[Comm]:
+        return self._remote._converse(name, kwargs, self._configuration.within(configuration))
 
     def __repr__(self) -> str:
-        limit = "" if self._limit is None else f" within {self._limit:g} s"
-        retries = "" if self._retries is None else f", {self._retries.attempts} attempts"
-        return f"<calls of {self._remote!r}{limit}{retries}>"
+        limit, retries = self._configuration
+        within = "" if limit is None else f" within {limit:g} s"
+        attempts = "" if retries is None else f", {retries.attempts} attempts"
+        return f"<calls of {self._remote!r}{within}{attempts}>"
 
 
 def _failed(name: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 from distributed.comm import Comm, CommClosedError
 from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
+from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.operations import RemoteCalls, is_usable
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
@@ -224,7 +225,12 @@ class PooledRPCCall(RemoteCalls):
         self.deserializers = serializers if deserializers is None else deserializers
 
     @property
-    def address(self) -> str:
+    def interceptors(self) -> tuple[Interceptor, ...]:  # type: ignore[override]
+        """The interceptors of the pool."""
+        return self.pool.interceptors
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
         """The server's address."""
         return self.addr
 
@@ -261,6 +267,8 @@ class ConnectionPool(PoolState):
         Whether expensive (de)serialization may run in a thread.
     server
         The server that owns this pool, if any.
+    interceptors
+        Functions around each call; see :mod:`distributed.core.interceptors`.
 
     Attributes
     ----------
@@ -289,6 +297,7 @@ class ConnectionPool(PoolState):
         connection_args: Mapping[str, Any] | None = None,
         timeout: float | str | None = None,
         server: object = None,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         super().__init__(limit)
         self.deserialize = deserialize
@@ -298,6 +307,7 @@ class ConnectionPool(PoolState):
         self.connection_args = dict(connection_args or {})
         self.timeout = timeout
         self.server = weakref.ref(server) if server is not None else None
+        self.interceptors = check_interceptors(interceptors)
         self.status = Status.init
         # Address → tasks that wait for a place or connect → why remove() cancelled the task; None
         # if it did not.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from distributed.comm import Comm
 from distributed.core.calls import RPCClosed, coerce_to_address
 from distributed.core.host import connect
+from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.operations import RemoteCalls, is_usable
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
@@ -44,6 +45,8 @@ class rpc(RemoteCalls):
         Names of the serialization families to use and to accept.
     limit
         Maximum number of overlapping calls, and thus of connections.
+    interceptors
+        Functions around each call; see :mod:`distributed.core.interceptors`.
 
     Attributes
     ----------
@@ -79,6 +82,7 @@ class rpc(RemoteCalls):
         serializers: Sequence[str] | None = None,
         deserializers: Sequence[str] | None = None,
         limit: float = 512,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 1:
             raise ValueError(f"the limit of an rpc must be a number from 1, got {limit!r}")
@@ -96,6 +100,7 @@ class rpc(RemoteCalls):
         # Every comm made by or given to this object that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
         self.limit = limit
+        self.interceptors = check_interceptors(interceptors)
         # Number of calls that have a comm or open one.
         self._calls = 0
         # The futures of the calls that wait, in order of arrival.

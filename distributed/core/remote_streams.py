@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from distributed.comm import Comm, CommClosedError
-from distributed.core.call_info import FEATURE, KEY, CallInfo, kind_of
+from distributed.core.call_info import CallInfo, kind_of
 from distributed.core.calls import error_from
-from distributed.core.deadlines import current_deadline, time_left
-
-if TYPE_CHECKING:
-    from distributed.core.operations import RemoteCalls
-    from distributed.core.retries import Retries
+from distributed.core.long_calls import CommSource, LongCall
 
 __all__ = ["RemoteStream"]
 
@@ -23,7 +18,7 @@ __all__ = ["RemoteStream"]
 _WINDOW = 2
 
 
-class RemoteStream:
+class RemoteStream(LongCall):
     """The items that a handler of a remote server yields; an asynchronous iterator.
 
     The request is sent when the first item is awaited.  If the iterator is closed or dropped
@@ -36,18 +31,8 @@ class RemoteStream:
     ...         print(number)
     """
 
-    def __init__(self, remote: RemoteCalls, op: str, kwargs: dict[str, Any]) -> None:
-        self._remote = remote
-        self._op = op
-        self._kwargs = kwargs
-        self._limit: float | None = None
-        self._retries: Retries | None = None
-        # The end of the caller's time, as a value of `monotonic`, once the request was sent.
-        self._deadline: float | None = None
-        # The comm of the request until the stream has ended.
-        self._comm: Comm | None = None
-        # Whether the peer streams.  If it does not, each of its messages is an item.
-        self._negotiated = False
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         # The items that were received and not returned.
         self._items: deque[Any] = deque()
         # Whether the server waits to hear that they were consumed.
@@ -55,12 +40,6 @@ class RemoteStream:
         # Whether the request was sent, or the iterator was closed before.
         self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def configure(self, limit: float | None, retries: Retries | None) -> None:
-        """Set the time limit of the whole stream, and the retries of its request."""
-        if limit is not None:
-            self._limit = limit if self._limit is None else min(limit, self._limit)
-        self._retries = retries or self._retries
 
     def __aiter__(self) -> Self:
         return self
@@ -70,7 +49,11 @@ class RemoteStream:
             return self._items.popleft()
         if not self._begun:
             self._begun = True
-            await self._begin()
+            self._loop = asyncio.get_running_loop()
+            self._set_deadline()
+            async with asyncio.timeout(self._time_left()):
+                # A peer of the original ignores the rest of the request.
+                await self._send_request({}, CallInfo(stream=_WINDOW))
         while self._comm is not None:
             async with asyncio.timeout(self._time_left()):
                 await self._receive(self._comm)
@@ -80,46 +63,14 @@ class RemoteStream:
 
     async def aclose(self) -> None:
         """End the stream; if it has not ended, the handler is cancelled."""
+        self._begun = True
         self._leave()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._leave()
-
-    def _time_left(self) -> float | None:
-        return None if self._deadline is None else max(0, self._deadline - monotonic())
-
-    async def _begin(self) -> None:
-        """Send the request."""
-        self._loop = asyncio.get_running_loop()
-        deadline = current_deadline()
-        if self._limit is not None:
-            own = monotonic() + self._limit
-            deadline = own if deadline is None else min(deadline, own)
-        self._deadline = deadline
-        async with asyncio.timeout(self._time_left()):
-            take = self._remote._take_comm
-            if self._retries is None:
-                comm = await take(self._op)
-            else:
-                comm = await self._retries.run(lambda: take(self._op))
-            self._comm = comm
-            message = {"op": self._op, **self._kwargs}
-            self._deserializers = message.pop("deserializers", None) or message.get("serializers")
-            serializers = message.pop("serializers", None)
-            if self._deserializers is not None:
-                message["serializers"] = self._deserializers
-            self._negotiated = FEATURE in comm.features
-            try:
-                if self._negotiated:
-                    left = None if deadline is None else time_left(self._op, deadline)
-                    message |= {"reply": True, KEY: CallInfo(left, stream=_WINDOW).pack()}
-                await comm.write(message, serializers=serializers, on_error="raise")
-            except BaseException:
-                self._leave()
-                raise
+        await self.aclose()
 
     async def _receive(self, comm: Comm) -> None:
         """Receive a message with items, or the end of the stream."""
@@ -159,20 +110,9 @@ class RemoteStream:
                 "that is no part of a stream"
             )
 
-    def _end(self) -> None:
-        """Return the comm after the last message of the server."""
-        comm, self._comm = self._comm, None
-        if comm is not None:
-            self._remote._release(comm)
-
     def _leave(self) -> None:
-        """Close the comm, so that the server cancels the handler."""
-        self._begun = True
         self._items.clear()
-        comm, self._comm = self._comm, None
-        if comm is not None:
-            comm.abort()
-            self._remote._release(comm)
+        super()._leave()
 
     def __del__(self) -> None:
         # The loop that iterated was left early.
@@ -186,6 +126,6 @@ class RemoteStream:
             loop.call_soon_threadsafe(_drop, self._remote, comm)
 
 
-def _drop(remote: RemoteCalls, comm: Comm) -> None:
+def _drop(remote: CommSource, comm: Comm) -> None:
     comm.abort()
     remote._release(comm)

@@ -22,10 +22,13 @@ from distributed.core.answers import (
     Answer,
     DeadlineExceeded,
     check_result,
+    is_coroutine,
     is_run_to_completion,
+    result_of,
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.errors.messages import ErrorMessage, error_message
+from distributed.core.interceptors import Call, Interceptor, intercept
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
@@ -84,6 +87,7 @@ class RequestServer(Protocol):
     blocked_handlers: list[str]
     counters: defaultdict[str, Counter]
     _comms: dict[Comm, str | None]
+    interceptors: tuple[Interceptor, ...]
     _close_begun: bool
 
     @property
@@ -216,10 +220,11 @@ class Requests:
                 server._comms[comm] = op
                 if call.with_serializers and serializers is not None:
                     kwargs["serializers"] = serializers
+                handler = call.handler
+                if interceptors := server.interceptors:
+                    handler = partial(self._intercepted, interceptors, handler, comm, op, info)
                 if info is None or (info is True and not call.with_comm):
-                    result = (
-                        call.handler(comm, **kwargs) if call.with_comm else call.handler(**kwargs)
-                    )
+                    result = handler(comm, **kwargs) if call.with_comm else handler(**kwargs)
                     kind = type(result)
                     is_awaitable = hasattr(kind, "__await__") or kind in GENERATORS
                     if is_awaitable:
@@ -227,7 +232,7 @@ class Requests:
                 else:
                     answer = Answer(comm, op, CallInfo.parse(info), serializers)
                     reply = reply or answer.info.open
-                    result = answer.run(partial(call.handler, **kwargs), call.with_comm)
+                    result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:
                     if info is not None and call.cancellable:
@@ -243,7 +248,11 @@ class Requests:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             # Meant for the process or for this coroutine, not for the caller.
             raise
-        except BaseException as exc:  # noqa: BLE001  (the caller gets it)
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and self._server._cancels_current_task():
+                # Not in a function called with the error: its frame would refer to the error, and
+                # the error to the frame.
+                raise
             result = self._failure(comm, op, exc)
             if result is None:
                 return False
@@ -283,7 +292,7 @@ class Requests:
             If *op* has no handler, or is blocked.
         """
         server = self._server
-        if server._close_begun:
+        if server._close_begun and op != "health":
             raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if op in server.blocked_handlers:
             raise ValueError(
@@ -303,11 +312,31 @@ class Requests:
             )
         return call
 
-    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
-        """Log the failure of a request and return its answer, or None if the peer disconnected.
+    async def _intercepted(
+        self,
+        interceptors: Sequence[Interceptor],
+        handler: Callable[..., Any],
+        comm: Comm,
+        op: str,
+        info: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a handler through the interceptors of the server."""
+        parsed = CallInfo() if info is None else CallInfo.parse(info)
+        kind: Any = "stream" if parsed.stream else "conversation" if parsed.open else "value"
 
-        Raises *exc* again if it cancels the current task.
-        """
+        async def make(call: Call) -> Any:
+            result = handler(*args, **call.arguments)
+            if is_coroutine(result) or not parsed.stream:
+                return await result_of(result, op)
+            return result
+
+        call = Call(op, kwargs, comm.peer_address, "server", kind, dict(parsed.metadata))
+        return await intercept(interceptors, call, make)
+
+    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
+        """Log the failure of a request and return its answer, or None if the peer disconnected."""
         name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
         if isinstance(exc, CommClosedError):
             if comm.closed():
@@ -316,8 +345,6 @@ class Requests:
             # About another connection, most likely one of the handler.
             level = logging.INFO
         elif isinstance(exc, asyncio.CancelledError):
-            if self._server._cancels_current_task():
-                raise exc
             # A CancelledError at the caller would look as if the caller had been cancelled.
             error = RuntimeError(f"the handler of {op!r} in {name} was cancelled")
             error.__cause__ = exc

@@ -20,6 +20,7 @@ from typing import Any, Self
 from distributed.base import config
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
+from distributed.core.description import describe
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -27,10 +28,12 @@ from distributed.core.host import (
     start_profile,
     stop_profile,
 )
+from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
 from distributed.core.pool import ConnectionPool
 from distributed.core.requests import Requests
+from distributed.core.reserved import check_names
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
@@ -67,6 +70,8 @@ class Server(LifeCycle):
         The directory in which the scratch directory is made.
     needs_workdir
         Whether the scratch directory belongs to this server alone and is locked.
+    interceptors
+        Functions around the handler of each request; see :mod:`distributed.core.interceptors`.
 
     Examples
     --------
@@ -108,23 +113,29 @@ class Server(LifeCycle):
         timeout: float | str | None = None,
         local_directory: str | os.PathLike[str] | None = None,
         needs_workdir: bool = True,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         super().__init__()
         name = type(self).__name__
         _check_callable("handler", handlers)
         _check_callable("stream handler", stream_handlers or {})
+        check_names(handlers, is_role(self))
         #: Operations: name → handler.
         self.handlers: dict[str, Callable[..., Any]] = {
             "identity": self.identity,
             "echo": self.echo,
             "connection_stream": self.handle_stream,
             "dump_state": self._to_dict,
+            "describe": self.describe,
+            "health": self.health,
             **handlers,
         }
         #: Names of operations that are refused.
         self.blocked_handlers = _blocked_handlers(name, blocked_handlers)
         #: Operations of one-way streams: name → handler.
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
+        #: Functions around the handler of each request.
+        self.interceptors = check_interceptors(interceptors)
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}
@@ -241,6 +252,20 @@ class Server(LifeCycle):
     def echo(self, data: Any = None) -> Any:
         """Return *data*."""
         return data
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the operations; see :func:`distributed.core.description.describe`."""
+        return describe(self.handlers, self.stream_handlers, self.blocked_handlers)
+
+    def health(self) -> dict[str, Any]:
+        """Return whether this server accepts requests.  Subclasses may add keys.
+
+        Returns
+        -------
+        dict
+            ``"status"``: ``"serving"``, or ``"closing"`` if new requests are refused.
+        """
+        return {"status": "closing" if self._close_begun else "serving"}
 
     def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
         """Return the state of this server for a dump, without the keys in *exclude*."""

@@ -186,6 +186,11 @@ class Comm(ABC):
         """The address of the other end, for debugging."""
 
     @property
+    def is_reading(self) -> bool:
+        """Whether a task is reading."""
+        return False
+
+    @property
     def has_unread(self) -> bool:
         """Whether data of the peer was received that no :meth:`read` has returned."""
         return False

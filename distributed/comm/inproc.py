@@ -190,6 +190,10 @@ class InProc(Comm):
         return 1
 
     @property
+    def is_reading(self) -> bool:
+        return self._reading
+
+    @property
     def has_unread(self) -> bool:
         return self._read_q.peek(EOF) is not EOF
 

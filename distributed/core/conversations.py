@@ -56,6 +56,10 @@ class PassedComm(Comm):
         return self._comm.same_host
 
     @property
+    def is_reading(self) -> bool:
+        return self._comm.is_reading
+
+    @property
     def has_unread(self) -> bool:
         return self._comm.has_unread
 

@@ -113,8 +113,8 @@ class Requests:
         self._tasks: dict[asyncio.Task[Any], Comm] = {}
         # op → the way to call its handler, if `server.handlers` still has that handler.
         self._calls: dict[str, _Call] = {}
-        # Each comm whose handler is cancelled when the caller leaves → the task to cancel.
-        self._cancellable: dict[Comm, asyncio.Task[Any]] = {}
+        # The comms whose handler is cancelled if the caller leaves.
+        self._cancellable: set[Comm] = set()
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -126,6 +126,7 @@ class Requests:
         task = asyncio.create_task(serve, name=f"serve {comm.peer_address}")
         self._tasks[task] = comm
         task.add_done_callback(self._served)
+        comm.notify_end(partial(self._caller_left, comm, task))
 
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
@@ -136,7 +137,6 @@ class Requests:
     async def _serve(self, comm: Comm) -> None:
         server = self._server
         server._comms[comm] = None
-        comm.notify_end(partial(self._caller_left, comm))
         idle = self._admission.idle
         read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:
@@ -167,10 +167,11 @@ class Requests:
             del server._comms[comm]
             comm.abort()
 
-    def _caller_left(self, comm: Comm) -> None:
-        """Cancel the handler that runs for the caller at the other end of *comm*."""
-        task = self._cancellable.pop(comm, None)
-        if task is not None:
+    def _caller_left(self, comm: Comm, task: asyncio.Task[Any]) -> None:
+        """Cancel the handler that *task* runs for the caller at the other end of *comm*."""
+        # A handler that reads from the comm gets the messages that were sent before, then an error.
+        if comm in self._cancellable and not (comm.is_reading or comm.has_unread):
+            self._cancellable.discard(comm)
             logger.debug("%s left during op %s", comm.peer_address, self._server._comms.get(comm))
             task.cancel("the caller has left")
 
@@ -239,9 +240,7 @@ class Requests:
                         if comm.closed():
                             result.close()
                             return False
-                        task = asyncio.current_task()
-                        assert task is not None
-                        self._cancellable[comm] = task
+                        self._cancellable.add(comm)
                     result = await result
                 if info is not None and type(result) is dict and answer is None:
                     result = unambiguous(result)
@@ -260,7 +259,7 @@ class Requests:
                 result["refused"] = True
         finally:
             if info is not None:
-                self._cancellable.pop(comm, None)
+                self._cancellable.discard(comm)
         if (
             reply
             and result is not Status.dont_reply

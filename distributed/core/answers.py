@@ -361,13 +361,22 @@ class ItemSender:
     async def _send(self) -> None:
         """Write the items that are ready."""
         ready, self._items, self._size = self._items, [], 0
+        try:
+            await self._write(ready)
+        except Exception:
+            # Only the last item can be one that cannot be serialized.
+            if len(ready) > 1 and not self.comm.closed():
+                await self._write(ready[:-1])
+            raise
+        sent, self._sent = self._sent, None
+        if sent is not None and not sent.done():
+            sent.set_result(None)
+
+    async def _write(self, ready: list[Any]) -> None:
         await self.comm.write(items(ready), serializers=self.serializers, on_error="raise")
         self._unconsumed += 1
         if self._reader is None:
             self._reader = asyncio.create_task(self._read_credits(), name="credits of a stream")
-        sent, self._sent = self._sent, None
-        if sent is not None and not sent.done():
-            sent.set_result(None)
 
     async def _read_credits(self) -> None:
         """Read a message from the caller for each message that it has not consumed."""

@@ -207,6 +207,9 @@ class Requests:
         reply = kwargs.pop("reply", True)
         serializers = kwargs.pop("serializers", None)
         info = kwargs.pop(KEY, None)
+        if type(info) is dict and info.get("open") is True:
+            # The caller reads messages, so it can read an error.
+            reply = True
         result: Any = "OK"
         answer = None
         try:
@@ -232,7 +235,6 @@ class Requests:
                         check_result(result, op)
                 else:
                     answer = Answer(comm, op, CallInfo.parse(info), serializers)
-                    reply = reply or answer.info.open
                     result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:

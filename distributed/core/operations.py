@@ -195,7 +195,7 @@ class RemoteCalls(ABC):
         >>> async def use(remote):
         ...     await remote.within("2s").slow(x=1)    # raises TimeoutError after 2 seconds
         """
-        return ConfiguredCalls(self, Configuration(limit=parse_timedelta(limit)))
+        return self._configured(Configuration(limit=parse_timedelta(limit)))
 
     def retrying(
         self,
@@ -224,7 +224,10 @@ class RemoteCalls(ABC):
         ``distributed.comm.retry.delay.max`` and 2\\ :sup:`n-2` times
         ``distributed.comm.retry.delay.min``.
         """
-        return ConfiguredCalls(self, Configuration(retries=Retries(attempts, on, idempotent)))
+        return self._configured(Configuration(retries=Retries(attempts, on, idempotent)))
+
+    def _configured(self, configuration: Configuration) -> ConfiguredCalls:
+        return ConfiguredCalls(self, configuration)
 
     async def _take_comm(self, name: str) -> Comm:
         """Return an open comm for a call of *name*; the caller passes it to `_release` later."""
@@ -351,6 +354,10 @@ class ConfiguredCalls(RemoteCalls):
 
     def _release(self, comm: Comm) -> None:
         self._remote._release(comm)
+
+    def _configured(self, configuration: Configuration) -> ConfiguredCalls:
+        # One object for all: a time limit includes the retries, whichever was given first.
+        return ConfiguredCalls(self._remote, configuration.within(self._configuration))
 
     def close_rpc(self) -> NoOpAwaitable:
         """Do nothing, because the connections belong to the other object."""

@@ -126,7 +126,7 @@ async def test_calls_that_a_handler_makes_inherit_the_remaining_time():
 async def test_the_server_cancels_the_handler_when_the_time_is_used_up(transport):
     waiting = Waiting()
     async with serving(transport, {"wait": waiting.wait}) as server, connected(server) as comm:
-        with quiet(), pytest.raises(TimeoutError, match="'wait' was cancelled after 0.01 s"):
+        with quiet(), pytest.raises(TimeoutError, match=r"'wait' was cancelled after 0\.01 s"):
             # The caller itself waits longer.
             await send_recv(comm, op="wait", **{"call-info": {"timeout": 0.01}})
         assert waiting.ends == ["cancelled", "finally"]

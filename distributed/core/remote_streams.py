@@ -107,7 +107,7 @@ class RemoteStream(LongCall):
             self._leave()
             raise CommClosedError(
                 f"{comm.peer_address} answered the streaming call of {self._op!r} by a message "
-                "that is no part of a stream"
+                "that does not belong to a stream"
             )
 
     def _leave(self) -> None:

@@ -115,7 +115,8 @@ def _text(annotation: Any) -> str | None:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def typed(remote: Any, protocol: type[T]) -> T:
+# Not type[T], for which mypy does not accept a Protocol class.
+def typed(remote: object, protocol: Callable[..., T]) -> T:
     """Return *remote* unchanged, but with the type *protocol* for editors and type checkers.
 
     Parameters

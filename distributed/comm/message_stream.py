@@ -65,11 +65,6 @@ class MessageStream(IOStream):
         #: Called when the stream is closed; None for no callback.
         self.on_end: Callable[[], object] | None = None
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether bytes were received that no call of `read_message` has returned."""
-        return bool(self._read_buffer_size or self._held is not None or self.decoder.in_message)
-
     def notice_end(self) -> None:
         """Close the stream when the peer does, even if no task reads or writes."""
         self._add_io_state(_READ)

@@ -74,7 +74,10 @@ class StreamComm(FramedComm):
 
     @property
     def has_unread(self) -> bool:
-        return self.stream is not None and self.stream.has_unread
+        stream = self.stream
+        return stream is not None and (
+            stream._read_buffer_size > 0 or stream._held is not None or self._decoder.in_message
+        )
 
     def notify_end(self, callback: Callable[[], object] | None) -> None:
         if self.stream is not None:

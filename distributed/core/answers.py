@@ -24,6 +24,8 @@ __all__ = [
     "GENERATORS",
     "Answer",
     "DeadlineExceeded",
+    "MarkingComm",
+    "after_writing",
     "check_result",
     "is_coroutine",
     "is_run_to_completion",
@@ -98,6 +100,23 @@ def check_result(result: Result, op: str) -> None:
     )
 
 
+def after_writing(result: Result, op: str) -> Any:
+    """Return the last message of the answer of a handler that has written to its comm.
+
+    Raises
+    ------
+    TypeError
+        If the handler has also returned a value.
+    """
+    if result is Status.dont_reply:
+        return END
+    raise TypeError(
+        f"the handler of {op!r} has written to its comm, and has also returned a value: after "
+        "writing the answer it must return Status.dont_reply; to write several messages, let "
+        f"callers use `remote.{op}.stream(...)`"
+    )
+
+
 class Answer:
     """The answer to one request.
 
@@ -142,17 +161,18 @@ class Answer:
         op, allowed = self._op, self.info.timeout
         if allowed is not None and allowed <= 0:
             raise DeadlineExceeded(f"the caller's time was used up before {op!r} started")
+        if self.info.stream:
+            answer = self._stream(call, with_comm)
+        elif self.info.open:
+            answer = self._converse(call, with_comm)
+        else:
+            answer = self._plain(call, with_comm)
+        if allowed is None:
+            return await answer
         limit = timeout(allowed)
         try:
             async with limit:
-                if self.info.stream:
-                    return await self._stream(call, with_comm)
-                if self.info.open:
-                    await result_of(call(self._comm) if with_comm else call(), op)
-                    return Status.dont_reply
-                if not with_comm:
-                    return unambiguous(await result_of(call(), op))
-                return await self._plain(call)
+                return await answer
         except TimeoutError as exc:
             if limit.expired() and isinstance(exc.__cause__, asyncio.CancelledError):
                 raise DeadlineExceeded(
@@ -165,20 +185,18 @@ class Answer:
         if self._sender is not None:
             await self._sender.consumed()
 
-    async def _plain(self, call: Callable[..., Result]) -> Any:
-        """Run a handler that may write the answer to its comm."""
-        op = self._op
-        comm = _WrittenComm(self._comm)
-        result = await result_of(call(comm), op)
-        if comm.count == 0:
-            return unambiguous(result)
-        if result is Status.dont_reply:
-            return END
-        raise TypeError(
-            f"the handler of {op!r} has written to its comm, and has also returned a value: after "
-            "writing the answer it must return Status.dont_reply; to write several messages, let "
-            f"callers use `remote.{op}.stream(...)`"
-        )
+    async def _converse(self, call: Callable[..., Result], with_comm: bool) -> Any:
+        """Run a handler that keeps the comm until it returns."""
+        await result_of(call(self._comm) if with_comm else call(), self._op)
+        return Status.dont_reply
+
+    async def _plain(self, call: Callable[..., Result], with_comm: bool) -> Any:
+        """Run a handler that returns the answer, or writes it to its comm."""
+        if not with_comm:
+            return unambiguous(await result_of(call(), self._op))
+        comm = MarkingComm(self._comm)
+        result = await result_of(call(comm), self._op)
+        return after_writing(result, self._op) if comm.count else unambiguous(result)
 
     async def _stream(self, call: Callable[..., Result], with_comm: bool) -> Any:
         """Write the items of a handler, and return the message for their end."""
@@ -221,7 +239,7 @@ class _HandlerComm(PassedComm):
         )
 
 
-class _WrittenComm(_HandlerComm):
+class MarkingComm(_HandlerComm):
     """The comm that the handler of a plain call gets; it marks what the handler writes."""
 
     #: Number of messages written.

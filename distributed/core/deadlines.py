@@ -16,7 +16,7 @@ from typing import Self
 
 from distributed.base.quantities import parse_timedelta
 
-__all__ = ["current_deadline", "remaining_time", "time_left", "timeout"]
+__all__ = ["current", "current_deadline", "remaining_time", "time_left", "timeout"]
 
 
 class _Deadline:
@@ -33,12 +33,13 @@ class _Deadline:
         self.active = True
 
 
-_current: ContextVar[_Deadline | None] = ContextVar("distributed.core.deadline", default=None)
+#: The deadline of the current task; it may be that of a block that has ended.
+current: ContextVar[_Deadline | None] = ContextVar("distributed.core.deadline", default=None)
 
 
 def current_deadline() -> float | None:
     """Return the deadline of the current task as a value of `time.monotonic`, or None."""
-    deadline = _current.get()
+    deadline = current.get()
     while deadline is not None and not deadline.active:
         deadline = deadline.outer
     return None if deadline is None else deadline.when
@@ -119,8 +120,8 @@ class timeout:
             if outer is not None:
                 when = min(when, outer)
                 delay = min(delay, outer - monotonic())
-            self._deadline = _Deadline(when, _current.get())
-            self._token = _current.set(self._deadline)
+            self._deadline = _Deadline(when, current.get())
+            self._token = current.set(self._deadline)
         self._limit = asyncio.timeout(delay)
         await self._limit.__aenter__()
         return self
@@ -135,5 +136,5 @@ class timeout:
         if self._deadline is not None:
             self._deadline.active = False
             assert self._token is not None
-            _current.reset(self._token)
+            current.reset(self._token)
         await self._limit.__aexit__(exc_type, exc, traceback)

@@ -19,7 +19,7 @@ from distributed.comm import Comm, CommClosedError
 from distributed.core.call_info import FEATURE, KEY, CallInfo
 from distributed.core.calls import RPCClosed, send_recv
 from distributed.core.conversations import Conversing
-from distributed.core.deadlines import current_deadline, time_left, timeout
+from distributed.core.deadlines import current, current_deadline, time_left, timeout
 from distributed.core.interceptors import Call, InterceptedStream, Interceptor, intercept
 from distributed.core.long_calls import DEFAULT, Configuration
 from distributed.core.remote_streams import RemoteStream
@@ -46,19 +46,27 @@ class Operation:
     ...         await comm.write("hello")
     """
 
-    __slots__ = ("__name__", "__qualname__", "_name", "_remote")
+    __slots__ = ("_name", "_remote")
+
+    # The original's name: tools that list coroutines and tasks look for it.
+    __name__ = "send_recv_from_rpc"
 
     def __init__(self, remote: RemoteCalls, name: str) -> None:
         self._remote = remote
         self._name = name
-        # The original's names: tools that list coroutines and tasks look for them.
-        self.__name__ = "send_recv_from_rpc"
-        self.__qualname__ = remote._call_name
+
+    def __getattr__(self, name: str) -> str:
+        if name == "__qualname__":
+            return self._remote._call_name
+        raise AttributeError(
+            f"{name!r} of the operation {self._name!r}: an operation is called, or used by "
+            ".stream() or .open()"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if args:
             raise TypeError(
-                f"{self.__qualname__}() takes 0 positional arguments but {len(args)} "
+                f"{self._remote._call_name}() takes 0 positional arguments but {len(args)} "
                 f"{'was' if len(args) == 1 else 'were'} given: pass the handler's arguments by name"
             )
         return self._remote._call(self._name, kwargs)
@@ -258,20 +266,19 @@ class RemoteCalls(ABC):
     ) -> Any:
         """Make a request and return the answer."""
         if metadata is None and self.interceptors:
-            call = Call(name, kwargs, self.address, "client")
-            return await intercept(
-                self.interceptors,
-                call,
-                lambda call: self._call(call.op, dict(call.arguments), call.metadata),
-            )
-        self._with_families(kwargs)
-        comm = await self._take_comm(name)
+            return await self._intercepted(name, kwargs)
+        if self.serializers is not None or self.deserializers is not None:
+            self._with_families(kwargs)
+        comm = self._take()
+        if comm is None:
+            comm = await self._take_comm(name)
+        else:
+            comm.name = f"{self._comm_name}.{name}"
         try:
             if FEATURE in comm.features and kwargs.get("reply", True):
-                deadline = current_deadline()
-                if deadline is None and not metadata:
-                    kwargs[KEY] = True
-                else:
+                kwargs[KEY] = True
+                if metadata or current.get() is not None:
+                    deadline = current_deadline()
                     left = None if deadline is None else time_left(name, deadline)
                     kwargs[KEY] = CallInfo(left, metadata=metadata or {}).pack()
             return await send_recv(comm, op=name, **kwargs)
@@ -282,6 +289,15 @@ class RemoteCalls(ABC):
             raise type(exc)(f"{_failed(name)} using comm {comm!r}.") from exc
         finally:
             self._release(comm)
+
+    async def _intercepted(self, name: str, kwargs: dict[str, Any]) -> Any:
+        """Make a call through the interceptors."""
+
+        async def make(call: Call) -> Any:
+            return await self._call(call.op, dict(call.arguments), call.metadata)
+
+        call = Call(name, kwargs, self.address, "client")
+        return await intercept(self.interceptors, call, make)
 
     def _stream(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT

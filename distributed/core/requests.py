@@ -21,6 +21,8 @@ from distributed.core.answers import (
     GENERATORS,
     Answer,
     DeadlineExceeded,
+    MarkingComm,
+    after_writing,
     check_result,
     is_coroutine,
     is_run_to_completion,
@@ -211,7 +213,7 @@ class Requests:
             # The caller reads messages, so it can read an error.
             reply = True
         result: Any = "OK"
-        answer = None
+        answer = marking = None
         try:
             if op is None:
                 self._check(comm, msg)
@@ -227,8 +229,14 @@ class Requests:
                 handler = call.handler
                 if interceptors := server.interceptors:
                     handler = partial(self._intercepted, interceptors, handler, comm, op, info)
-                if info is None or (info is True and not call.with_comm):
-                    result = handler(comm, **kwargs) if call.with_comm else handler(**kwargs)
+                if info is None or info is True:
+                    if not call.with_comm:
+                        result = handler(**kwargs)
+                    elif info is None:
+                        result = handler(comm, **kwargs)
+                    else:
+                        marking = MarkingComm(comm)
+                        result = handler(marking, **kwargs)
                     kind = type(result)
                     is_awaitable = hasattr(kind, "__await__") or kind in GENERATORS
                     if is_awaitable:
@@ -244,8 +252,11 @@ class Requests:
                             return False
                         self._cancellable.add(comm)
                     result = await result
-                if info is not None and type(result) is dict and answer is None:
-                    result = unambiguous(result)
+                if info is True:
+                    if marking is not None and marking.count:
+                        result = after_writing(result, op)
+                    elif type(result) is dict:
+                        result = unambiguous(result)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             # Meant for the process or for this coroutine, not for the caller.
             raise

@@ -180,7 +180,19 @@ class RemoteCalls(ABC):
         -------
         dict
             See :func:`distributed.core.description.describe`.
+
+        Raises
+        ------
+        NotImplementedError
+            If the peer runs the original.
         """
+        comm = await self._take_comm("describe")
+        negotiated = FEATURE in comm.features
+        self._release(comm)
+        if not negotiated:
+            raise NotImplementedError(
+                f"{self.address} runs dask.distributed, which does not describe its operations"
+            )
         description: dict[str, Any] = await self._call("describe", {})
         self.__dict__["_described"] = [
             op for op in description["operations"] if op not in description["blocked"]

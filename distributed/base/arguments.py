@@ -11,6 +11,7 @@ from distributed.base.quantities import parse_timedelta
 __all__ = [
     "check_duration",
     "check_flag",
+    "check_limit",
     "did_you_mean",
     "nearest",
     "unexpected_keyword",
@@ -122,3 +123,17 @@ def check_flag(name: str, value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise TypeError(f"{name} must be True, False or None, not {value!r}")
+
+
+def check_limit(name: str, value: Any) -> None:
+    """Check an argument that is a maximum number of connections.
+
+    Raises
+    ------
+    ValueError
+        If it is not a number from 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise ValueError(
+            f"{name} must be a number from 1, as a maximum of connections, not {value!r}"
+        )

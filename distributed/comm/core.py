@@ -179,6 +179,27 @@ class Comm(ControlledComm, ABC):
     def peer_address(self) -> str:
         """The address of the other end, for debugging."""
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether a task is reading."""
+        return False
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether data of the peer was received that no :meth:`read` has returned."""
+        return False
+
+    def notify_end(self, callback: Callable[[], object] | None) -> None:
+        """Call *callback* when the connection ends, even if no task reads from the comm.
+
+        Parameters
+        ----------
+        callback
+            Called once, in the event loop of the comm, when the peer has closed the connection or
+            the connection is lost; not when this side closes the comm.  None for no callback.
+            A comm that does not notice the end unless a task reads from it never calls it.
+        """
+
     async def write_handshake(self, msg: dict[str, Any]) -> None:
         """Write a message of the handshake."""
         await self.write(msg)

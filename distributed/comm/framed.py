@@ -122,6 +122,10 @@ class FramedComm(Comm):
 
     # Reading and writing
 
+    @property
+    def is_reading(self) -> bool:
+        return self._reading
+
     def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
         super().complete_handshake(local, remote)
         self._context = {

@@ -17,8 +17,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +33,7 @@ from distributed.comm.core import (
     Connector,
     call_comm_handler,
 )
+from distributed.comm.inproc_queue import EOF, Queue, QueueEmpty
 from distributed.comm.registry import Backend
 from distributed.protocol.limits import reading
 from distributed.protocol.serialize import _nested_deserialize
@@ -56,107 +56,6 @@ logger = get_logger(__name__)
 _UNINTERRUPTED: Final = 64
 
 
-class QueueEmpty(Exception):
-    """The queue has no item now."""
-
-
-#: The last item of a queue that is finished.
-_EOF: Final = object()
-
-_NO_DEFAULT: Final = object()
-
-
-class Queue:
-    """An unbounded queue with one reader; writers may be in any thread.
-
-    The reader may change from one event loop to another.
-
-    Examples
-    --------
-    >>> queue = Queue()
-    >>> queue.put_nowait("a")
-    >>> queue.peek(), queue.get_nowait(), queue.peek("nothing")
-    ('a', 'a', 'nothing')
-    """
-
-    # Items are taken in the reader's thread only.  There is no lock, because a comm's finalizer may
-    # write at any statement.  Instead, a writer adds its item before it looks for a waiter, and a
-    # reader sets its waiter before it looks for items: so one of them always sees the other.
-    def __init__(self) -> None:
-        #: Whether no more items will be read or written; the queue itself does not check it.
-        self.finished = False
-        # The items that are not read yet, oldest first.
-        self._items: deque[Any] = deque()
-        # The future of a `get` that has no item yet.  Only the reader's loop resolves it.
-        self._waiter: asyncio.Future[Any] | None = None
-
-    def get(self) -> asyncio.Future[Any]:
-        """Return a future of the running loop for the next item; if cancelled, it takes none."""
-        assert self._waiter is None or self._waiter.done(), "Only one reader allowed"
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiter = waiter
-        self._serve()
-        return waiter
-
-    def get_nowait(self) -> Any:
-        """Remove and return the next item.
-
-        Raises
-        ------
-        QueueEmpty
-            If there is none.
-        """
-        try:
-            return self._items.popleft()
-        except IndexError:
-            raise QueueEmpty from None
-
-    def put_nowait(self, value: Any) -> None:
-        """Add an item; may be called from any thread."""
-        self._items.append(value)
-        self._wake()
-
-    put = put_nowait
-
-    def peek(self, default: Any = _NO_DEFAULT) -> Any:
-        """Return the next item without removing it.
-
-        Raises
-        ------
-        QueueEmpty
-            If there is none, and no *default*.
-        """
-        try:
-            return self._items[0]
-        except IndexError:
-            if default is _NO_DEFAULT:
-                raise QueueEmpty from None
-            return default
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
-        loop = waiter.get_loop()
-        if loop is asyncio._get_running_loop():
-            self._serve()
-            return
-        try:
-            loop.call_soon_threadsafe(self._serve)
-        except RuntimeError:
-            if not loop.is_closed():
-                raise
-            # The reader cannot run any more.
-
-    def _serve(self) -> None:
-        """Give the next item to the waiter; called in the reader's thread."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and self._items:
-            # The future would keep the item until the next `get`.
-            self._waiter = None
-            waiter.set_result(self._items.popleft())
-
-
 class InProc(Comm):
     """A comm within this process.
 
@@ -175,7 +74,7 @@ class InProc(Comm):
         they are read.
     """
 
-    # Both queues are finished, and end in `_EOF`, once either side has closed its end.
+    # Both queues are finished, and end in `EOF`, once either side has closed its end.
     def __init__(
         self,
         local_addr: str,
@@ -191,7 +90,7 @@ class InProc(Comm):
         self._read_q = read_q
         self._write_q = write_q
         self._write_loop = write_loop
-        # Whether this side has closed the comm or has read `_EOF`.
+        # Whether this side has closed the comm or has read `EOF`.
         self._closed = False
         # Whether a read is in progress.
         self._reading = False
@@ -246,7 +145,7 @@ class InProc(Comm):
             raise
         finally:
             self._reading = False
-        if msg is _EOF or self._closed:
+        if msg is EOF or self._closed:
             by = "this side" if self._closed else "the peer"
             self.abort()
             raise CommClosedError(f"in {self!r}: closed by {by}")
@@ -292,6 +191,17 @@ class InProc(Comm):
         self._write_q.put_nowait(msg)
         return 1
 
+    @property
+    def is_reading(self) -> bool:
+        return self._reading
+
+    @property
+    def has_unread(self) -> bool:
+        return self._read_q.peek(EOF) is not EOF
+
+    def notify_end(self, callback: Callable[[], object] | None) -> None:
+        self._read_q.on_finish = callback and (asyncio.get_running_loop(), callback)
+
     async def _let_others_run(self) -> None:
         """Suspend after every `_UNINTERRUPTED` calls: with many messages, nothing else would."""
         self._served += 1
@@ -306,19 +216,19 @@ class InProc(Comm):
         if self._closed:
             return
         self._closed = True
+        self._read_q.on_finish = None
         self._finalizer.detach()
         _finish(self._read_q, self._write_q)
 
     def closed(self) -> bool:
         """Return whether the comm is closed, by either side, and nothing is left to be read."""
-        return self._closed or (self._read_q.finished and self._read_q.peek(_EOF) is _EOF)
+        return self._closed or (self._read_q.finished and self._read_q.peek(EOF) is EOF)
 
 
 def _finish(*queues: Queue) -> None:
     """Mark the queues of a connection as finished, and wake their readers."""
     for queue in queues:
-        queue.finished = True
-        queue.put_nowait(_EOF)
+        queue.finish()
 
 
 def _close_dangling(read_q: Queue, write_q: Queue, comm: str) -> None:

@@ -25,7 +25,7 @@ with reasons, in ``tests/test_tornado_names.py``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -73,6 +73,8 @@ class MessageStream(IOStream):
         self._held: Frames | FramingError | None = None
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
+        #: Called when the stream is closed; None for no callback.
+        self.on_end: Callable[[], object] | None = None
 
     def notice_end(self) -> None:
         """Close the stream when the peer does, even if no task reads or writes."""
@@ -306,6 +308,9 @@ class MessageStream(IOStream):
 
     def _signal_closed(self) -> None:
         super()._signal_closed()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
         if self._waiter.wake is not None:
             self._waiter.resolve_soon(StreamClosedError(real_error=self.error))
         if self.controls is not None:

@@ -8,7 +8,7 @@ messages, and :mod:`distributed.comm.framed` converts errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
@@ -91,11 +91,23 @@ class StreamComm(FramedComm):
         if self.stream is not None and not self.stream._closed:
             self.stream.receive_controls()
 
+    @property
+    def has_unread(self) -> bool:
+        stream = self.stream
+        return stream is not None and (
+            stream._read_buffer_size > 0 or stream._held is not None or self._decoder.in_message
+        )
+
+    def notify_end(self, callback: Callable[[], object] | None) -> None:
+        if self.stream is not None:
+            self.stream.on_end = callback
+
     async def close(self) -> None:
         self._is_open = False
         stream, self.stream = self.stream, None
         if stream is None or stream.closed():
             return
+        stream.on_end = None
         try:
             if stream.writing():
                 async with asyncio.timeout(self._linger):
@@ -109,6 +121,7 @@ class StreamComm(FramedComm):
         self._is_open = False
         stream, self.stream = self.stream, None
         if stream is not None:
+            stream.on_end = None
             _close_stream(stream)
 
     def closed(self) -> bool:

@@ -156,6 +156,11 @@ class Inbox:
         self._reader: asyncio.Future[None] | None = None
         # Tornado waits for it, and does not receive, while there are too many messages.
         self._paused: asyncio.Future[None] | None = None
+        #: Called when the connection ends other than by `drop`; None for no callback.
+        self.on_end: Callable[[], object] | None = None
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
     def put(self, message: str | bytes) -> asyncio.Future[None] | None:
         """Add a message; return the future to await before receiving the next one, if any."""
@@ -252,10 +257,14 @@ class Inbox:
         self._wake(self._paused)
         if self.controls is not None:
             self.controls.end()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
 
     def drop(self) -> None:
         """Accept no more messages, and discard the unread ones."""
         self._messages.clear()
+        self.on_end = None
         self.end()
 
     def closing(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -230,6 +230,13 @@ class WS(FramedComm):
             await asyncio.shield(sent)
         finally:
             self._inbox.stop_ahead()
+
+    @property
+    def has_unread(self) -> bool:
+        return self._in_message or len(self._inbox) > 0
+
+    def notify_end(self, callback: Callable[[], object] | None) -> None:
+        self._inbox.on_end = callback
 
     def _is_complete(self, parts: Sequence[str | bytes], size: int) -> bool:
         """Return whether *parts*, of *size* bytes, begin with a complete message or an error."""

@@ -11,7 +11,16 @@ from typing import Any
 from distributed.base import config
 from distributed.base.version import __version__ as __core_version__
 from distributed.comm import Comm, CommClosedError, connect, get_address_host_port, listen
-from distributed.core.calls import RPCClosed, addr_from_args, coerce_to_address, send_recv
+from distributed.core.answers import run_to_completion
+from distributed.core.calls import (
+    RequestRefused,
+    RPCClosed,
+    addr_from_args,
+    coerce_to_address,
+    send_recv,
+)
+from distributed.core.deadlines import remaining_time, timeout
+from distributed.core.description import typed
 from distributed.core.errors.messages import (
     ErrorMessage,
     OKMessage,
@@ -38,6 +47,7 @@ __all__ = [
     "OKMessage",
     "PooledRPCCall",
     "RPCClosed",
+    "RequestRefused",
     "Server",
     "Status",
     "__core_version__",
@@ -52,8 +62,12 @@ __all__ = [
     "listen",
     "pingpong",
     "raise_later",
+    "remaining_time",
     "rpc",
+    "run_to_completion",
     "send_recv",
+    "timeout",
+    "typed",
 ]
 
 

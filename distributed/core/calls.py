@@ -1,30 +1,47 @@
 """A remote call over any comm: one request, and its answer or error.
 
-:func:`send_recv` makes one call on a given comm.  :class:`RemoteCalls` turns attributes into calls;
-its subclasses ``rpc`` and ``PooledRPCCall`` decide which comm each call uses.  The address helpers
-accept all forms in which callers name a server.
+:func:`send_recv` makes one call on a given comm, in the protocol of the original.  :func:`call`
+makes one on a comm that returns to a pool; :mod:`distributed.core.call_info` describes what it
+adds if the peer has agreed to it.  The address helpers accept all forms in which callers name a
+server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any
 
 from distributed.base.text import shown_repr
-from distributed.comm import Comm, CommClosedError, normalize_address, unparse_host_port
+from distributed.comm import Comm, normalize_address, unparse_host_port
+from distributed.core.call_info import KEY, kind_of
 from distributed.core.errors.messages import exception_from
-from distributed.core.tasks import NoOpAwaitable
+from distributed.core.retries import not_executed
 from distributed.protocol.families import check_families
 
-__all__ = ["RPCClosed", "RemoteCalls", "addr_from_args", "coerce_to_address", "send_recv"]
+__all__ = [
+    "RPCClosed",
+    "RequestRefused",
+    "addr_from_args",
+    "coerce_to_address",
+    "error_from",
+    "send_recv",
+]
 
 
 class RPCClosed(OSError):
     """Raised by a call through an ``rpc`` object that is closed."""
 
     # The original's module: both this package and the original can unpickle the error.
+    __module__ = "distributed.core"
+
+
+class RequestRefused(RuntimeError, ConnectionRefusedError):
+    """Raised by a call whose handler was not started, because the server is closing.
+
+    The same request may be sent again, to another server.
+    """
+
     __module__ = "distributed.core"
 
 
@@ -119,82 +136,43 @@ async def send_recv(
         # the request that is already in progress on it.
         comm.abort()
         raise
+    # Not isinstance(): answers may be subclasses of dict whose methods differ, such as a matrix.
+    if type(response) is dict and KEY in response and KEY in kwargs:
+        response = await _unwrap(comm, kwargs["op"], response, deserializers)
     if kwargs.get("close"):
         await comm.close()
-    # Not isinstance(): answers may be subclasses of dict whose methods differ, such as a matrix.
     if type(response) is dict and response.get("status") == "uncaught-error":
-        unpickle = comm.allow_pickle and comm.deserialize
-        raise exception_from(response, peer=comm.peer_address, unpickle=unpickle)
+        raise error_from(comm, response)
     return response
 
 
-class RemoteCalls(ABC):
-    """Base of the objects whose attributes are remote calls."""
-
-    #: Names of the serialization families to use for requests; None for the defaults.
-    serializers: Sequence[str] | None
-    #: Names of the serialization families to accept in answers; None for the defaults.
-    deserializers: Sequence[str] | None
-    #: First part of a comm's name during a call, before a dot and the operation.
-    _comm_name: ClassVar[str]
-    #: Qualified name of the coroutines of calls.
-    _call_name: ClassVar[str]
-
-    @abstractmethod
-    def _take(self) -> Comm | None:
-        """Take an idle open comm into use and return it; return None if there is none."""
-
-    @abstractmethod
-    async def _acquire(self) -> Comm:
-        """Take an open comm into use, connecting or waiting if necessary, and return it."""
-
-    @abstractmethod
-    def _release(self, comm: Comm) -> None:
-        """Accept a comm, open or closed, after its call."""
-
-    @abstractmethod
-    def close_rpc(self) -> NoOpAwaitable:
-        """Close this object; the result may be awaited."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.close_rpc()
-
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        if name.startswith("__"):
-            # Python and its tools look these up; they are not operations.
-            raise AttributeError(name)
-
-        async def send_recv_from_rpc(**kwargs: Any) -> Any:
-            if self.serializers is not None and kwargs.get("serializers") is None:
-                kwargs["serializers"] = self.serializers
-            if self.deserializers is not None and kwargs.get("deserializers") is None:
-                kwargs["deserializers"] = self.deserializers
-            try:
-                comm = self._take()
-                if comm is None:
-                    comm = await self._acquire()
-            except RPCClosed as exc:
-                raise type(exc)(f"{_failed(name)} before comm was established.") from exc
-            except CommClosedError as exc:
-                raise type(exc)(f"{_failed(name)} before comm was established: {exc}") from exc
-            try:
-                comm.name = f"{self._comm_name}.{name}"
-                return await send_recv(comm, op=name, **kwargs)
-            except (RPCClosed, CommClosedError) as exc:
-                if not comm.closed():
-                    # The handler raised it, about one of its own connections.
-                    raise
-                raise type(exc)(f"{_failed(name)} using comm {comm!r}.") from exc
-            finally:
-                self._release(comm)
-
-        # The original's name: tools that list coroutines and tasks look for it.
-        send_recv_from_rpc.__qualname__ = self._call_name
-        return send_recv_from_rpc
+async def _unwrap(
+    comm: Comm, op: str, message: dict[str, Any], deserializers: Sequence[str] | None
+) -> Any:
+    """Return the answer of a handler that has written it to its comm."""
+    if kind_of(message) == "answer":
+        return message["value"]
+    try:
+        end = await comm.read(deserializers=deserializers)
+    except (OSError, RuntimeError, asyncio.CancelledError):
+        comm.abort()
+        raise
+    kind = kind_of(end)
+    if kind == "end":
+        return message["value"]
+    if kind is not None:
+        comm.abort()
+        raise TypeError(
+            f"the handler of {op!r} in {comm.peer_address} writes several messages to its comm: "
+            f"call it by `async for message in remote.{op}.stream(...)`"
+        )
+    return end
 
 
-def _failed(name: str) -> str:
-    return f"Exception while trying to call remote method {name!r}"
+def error_from(comm: Comm, response: dict[str, Any]) -> Exception:
+    """Return the exception that the peer of *comm* has sent."""
+    unpickle = comm.allow_pickle and comm.deserialize
+    error = exception_from(response, peer=comm.peer_address, unpickle=unpickle)
+    if response.get("refused") is True:
+        return not_executed(RequestRefused(*error.args))
+    return error

@@ -19,13 +19,15 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
-from distributed.base.arguments import check_duration, unexpected_keyword_of
+from distributed.base.arguments import check_duration, check_limit, unexpected_keyword_of
 from distributed.base.logs import get_logger
 from distributed.base.text import shown
 from distributed.comm import Comm, CommClosedError
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
-from distributed.core.calls import RemoteCalls, addr_from_args
+from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
+from distributed.core.interceptors import Interceptor, check_interceptors
+from distributed.core.operations import RemoteCalls, is_usable
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 from distributed.protocol.families import check_families
@@ -33,14 +35,6 @@ from distributed.protocol.families import check_families
 __all__ = ["ConnectionPool", "PoolState", "PooledRPCCall"]
 
 logger = get_logger("distributed.core")
-
-
-def check_limit(argument: str, limit: Any) -> None:
-    """Raise ValueError unless *limit* is a number of connections, from 1."""
-    if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit >= 1:
-        raise ValueError(
-            f"{argument} must be a number from 1, as a maximum of connections, not {limit!r}"
-        )
 
 
 class PoolState:
@@ -140,8 +134,7 @@ class PoolState:
         comm = None
         while idle and comm is None:
             comm = idle.pop()
-            if comm.closed():
-                comm.abort()
+            if not is_usable(comm):
                 comm = None
         if idle is not None and not idle:
             del self.available[addr]
@@ -240,7 +233,12 @@ class PooledRPCCall(RemoteCalls):
         self.deserializers = serializers if deserializers is None else deserializers
 
     @property
-    def address(self) -> str:
+    def interceptors(self) -> tuple[Interceptor, ...]:  # type: ignore[override]
+        """The interceptors of the pool."""
+        return self.pool.interceptors
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
         """The server's address."""
         return self.addr
 
@@ -277,6 +275,8 @@ class ConnectionPool(PoolState):
         Whether expensive (de)serialization may run in a thread.
     server
         The server that owns this pool, if any.
+    interceptors
+        Functions around each call; see :mod:`distributed.core.interceptors`.
     security
         As for :class:`~distributed.core.rpc`.
 
@@ -314,6 +314,7 @@ class ConnectionPool(PoolState):
         server: object = None,
         *,
         security: SecuritySettings | None = None,
+        interceptors: Sequence[Interceptor] = (),
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -329,6 +330,7 @@ class ConnectionPool(PoolState):
         self.connection_args = check_connection_args(connection_args, security)
         self.timeout = timeout
         self.server = weakref.ref(server) if server is not None else None
+        self.interceptors = check_interceptors(interceptors)
         self.status = Status.init
         # Address → tasks that wait for a place or connect → why remove() cancelled the task; None
         # if it did not.

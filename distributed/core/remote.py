@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
-from distributed.base.arguments import check_duration, unexpected_keyword_of
+from distributed.base.arguments import check_duration, check_limit, unexpected_keyword_of
 from distributed.base.logs import get_logger
 from distributed.comm import Comm
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
-from distributed.core.calls import RemoteCalls, RPCClosed, coerce_to_address
+from distributed.core.calls import RPCClosed, coerce_to_address
 from distributed.core.host import connect
+from distributed.core.interceptors import Interceptor, check_interceptors
+from distributed.core.operations import RemoteCalls, is_usable
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 from distributed.protocol.families import check_families
@@ -24,8 +28,8 @@ logger = get_logger("distributed.core")
 class rpc(RemoteCalls):
     """Calls of one server; each attribute is one of the server's operations.
 
-    Each of several overlapping calls uses its own connection.  Connections stay open for later
-    calls.
+    Each of several overlapping calls uses its own connection, up to *limit*; further calls wait.
+    Connections stay open for later calls.
 
     Parameters
     ----------
@@ -42,6 +46,10 @@ class rpc(RemoteCalls):
         Additional arguments for the transport, such as ``ssl_context``.
     serializers, deserializers
         Names of the serialization families to use and to accept.
+    limit
+        Maximum number of overlapping calls, and thus of connections.
+    interceptors
+        Functions around each call; see :mod:`distributed.core.interceptors`.
     security
         A `Security` object, in place of the arguments of *connection_args* that it gives.
 
@@ -73,6 +81,7 @@ class rpc(RemoteCalls):
 
     # Invariant: a comm in use has the value False in `comms`.  `_released` only makes idle comms
     # quick to find: it may lack idle comms, and may contain comms that are not idle any more.
+    # No call waits while fewer than `limit` calls have a comm or open one.
     def __init__(
         self,
         arg: str | tuple[str, int],
@@ -83,7 +92,9 @@ class rpc(RemoteCalls):
         serializers: Sequence[str] | None = None,
         deserializers: Sequence[str] | None = None,
         *,
+        limit: float = 512,
         security: SecuritySettings | None = None,
+        interceptors: Sequence[Interceptor] = (),
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -91,6 +102,7 @@ class rpc(RemoteCalls):
         check_duration("timeout", timeout)
         check_families("serializers", serializers)
         check_families("deserializers", deserializers)
+        check_limit("limit", limit)
         self.connection_args = check_connection_args(connection_args, security)
         self.status: Status = Status.running
         # Every comm not yet found closed → whether it is idle.
@@ -104,6 +116,12 @@ class rpc(RemoteCalls):
         self.deserializers = serializers if deserializers is None else deserializers
         # Every comm made by or given to this object that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
+        self.limit = limit
+        self.interceptors = check_interceptors(interceptors)
+        # Number of calls that have a comm or open one.
+        self._calls = 0
+        # The futures of the calls that wait, in order of arrival.
+        self._waiting: deque[asyncio.Future[None]] = deque()
         if comm is not None:
             self.comms[comm] = True
             self._created.add(comm)
@@ -136,21 +154,55 @@ class rpc(RemoteCalls):
         self._created.add(comm)
         return comm
 
-    _acquire = live_comm
+    async def _acquire(self) -> Comm:
+        if self._calls >= self.limit:
+            await self._wait_for_place()
+        else:
+            self._calls += 1
+        try:
+            return await self.live_comm()
+        except BaseException:
+            self._leave_place()
+            raise
 
     def _take(self) -> Comm | None:
-        return self._take_idle() if self.status is not Status.closed else None
+        if self.status is Status.closed or self._calls >= self.limit:
+            return None
+        comm = self._take_idle()
+        if comm is not None:
+            self._calls += 1
+        return comm
+
+    async def _wait_for_place(self) -> None:
+        """Wait until the place of another call is given to this one."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                # The place was given to this call before it was cancelled.
+                self._leave_place()
+            raise
+
+    def _leave_place(self) -> None:
+        """Give the place of a call to the next one that waits."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._calls -= 1
 
     def _take_idle(self) -> Comm | None:
         while True:
             while self._released:
                 comm = self._released.pop()
                 if self.comms.get(comm):
-                    if not comm.closed():
+                    if is_usable(comm):
                         self.comms[comm] = False
                         return comm
                     del self.comms[comm]
-                    comm.abort()
             # Callers of live_comm() mark a comm as idle without calling _release().
             self._released += [comm for comm, idle in self.comms.items() if idle]
             if not self._released:
@@ -161,6 +213,10 @@ class rpc(RemoteCalls):
             raise RPCClosed(f"rpc to {self.address} is closed")
 
     def _release(self, comm: Comm) -> None:
+        if self._waiting:
+            self._leave_place()
+        else:
+            self._calls -= 1
         if comm not in self.comms:
             comm.abort()
         elif comm.closed():
@@ -183,6 +239,12 @@ class rpc(RemoteCalls):
             rpc.active.discard(self)
             self.status = Status.closed
             self.close_comms()
+            for place in self._waiting:
+                # The call finds that this object is closed.
+                if not place.done():
+                    self._calls += 1
+                    place.set_result(None)
+            self._waiting.clear()
         return NoOpAwaitable()
 
     def __enter__(self) -> Self:

@@ -12,7 +12,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import GeneratorType
 from typing import Any, NamedTuple, Protocol
 
 from distributed.base.callables import has_keyword
@@ -20,8 +19,21 @@ from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission, Refusals
+from distributed.core.answers import (
+    GENERATORS,
+    Answer,
+    DeadlineExceeded,
+    MarkingComm,
+    after_writing,
+    check_result,
+    is_coroutine,
+    is_run_to_completion,
+    result_of,
+)
+from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.errors.text import safe_str
+from distributed.core.interceptors import Call, Interceptor, intercept
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
@@ -58,6 +70,12 @@ class _Call(NamedTuple):
     handler: Callable[..., Any]
     with_comm: bool
     with_serializers: bool
+    # Whether the handler is cancelled when its caller leaves.
+    cancellable: bool
+
+
+class _Refused(RuntimeError):
+    """The server does not start the handler of a request."""
 
 
 class RequestServer(Protocol):
@@ -68,6 +86,7 @@ class RequestServer(Protocol):
     blocked_handlers: list[str]
     counters: defaultdict[str, Counter]
     _comms: dict[Comm, str | None]
+    interceptors: tuple[Interceptor, ...]
     _close_begun: bool
 
     @property
@@ -94,6 +113,8 @@ class Requests:
         self._tasks: dict[asyncio.Task[Any], Comm] = {}
         # op → the way to call its handler, if `server.handlers` still has that handler.
         self._calls: dict[str, _Call] = {}
+        # The comms whose handler is cancelled if the caller leaves.
+        self._cancellable: set[Comm] = set()
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -105,6 +126,7 @@ class Requests:
         task = asyncio.create_task(serve, name=f"serve {comm.peer_address}")
         self._tasks[task] = comm
         task.add_done_callback(self._served)
+        comm.notify_end(partial(self._caller_left, comm, task))
 
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
@@ -144,6 +166,14 @@ class Requests:
         finally:
             del server._comms[comm]
             comm.abort()
+
+    def _caller_left(self, comm: Comm, task: asyncio.Task[Any]) -> None:
+        """Cancel the handler that *task* runs for the caller at the other end of *comm*."""
+        # A handler that reads from the comm gets the messages that were sent before, then an error.
+        if comm in self._cancellable and not (comm.is_reading or comm.has_unread):
+            self._cancellable.discard(comm)
+            logger.debug("%s left during op %s", comm.peer_address, self._server._comms.get(comm))
+            task.cancel("the caller has left")
 
     async def _read_in_time(self, comm: Comm, idle: float) -> Any:
         try:
@@ -186,7 +216,12 @@ class Requests:
         close = kwargs.pop("close", False)
         reply = kwargs.pop("reply", True)
         serializers = kwargs.pop("serializers", None)
+        info = kwargs.pop(KEY, None)
+        if type(info) is dict and info.get("open") is True:
+            # The caller reads messages, so it can read an error.
+            reply = True
         result: Any = "OK"
+        answer = marking = None
         try:
             if op is None:
                 self._check(comm, msg)
@@ -197,16 +232,46 @@ class Requests:
             if isinstance(op, str) and op == "close":
                 close = True
             else:
-                result = self._call(comm, op, kwargs, serializers)
-                kind = type(result)
-                if hasattr(kind, "__await__") or kind is GeneratorType:
-                    if not asyncio.iscoroutine(result) and kind is not GeneratorType:
-                        raise RuntimeError(
-                            "Comm handler returned unknown awaitable. Expected coroutine, "
-                            f"instead got {kind}"
-                        )
+                call = self._find(op)
+                server = self._server
+                server.counters["op"].add(op)
+                server._comms[comm] = op
+                if call.with_serializers and serializers is not None:
+                    kwargs["serializers"] = serializers
+                handler = call.handler
+                if interceptors := server.interceptors:
+                    handler = partial(self._intercepted, interceptors, handler, comm, op, info)
+                if info is None or info is True:
+                    if not call.with_comm:
+                        result = handler(**kwargs)
+                    elif info is None:
+                        result = handler(comm, **kwargs)
+                    else:
+                        marking = MarkingComm(comm)
+                        result = handler(marking, **kwargs)
+                    kind = type(result)
+                    is_awaitable = hasattr(kind, "__await__") or kind in GENERATORS
+                    if is_awaitable:
+                        check_result(result, op)
+                else:
+                    answer = Answer(comm, op, CallInfo.parse(info), serializers)
+                    result = answer.run(partial(handler, **kwargs), call.with_comm)
+                    is_awaitable = True
+                if is_awaitable:
+                    if info is not None and call.cancellable:
+                        if comm.closed():
+                            result.close()
+                            return False
+                        self._cancellable.add(comm)
                     result = await result
+                if info is True:
+                    if marking is not None and marking.count:
+                        result = after_writing(result, op)
+                    elif type(result) is dict:
+                        result = unambiguous(result)
         except BaseException as exc:
+            # Raised here and not in a function called with the error: the frame of that would refer
+            # to the error, and the error to the frame.
             if self._ends_task(comm, exc):
                 raise
             if not isinstance(op, str):
@@ -214,12 +279,19 @@ class Requests:
             result = self._failure(comm, op, exc)
             if result is None:
                 return False
+            if info is not None and isinstance(exc, _Refused):
+                result["refused"] = True
+        finally:
+            if info is not None:
+                self._cancellable.discard(comm)
         if (
             reply
             and result is not Status.dont_reply
             and not await self._write(comm, op, result, serializers)
         ):
             return False
+        if answer is not None:
+            await answer.finish()
         return not close
 
     def _check(self, comm: Comm, msg: Any) -> None:
@@ -232,25 +304,21 @@ class Requests:
                 f"Received unexpected message without 'op' key: {shown_repr(msg)} {route}"
             )
 
-    def _call(
-        self, comm: Comm, op: Any, kwargs: dict[str, Any], serializers: Sequence[str] | None
-    ) -> Any:
-        """Call the handler of *op*, and return its result or its coroutine.
+    def _find(self, op: Any) -> _Call:
+        """Return the way to call the handler of *op*.
 
         Raises
         ------
-        RuntimeError
+        _Refused
             If the server is closing.
         ValueError
             If *op* has no handler, or is blocked.
-        Exception
-            Any exception of a handler that is not a coroutine function.
         """
         server = self._server
-        if server._close_begun:
-            raise RuntimeError(f"{server._name_in_messages} is closing and refuses new requests")
         # An op of another type may be slow to compare.
         known = isinstance(op, str)
+        if server._close_begun and not (known and op == "health"):
+            raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
             raise ValueError(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
@@ -261,13 +329,36 @@ class Requests:
             raise ValueError(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
-            call = _Call(handler, _expects_comm(handler), has_keyword(handler, "serializers"))
-            self._calls[op] = call
-        server.counters["op"].add(op)
-        server._comms[comm] = op
-        if call.with_serializers and serializers is not None:
-            kwargs["serializers"] = serializers
-        return handler(comm, **kwargs) if call.with_comm else handler(**kwargs)
+            call = self._calls[op] = _Call(
+                handler,
+                _expects_comm(handler),
+                has_keyword(handler, "serializers"),
+                not is_run_to_completion(handler),
+            )
+        return call
+
+    async def _intercepted(
+        self,
+        interceptors: Sequence[Interceptor],
+        handler: Callable[..., Any],
+        comm: Comm,
+        op: str,
+        info: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a handler through the interceptors of the server."""
+        parsed = CallInfo() if info is None else CallInfo.parse(info)
+        kind: Any = "stream" if parsed.stream else "conversation" if parsed.open else "value"
+
+        async def make(call: Call) -> Any:
+            result = handler(*args, **call.arguments)
+            if is_coroutine(result) or not parsed.stream:
+                return await result_of(result, op)
+            return result
+
+        call = Call(op, kwargs, comm.peer_address, "server", kind, dict(parsed.metadata))
+        return await intercept(interceptors, call, make)
 
     def _ends_task(self, comm: Comm, exc: BaseException) -> bool:
         """Return whether *exc* is meant for the task that serves *comm*, or for the process.
@@ -296,6 +387,10 @@ class Requests:
             error = RuntimeError(f"the handler of {shown_repr(op)} in {name} was cancelled")
             error.__cause__ = exc
             exc, level = error, logging.WARNING
+        elif isinstance(exc, DeadlineExceeded):
+            exc, level = TimeoutError(*exc.args), logging.INFO
+        elif isinstance(exc, _Refused):
+            exc, level = RuntimeError(*exc.args), logging.INFO
         message = "Exception while handling op %s in %s for %s"
         logger.log(level, message, op, name, peer, exc_info=exc)
         return error_message(exc, "uncaught-error")

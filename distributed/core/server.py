@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, Final, Never, Self
 
 from distributed.base import config
-from distributed.base.arguments import check_flag, did_you_mean, unexpected_keyword_of
+from distributed.base.arguments import check_flag, check_limit, did_you_mean, unexpected_keyword_of
 from distributed.base.logs import get_logger
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.arguments import (
@@ -29,6 +29,7 @@ from distributed.comm.arguments import (
 )
 from distributed.comm.core import Listener
 from distributed.comm.settings import check_configuration
+from distributed.core.description import describe
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -37,10 +38,12 @@ from distributed.core.host import (
     start_profile,
     stop_profile,
 )
+from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
-from distributed.core.pool import ConnectionPool, check_limit
+from distributed.core.pool import ConnectionPool
 from distributed.core.requests import Requests
+from distributed.core.reserved import blocked_names, check_handlers, check_reserved
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
@@ -80,6 +83,8 @@ class Server(LifeCycle):
         The directory in which the scratch directory is made.
     needs_workdir
         Whether the scratch directory belongs to this server alone and is locked.
+    interceptors
+        Functions around the handler of each request; see :mod:`distributed.core.interceptors`.
     security
         A `Security` object, for connections to other servers and, by default, for :meth:`listen`.
 
@@ -130,6 +135,7 @@ class Server(LifeCycle):
         needs_workdir: bool = True,
         *,
         security: SecuritySettings | None = None,
+        interceptors: Sequence[Interceptor] = (),
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -137,9 +143,10 @@ class Server(LifeCycle):
         check_configuration()
         super().__init__()
         name = type(self).__name__
-        _check_handlers("handlers", handlers)
+        check_handlers("handlers", handlers)
         if stream_handlers is not None:
-            _check_handlers("stream_handlers", stream_handlers)
+            check_handlers("stream_handlers", stream_handlers)
+        check_reserved(handlers, is_role(self))
         check_limit("connection_limit", connection_limit)
         check_flag("allow_pickle", self.allow_pickle)
         #: Operations: name → handler.
@@ -148,15 +155,19 @@ class Server(LifeCycle):
             "echo": self.echo,
             "connection_stream": self.handle_stream,
             "dump_state": self._to_dict,
+            "describe": self.describe,
+            "health": self.health,
             **handlers,
         }
         #: Names of operations that are refused.
-        self.blocked_handlers, self._server_blocked_by = _blocked_handlers(name, blocked_handlers)
+        self.blocked_handlers, self._server_blocked_by = blocked_names(name, blocked_handlers)
         #: Operations of one-way streams: name → handler.
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         if blocked_handlers is not None and type(self).__init__ is Server.__init__:
             self._check_blocked_handlers()
         # Otherwise, a subclass may add handlers in its own __init__.
+        #: Functions around the handler of each request.
+        self.interceptors = check_interceptors(interceptors)
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}
@@ -303,6 +314,20 @@ class Server(LifeCycle):
     def echo(self, data: Any = None) -> Any:
         """Return *data*."""
         return data
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the operations; see :func:`distributed.core.description.describe`."""
+        return describe(self.handlers, self.stream_handlers, self.blocked_handlers)
+
+    def health(self) -> dict[str, Any]:
+        """Return whether this server accepts requests.  Subclasses may add keys.
+
+        Returns
+        -------
+        dict
+            ``"status"``: ``"serving"``, or ``"closing"`` if new requests are refused.
+        """
+        return {"status": "closing" if self._close_begun else "serving"}
 
     def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
         """Return the state of this server for a dump, without the keys in *exclude*."""
@@ -543,35 +568,3 @@ class Server(LifeCycle):
         As :meth:`ScratchDirectory.upload_file`, in a thread.
         """
         return await self._scratch_directory.upload_file_async(filename, data, load=load)
-
-
-def _check_handlers(argument: str, handlers: Any) -> None:
-    """Raise TypeError unless *handlers* maps names to functions."""
-    if not isinstance(handlers, Mapping):
-        raise TypeError(
-            f"{argument} must be a mapping of names to functions, such as {{'add': add}}, not "
-            f"{handlers!r}"
-        )
-    for op, handler in handlers.items():
-        if not isinstance(op, str):
-            raise TypeError(f"a name in {argument} must be text, not {op!r}")
-        if not callable(handler):
-            kind = argument.replace("_", " ").removesuffix("s")
-            raise TypeError(f"the {kind} of {op!r} is not callable: {handler!r}")
-
-
-def _blocked_handlers(server_name: str, given: Any) -> tuple[list[str], str]:
-    """Return the names of blocked operations, and where they are given, for errors.
-
-    They are those *given*, or those of the configuration.
-    """
-    source = "blocked_handlers"
-    if given is None:
-        source = f"distributed.{server_name.lower()}.blocked-handlers"
-        given = config.get(source, default=None) or ()
-    # list() would make a list of the letters of a text, and no operation would be blocked.
-    is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    names: list[Any] = list(given) if is_list else []
-    if not is_list or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{source} has to be a list of names such as ['run'], got {given!r}")
-    return names, source

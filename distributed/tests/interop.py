@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,14 @@ async def serve(address: str) -> None:
             await comm.write(i)
         return "done"
 
+    async def numbers(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    async def talk(comm: Any) -> None:
+        while (message := await comm.read()) != "bye":
+            await comm.write([message])
+
     async def subscribe(comm: Any, n: int) -> Status:
         stream = BatchedSend(interval="1ms")
         stream.start(comm)
@@ -114,6 +122,8 @@ async def serve(address: str) -> None:
         "note": note,
         "wait_for_notes": wait_for_notes,
         "count": count,
+        "numbers": numbers,
+        "talk": talk,
         "subscribe": subscribe,
         "keep": keep,
         "give": lambda name: kept.pop(name),
@@ -382,6 +392,79 @@ async def several_messages_as_an_answer(client: Client) -> None:
     await comm.write({"op": "count", "n": 3, "reply": True})
     assert [await comm.read() for _ in range(4)] == [0, 1, 2, "done"]
     await comm.close()
+
+
+#: Whether this program runs with the original.
+ORIGINAL = not hasattr(rpc, "within")
+
+
+async def serves_original(client: Client) -> bool:
+    """Return whether the server runs the original."""
+    comm = await client.connect()
+    await comm.close()
+    return "features" not in comm.remote_info
+
+
+@case
+async def streaming_calls(client: Client) -> None:
+    if ORIGINAL:
+        error = await raised(client.remote.numbers(n=3))
+        # The original's own server cannot pickle a generator.
+        assert "remote.numbers.stream(...)" in str(error) or await serves_original(client)
+    elif await serves_original(client):
+        # Without a message for the end of a stream, all messages of the handler are items.
+        items = []
+        async for item in client.remote.count.stream(n=3):
+            items.append(item)
+            if item == "done":
+                break
+        assert items == [0, 1, 2, "done"]
+    else:
+        assert [item async for item in client.remote.numbers.stream(n=3)] == [0, 1, 2]
+    assert await client.remote.add(x=20, y=1) == 21
+
+
+@case
+async def conversations(client: Client) -> None:
+    if ORIGINAL:
+        comm = await client.connect()
+        await comm.write({"op": "talk"})
+    else:
+        comm = await (conversation := client.remote.talk.open()).__aenter__()
+    await comm.write("hello")
+    assert list(await comm.read()) == ["hello"]
+    await comm.write("bye")
+    if ORIGINAL:
+        assert await comm.read() is None
+        await comm.close()
+    else:
+        await conversation.__aexit__(None, None, None)
+    assert await client.remote.add(x=20, y=1) == 21
+
+
+@case
+async def deadlines(client: Client) -> None:
+    await client.remote.add(x=1, y=2)
+    if ORIGINAL:
+        call = asyncio.wait_for(client.remote.never(), 0.05)
+    else:
+        call = client.remote.within("50ms").never()
+    error = await raised(call)
+    assert type(error) is asyncio.TimeoutError, error
+    assert await client.remote.add(x=20, y=1) == 21
+
+
+@case
+async def retries_and_descriptions(client: Client) -> None:
+    if ORIGINAL:
+        return
+    assert await client.remote.retrying(attempts=3).add(x=20, y=1) == 21
+    if await serves_original(client):
+        error = await raised(client.remote.describe())
+        assert type(error) is NotImplementedError
+        assert "runs dask.distributed, which does not describe its operations" in str(error)
+    else:
+        assert (await client.remote.describe())["operations"]["numbers"]["streams"]
 
 
 @case

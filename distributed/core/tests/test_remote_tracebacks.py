@@ -100,8 +100,8 @@ async def test_an_error_of_the_core_itself_has_one_frame():
         with quiet():
             no_handler = await ask(comm, {"op": "nope"})
             arguments = await ask(comm, {"op": "fail", "x": 1})
-    assert places(no_handler["traceback_text"]) == [("requests.py", "_call")]
-    assert places(arguments["traceback_text"]) == [("requests.py", "_call")]
+    assert places(no_handler["traceback_text"]) == [("requests.py", "_find")]
+    assert places(arguments["traceback_text"]) == [("requests.py", "_answer")]
 
 
 def role(module):

@@ -111,27 +111,17 @@ def test_expects_comm_looks_at_the_name_of_the_first_parameter(function, expecte
     assert _expects_comm(function) is expected
 
 
-@gen_test()
-async def test_a_later_parameter_named_comm_is_an_argument_of_the_caller():
-    async with (
-        serving("inproc://", {"f": lambda x, comm: (x, comm)}) as server,
-        connected(server) as comm,
-    ):
-        assert await ask(comm, {"op": "f", "x": 1, "comm": "mine"}) == (1, "mine")
-
-
 @TRANSPORTS
 @pytest.mark.parametrize(
     ("handler", "kwargs", "complaint"),
     [
         (lambda x: x, {}, "missing 1 required positional argument: 'x'"),
         (lambda x: x, {"x": 1, "y": 2}, "unexpected keyword argument 'y'"),
-        (lambda x, comm: x, {"x": 1}, "missing 1 required positional argument: 'comm'"),
         (lambda comm: 1, {"comm": 1}, "multiple values for argument 'comm'"),
         (lambda x, /: x, {"x": 1}, "positional-only"),
         (lambda **kwargs: 1, {7: 1}, "must be strings"),
     ],
-    ids=["missing", "extra", "comm not first", "comm twice", "positional only", "no name"],
+    ids=["missing", "extra", "comm twice", "positional only", "no name"],
 )
 @gen_test()
 async def test_arguments_that_do_not_fit_are_a_type_error_at_the_caller(

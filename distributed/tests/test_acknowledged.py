@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -492,3 +493,32 @@ async def test_a_peer_that_does_not_read_cannot_fill_memory_with_answers(transpo
         assert len(await comm.read()) == 30_000_000
         await writing
         assert stream.comm.post_control("ack")
+
+
+@over_sockets
+@gen_test()
+async def test_a_flood_of_control_messages_leaves_turns_to_other_tasks(transport):
+    number = 5_000
+    turn = 0
+    turns: list[int] = []
+
+    async def others():
+        nonlocal turn
+        while len(turns) < number:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with reading(transport) as (stream, comm):
+        # The stream watches for control messages.
+        stream.send("a")
+        await comm.read()
+        stream.comm.controls.handlers["flood"] = lambda args: turns.append(turn)
+        counting = asyncio.create_task(others())
+        for _ in range(number):
+            while not comm.post_control("flood"):
+                # Earlier ones wait to be sent.
+                await asyncio.sleep(0)
+        await counting
+    assert len(turns) == number
+    most = max(Counter(turns).values())
+    assert most < number / 5

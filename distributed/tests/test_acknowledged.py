@@ -522,3 +522,16 @@ async def test_a_flood_of_control_messages_leaves_turns_to_other_tasks(transport
     assert len(turns) == number
     most = max(Counter(turns).values())
     assert most < number / 5
+
+
+@over_sockets
+@gen_test()
+async def test_a_control_message_that_cannot_be_sent_ends_the_read_that_waits(transport):
+    async with reading(transport) as (stream, comm):
+        reader = asyncio.ensure_future(stream.comm.read())
+        await async_poll_for(lambda: stream.comm._reading)
+        comm.abort()
+        # The event loop has not reported the end of the connection yet.
+        stream.comm.post_control("ack")
+        with pytest.raises(CommClosedError):
+            await reader

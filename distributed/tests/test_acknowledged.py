@@ -62,14 +62,16 @@ async def send_all(address: str, messages: list[Any], burst: int = 50) -> int:
 async def test_messages_survive_cuts_at_random_bytes(transport):
     got: list[int] = []
     notes = {"note": lambda i, data: got.append(i)}
-    messages = [{"op": "note", "i": i, "data": b"x" * (i % 100)} for i in range(10_000)]
+    # Connecting with TLS, or by HTTP, takes much longer.
+    number = 10_000 if transport in (TCP, "unix://") else 4_000
+    messages = [{"op": "note", "i": i, "data": b"x" * (i % 100)} for i in range(number)]
     async with serving(transport, stream_handlers=notes) as server:
         with captured_logger("distributed", level=logging.ERROR) as log:
             async with Relay(server.address, random_cuts(1, 200_000, 20_000)).running() as relay:
                 connections = await send_all(relay.address, messages)
-    assert got == list(range(10_000))
-    assert relay.cuts > 3
-    assert connections > 3
+    assert got == list(range(number))
+    assert relay.cuts > 1
+    assert connections > 1
     assert log.getvalue() == ""
 
 

@@ -46,6 +46,10 @@ _MAX_BUFFERS = 1024
 _MAX_ROUNDS = 32
 
 
+#: Maximum number of control messages that are received without giving other tasks a turn.
+_CONTROLS_IN_A_ROW = 64
+
+
 class MessageStream(IOStream):
     """A stream of messages over a socket.
 
@@ -184,12 +188,14 @@ class MessageStream(IOStream):
         Control messages that are not ordered take effect instead.
         """
         try:
-            frames = self.decoder.next_message() or self._fill_decoder()
-            while frames is not None and self._is_control(frames):
+            for _ in range(_CONTROLS_IN_A_ROW):
+                frames = self.decoder.next_message() or self._fill_decoder()
+                if frames is None or not self._is_control(frames):
+                    self._held = frames
+                    return
                 if self._closed:
                     return
-                frames = self.decoder.next_message() or self._fill_decoder()
-            self._held = frames
+            self.io_loop.add_callback(self.receive_controls)
         except FramingError as exc:
             # The traceback would refer to this stream.
             self._held = exc.with_traceback(None)

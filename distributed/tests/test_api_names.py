@@ -266,6 +266,8 @@ def signature_of(func: Any, expected: str) -> str:
             default=_NO_DEFAULT if type(parameter.default) is object else parameter.default,
         )
         for i, parameter in enumerate(parameters)
+        # It receives unknown arguments, and raises an error that names them.
+        if parameter.annotation != "Never"
         if i in positions
         or parameter.default is parameter.empty
         or (parameter.kind is not parameter.KEYWORD_ONLY and i < last_expected)

@@ -45,6 +45,10 @@ _MAX_BUFFERS = 1024
 #: Maximum number of times that the memory for a message is filled without a turn of the event loop.
 _MAX_ROUNDS = 32
 
+#: Maximum number of control messages that take effect without a turn of the event loop, while no
+#: task reads.
+_MAX_CONTROLS = 64
+
 
 class MessageStream(IOStream):
     """A stream of messages over a socket.
@@ -73,6 +77,8 @@ class MessageStream(IOStream):
         self._held: Frames | FramingError | None = None
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
+        # Whether `_continue` will be called.
+        self._continues = False
         #: Called when the stream is closed; None for no callback.
         self.on_end: Callable[[], object] | None = None
 
@@ -183,10 +189,16 @@ class MessageStream(IOStream):
 
         Control messages that are not ordered take effect instead.
         """
+        controls = 0
         try:
             frames = self.decoder.next_message() or self._fill_decoder()
             while frames is not None and self._is_control(frames):
                 if self._closed:
+                    return
+                controls += 1
+                if controls == _MAX_CONTROLS:
+                    # The peer may send them faster than they are received.
+                    self._continue_later()
                     return
                 frames = self.decoder.next_message() or self._fill_decoder()
             self._held = frames
@@ -196,6 +208,18 @@ class MessageStream(IOStream):
         except StreamClosedError:
             # The write that waits gets the error.
             return
+
+    def _continue_later(self) -> None:
+        """Receive more after other connections have had a turn."""
+        # The event loop does not report bytes that were received already.
+        if not self._continues:
+            self._continues = True
+            self.io_loop.add_callback(self._continue)
+
+    def _continue(self) -> None:
+        self._continues = False
+        if self._receives_ahead():
+            self._hold_message()
 
     def _is_control(self, frames: Frames) -> bool:
         """Let *frames* take effect if they are a control message; return whether they have."""

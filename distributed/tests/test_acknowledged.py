@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -189,7 +190,7 @@ async def test_a_stream_to_a_peer_that_does_not_acknowledge_is_one_of_the_origin
     with config.set(off if is_configured else {}):
         async with serving(transport, stream_handlers={"note": lambda i: got.append(i)}) as server:
             comm = await core.connect(server.address, handshake_overrides=overrides)
-            assert comm.features == {}
+            assert "acks" not in comm.features
             await comm.write({"op": "connection_stream", "reply": False})
             stream = BatchedSend("1ms")
             stream.start(comm)
@@ -463,6 +464,35 @@ async def test_invalid_control_messages_close_their_comm_only(content):
         assert "invalid control message" in log.getvalue()
         await assert_usable(honest)
         await honest.close()
+
+
+@over_sockets
+@gen_test()
+async def test_other_tasks_run_while_a_flood_of_control_messages_takes_effect(transport):
+    async def flood(comm):
+        for _ in range(1000):
+            assert comm.post_control("note")
+        return Status.dont_reply
+
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    handled: Counter[int] = Counter()
+    async with serving(transport, {"flood": flood}) as server:
+        comm = await core.connect(server.address)
+        comm.controls.handlers["note"] = lambda args: handled.update([turns])
+        comm.controls.watch(lambda: None)
+        counting = asyncio.create_task(count_turns())
+        await comm.write({"op": "flood"})
+        await async_poll_for(lambda: handled.total() == 1000, timeout=5)
+        counting.cancel()
+        await comm.close()
+    assert max(handled.values()) < 500
 
 
 @pytest.mark.parametrize(

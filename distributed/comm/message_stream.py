@@ -45,9 +45,9 @@ _MAX_BUFFERS = 1024
 #: Maximum number of times that the memory for a message is filled without a turn of the event loop.
 _MAX_ROUNDS = 32
 
-#: Maximum number of control messages that take effect without a turn of the event loop, while no
-#: task reads.
-_MAX_CONTROLS = 64
+
+#: Maximum number of control messages that are received without giving other tasks a turn.
+_CONTROLS_IN_A_ROW = 64
 
 
 class MessageStream(IOStream):
@@ -189,19 +189,16 @@ class MessageStream(IOStream):
 
         Control messages that are not ordered take effect instead.
         """
-        controls = 0
         try:
-            frames = self.decoder.next_message() or self._fill_decoder()
-            while frames is not None and self._is_control(frames):
+            for _ in range(_CONTROLS_IN_A_ROW):
+                frames = self.decoder.next_message() or self._fill_decoder()
+                if frames is None or not self._is_control(frames):
+                    self._held = frames
+                    return
                 if self._closed:
                     return
-                controls += 1
-                if controls == _MAX_CONTROLS:
-                    # The peer may send them faster than they are received.
-                    self._continue_later()
-                    return
-                frames = self.decoder.next_message() or self._fill_decoder()
-            self._held = frames
+            # The peer may send them faster than they are received.
+            self._continue_later()
         except FramingError as exc:
             # The traceback would refer to this stream.
             self._held = exc.with_traceback(None)

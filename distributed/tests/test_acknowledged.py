@@ -62,14 +62,16 @@ async def send_all(address: str, messages: list[Any], burst: int = 50) -> int:
 async def test_messages_survive_cuts_at_random_bytes(transport):
     got: list[int] = []
     notes = {"note": lambda i, data: got.append(i)}
-    messages = [{"op": "note", "i": i, "data": b"x" * (i % 100)} for i in range(10_000)]
+    # Connecting with TLS, or by HTTP, takes much longer.
+    number = 10_000 if transport in (TCP, "unix://") else 4_000
+    messages = [{"op": "note", "i": i, "data": b"x" * (i % 100)} for i in range(number)]
     async with serving(transport, stream_handlers=notes) as server:
         with captured_logger("distributed", level=logging.ERROR) as log:
             async with Relay(server.address, random_cuts(1, 200_000, 20_000)).running() as relay:
                 connections = await send_all(relay.address, messages)
-    assert got == list(range(10_000))
-    assert relay.cuts > 3
-    assert connections > 3
+    assert got == list(range(number))
+    assert relay.cuts > 1
+    assert connections > 1
     assert log.getvalue() == ""
 
 
@@ -466,35 +468,6 @@ async def test_invalid_control_messages_close_their_comm_only(content):
         await honest.close()
 
 
-@over_sockets
-@gen_test()
-async def test_other_tasks_run_while_a_flood_of_control_messages_takes_effect(transport):
-    async def flood(comm):
-        for _ in range(1000):
-            assert comm.post_control("note")
-        return Status.dont_reply
-
-    turns = 0
-
-    async def count_turns():
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    handled: Counter[int] = Counter()
-    async with serving(transport, {"flood": flood}) as server:
-        comm = await core.connect(server.address)
-        comm.controls.handlers["note"] = lambda args: handled.update([turns])
-        comm.controls.watch(lambda: None)
-        counting = asyncio.create_task(count_turns())
-        await comm.write({"op": "flood"})
-        await async_poll_for(lambda: handled.total() == 1000, timeout=5)
-        counting.cancel()
-        await comm.close()
-    assert max(handled.values()) < 500
-
-
 @pytest.mark.parametrize(
     "args", [(), (b"short", 1), (SESSION, 0), (SESSION, "1"), (SESSION, 2**63), (SESSION, 1, 1)]
 )
@@ -522,3 +495,44 @@ async def test_a_peer_that_does_not_read_cannot_fill_memory_with_answers(transpo
         assert len(await comm.read()) == 30_000_000
         await writing
         assert stream.comm.post_control("ack")
+
+
+@over_sockets
+@gen_test()
+async def test_a_flood_of_control_messages_leaves_turns_to_other_tasks(transport):
+    number = 5_000
+    turn = 0
+    turns: list[int] = []
+
+    async def others():
+        nonlocal turn
+        while len(turns) < number:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with reading(transport) as (stream, comm):
+        # The stream watches for control messages.
+        stream.send("a")
+        await comm.read()
+        stream.comm.controls.handlers["flood"] = lambda args: turns.append(turn)
+        counting = asyncio.create_task(others())
+        for _ in range(number):
+            while not comm.post_control("flood"):
+                # Earlier ones wait to be sent.
+                await asyncio.sleep(0)
+        await counting
+    assert len(turns) == number
+    assert max(Counter(turns).values()) < 500
+
+
+@over_sockets
+@gen_test()
+async def test_a_control_message_that_cannot_be_sent_ends_the_read_that_waits(transport):
+    async with reading(transport) as (stream, comm):
+        reader = asyncio.ensure_future(stream.comm.read())
+        await async_poll_for(lambda: stream.comm._reading)
+        comm.abort()
+        # The event loop has not reported the end of the connection yet.
+        stream.comm.post_control("ack")
+        with pytest.raises(CommClosedError):
+            await reader

@@ -243,7 +243,9 @@ def _is_of_shown_package(value: object) -> bool:
 def _safe(render: Callable[[Any], str], value: object) -> str:
     try:
         return render(value)
-    except Exception as exc:  # noqa: BLE001  (any class may override these methods)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # noqa: BLE001  (any class may override these methods)
         return f"<{type(value).__name__} that cannot be shown: {type(exc).__name__}>"
 
 

@@ -204,8 +204,7 @@ class BatchedSend:
         # The error that ended the stream, if a message could not be serialized.
         self._failure: BaseException | None = None
         # The messages that were written and not acknowledged.
-        notified = WeakMethod(self._notified)
-        self._delivery = Delivery(lambda: _call(notified))
+        self._delivery = Delivery(partial(_call, WeakMethod(self._notified)))
         # The comm that these were written to, which is not always `comm`; None before the first.
         self._opened_on: Comm | None = None
         # Whether `_writer` has to open the session of `_delivery` on `comm` first.

@@ -75,6 +75,24 @@ async def test_messages_survive_cuts_at_random_bytes(transport):
     assert log.getvalue() == ""
 
 
+@pytest.mark.parametrize("budget", [400, 800, 1200])
+@gen_test()
+async def test_a_stream_that_is_closed_at_once_keeps_what_a_broken_connection_has_lost(budget):
+    got: list[int] = []
+    async with (
+        serving(TCP, stream_handlers={"note": lambda i: got.append(i)}) as server,
+        Relay(server.address, lambda: (budget, 10**9)).running() as relay,
+    ):
+        stream = BatchedSend("1ms")
+        await open_stream(relay.address, stream)
+        stream.send(*({"op": "note", "i": i} for i in range(100)))
+        # The peer has not told yet that it acknowledges.
+        await stream.close()
+    assert relay.cuts == 1
+    assert len(stream.buffer) == 100
+    assert got == []
+
+
 @gen_test(timeout=60)
 async def test_messages_survive_cuts_in_the_direction_of_the_acknowledgements(monkeypatch):
     monkeypatch.setattr(receipts, "ACKNOWLEDGED_TOGETHER", 10)
@@ -522,8 +540,7 @@ async def test_a_flood_of_control_messages_leaves_turns_to_other_tasks(transport
                 await asyncio.sleep(0)
         await counting
     assert len(turns) == number
-    most = max(Counter(turns).values())
-    assert most < number / 5
+    assert max(Counter(turns).values()) < 500
 
 
 @over_sockets

@@ -91,7 +91,8 @@ DEFAULTS: Mapping[str, Any] = {
             # Maximum number of running coroutine handlers of one stream; null: unlimited.
             "max-stream-handlers": 1000,
             # The secret that both sides of a connection share, as text or in a file; null: none.
-            "auth": {"token": None, "token-file": None},
+            # allow-health: whether a server that requires it answers "health" to peers without it.
+            "auth": {"token": None, "token-file": None, "allow-health": False},
             "zstd": {"level": 3, "threads": 0},
             "timeouts": {
                 "connect": "30s",
@@ -125,6 +126,8 @@ DEFAULTS: Mapping[str, Any] = {
             "max-error-length": 10_000,
             # Maximum number of entries in logs of recent messages.
             "low-level-log-length": 1000,
+            # Time after which a server logs a request as slow; null: never.
+            "slow-call": None,
             "system-monitor": {
                 "interval": "500ms",
                 "log-length": 7200,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
@@ -32,6 +33,8 @@ __all__ = [
     "result_of",
     "run_to_completion",
 ]
+
+logger = logging.getLogger("distributed.core")
 
 #: The types of generators.
 GENERATORS = frozenset({AsyncGeneratorType, GeneratorType})
@@ -322,9 +325,9 @@ class ItemSender:
         self._unconsumed = 0
         # Reads credits while there are such messages.
         self._reader: asyncio.Task[None] | None = None
-        # The writer waits for `_change`, the producer for `_sent`.
+        # The writer waits for `_change`, and tasks of the handler that put items wait for `_sent`.
         self._change: asyncio.Future[None] | None = None
-        self._sent: asyncio.Future[None] | None = None
+        self._sent: list[asyncio.Future[None]] = []
         # The error of the connection, if the caller has left.
         self._failure: CommClosedError | None = None
 
@@ -343,8 +346,9 @@ class ItemSender:
             self._size += _size(kept)
         self._notify()
         if self._size >= _MAX_BYTES or len(self._items) >= _MAX_ITEMS:
-            self._sent = asyncio.get_running_loop().create_future()
-            await self._sent
+            sent = asyncio.get_running_loop().create_future()
+            self._sent.append(sent)
+            await sent
 
     async def run(self, produce: Coroutine[Any, Any, None], op: str) -> None:
         """Send the items that *produce* puts, until it ends; raise its exception.
@@ -367,8 +371,7 @@ class ItemSender:
             raise self._failure
         finally:
             if not producer.done():
-                producer.cancel()
-                await asyncio.wait([producer])
+                await _end(producer)
             self._failure = None
 
     async def consumed(self) -> None:
@@ -379,6 +382,7 @@ class ItemSender:
     async def _send(self) -> None:
         """Write the items that are ready."""
         ready, self._items, self._size = self._items, [], 0
+        waiting, self._sent = self._sent, []
         try:
             await self._write(ready)
         except Exception:
@@ -386,9 +390,10 @@ class ItemSender:
             if len(ready) > 1 and not self.comm.closed():
                 await self._write(ready[:-1])
             raise
-        sent, self._sent = self._sent, None
-        if sent is not None and not sent.done():
-            sent.set_result(None)
+        while waiting:
+            sent = waiting.pop()
+            if not sent.done():
+                sent.set_result(None)
 
     async def _write(self, ready: list[Any]) -> None:
         await self.comm.write(items(ready), serializers=self.serializers, on_error="raise")
@@ -406,6 +411,10 @@ class ItemSender:
         except CommClosedError as exc:
             self._failure = exc
             self._notify()
+        except Exception as exc:  # noqa: BLE001  (reading may raise any error)
+            self.comm.abort()
+            self._failure = CommClosedError(f"received no valid message in {self.comm!r}: {exc}")
+            self._notify()
         self._reader = None
 
     async def _wait(self) -> None:
@@ -420,6 +429,21 @@ class ItemSender:
         """Wake the writer if it waits."""
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
+
+
+async def _end(producer: asyncio.Task[None]) -> None:
+    """Cancel the task of a handler, and wait for its end; cancel it again if this is cancelled."""
+    interruption = None
+    while not producer.done():
+        producer.cancel()
+        try:
+            await asyncio.wait([producer])
+        except asyncio.CancelledError as exc:
+            interruption = exc
+    if not producer.cancelled() and (failure := producer.exception()) is not None:
+        logger.error("%s failed when it was cancelled", producer.get_name(), exc_info=failure)
+    if interruption is not None:
+        raise interruption
 
 
 def _constant(item: Any) -> Any:

@@ -113,9 +113,15 @@ class Conversing(LongCall):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        failure = exc
         try:
             if exc is None and self._comm is not None:
                 await self._comm.close()
+        except BaseException as new:
+            failure = new
+            raise
         finally:
             self._leave()
-            await self._timeout.__aexit__(exc_type, exc, traceback)
+            # It turns a cancellation by the deadline into a TimeoutError.
+            kind = None if failure is None else type(failure)
+            await self._timeout.__aexit__(kind, failure, traceback)

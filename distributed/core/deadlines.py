@@ -9,6 +9,7 @@ need not agree.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextvars import ContextVar, Token
 from time import monotonic
 from types import TracebackType
@@ -136,5 +137,7 @@ class timeout:
         if self._deadline is not None:
             self._deadline.active = False
             assert self._token is not None
-            current.reset(self._token)
+            # An abandoned generator ends in another context than it ran in.
+            with contextlib.suppress(ValueError):
+                current.reset(self._token)
         await self._limit.__aexit__(exc_type, exc, traceback)

@@ -340,17 +340,25 @@ class RemoteCalls(ABC):
     async def _converse_intercepted(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration
     ) -> AsyncIterator[Comm]:
-        async with AsyncExitStack() as stack:
+        call = Call(name, kwargs, self.address, "client", "conversation")
+        failure: BaseException | None = None
+        try:
+            async with AsyncExitStack() as stack:
 
-            async def make(call: Call) -> Comm:
-                arguments = dict(call.arguments)
-                self._with_families(arguments)
-                return await stack.enter_async_context(
-                    Conversing(self, call.op, arguments, configuration, call.metadata)
-                )
+                async def make(call: Call) -> Comm:
+                    arguments = dict(call.arguments)
+                    self._with_families(arguments)
+                    return await stack.enter_async_context(
+                        Conversing(self, call.op, arguments, configuration, call.metadata)
+                    )
 
-            call = Call(name, kwargs, self.address, "client", "conversation")
-            yield await intercept(self.interceptors, call, make)
+                yield await intercept(self.interceptors, call, make)
+        except BaseException as exc:
+            failure = exc
+            raise
+        finally:
+            for ended in reversed(call.at_end):
+                ended(failure)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -20,6 +20,7 @@ from typing import Any, Self
 from distributed.base import config
 from distributed.comm import Comm, get_address_host, get_address_host_port
 from distributed.comm.core import Listener
+from distributed.core import slow_calls
 from distributed.core.description import describe
 from distributed.core.host import (
     SystemMonitor,
@@ -135,7 +136,7 @@ class Server(LifeCycle):
         #: Operations of one-way streams: name → handler.
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
         #: Functions around the handler of each request.
-        self.interceptors = check_interceptors(interceptors)
+        self.interceptors = (*slow_calls.configured(), *check_interceptors(interceptors))
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}

@@ -60,11 +60,13 @@ def flat(section, prefix=""):
 
 #: Keys that the original does not have.
 OURS = {
+    "distributed.admin.slow-call",
     "distributed.comm.allow-pickle",
     "distributed.comm.max-depth",
     "distributed.comm.max-inflated-size",
     "distributed.comm.auth.token",
     "distributed.comm.auth.token-file",
+    "distributed.comm.auth.allow-health",
     "distributed.comm.batched.max-buffer-size",
     "distributed.comm.max-connections",
     "distributed.comm.max-connections-per-host",

@@ -8,8 +8,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from distributed.core import CommClosedError, ConnectionPool, Status, rpc
-from distributed.tests.servers import ADDRESSES, TCP, TRANSPORTS, quiet, serving
+from distributed.core import CommClosedError, ConnectionPool, Status, connect, rpc
+from distributed.tests.servers import ADDRESSES, TCP, TRANSPORTS, Explosive, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
 
 
@@ -355,3 +355,121 @@ async def test_a_handler_may_return_dont_reply_after_its_last_item():
 
     async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
         assert [item async for item in remote.write.stream()] == [1]
+
+
+@gen_test()
+async def test_a_handler_may_write_items_in_several_tasks():
+    async def write(comm):
+        await asyncio.gather(*(comm.write([[number]]) for number in range(20)))
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        items = [item[0][0] async for item in remote.write.stream()]
+    assert sorted(items) == list(range(20))
+
+
+@gen_test()
+async def test_a_credit_that_cannot_be_unpickled_ends_the_handler(numbers):
+    async with serving(TCP, numbers.handlers()) as server:
+        comm = await connect(server.address)
+        await comm.write({"op": "count", "n": 10**9, "call-info": {"stream": 2}})
+        with quiet():
+            await comm.write(Explosive())
+            await async_poll_for(lambda: numbers.ended == ["count"])
+            await async_poll_for(lambda: not server._comms)
+        comm.abort()
+
+
+@pytest.mark.parametrize("credits", [[1] * 100, [{"op": "echo"}] * 3, ["x" * 10**6], [None]])
+@gen_test()
+async def test_credits_that_no_honest_caller_sends_harm_no_other_call(numbers, credits):
+    async with serving(TCP, numbers.handlers()) as server:
+        comm = await connect(server.address)
+        await comm.write({"op": "count", "n": 1000, "call-info": {"stream": 10**9}})
+        with quiet():
+            for credit in credits:
+                await comm.write(credit)
+            async with rpc(server.address) as remote:
+                assert await remote.echo(data=1) == 1
+            comm.abort()
+            await async_poll_for(lambda: not server._comms)
+        assert numbers.ended == ["count"]
+
+
+class SlowCleanup:
+    """A generator whose ``finally`` waits."""
+
+    def __init__(self):
+        self.cleaning = asyncio.Event()
+        self.resume = asyncio.Event()
+        self.ends: list[str] = []
+
+    async def stream(self):
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            self.cleaning.set()
+            try:
+                await self.resume.wait()
+                self.ends.append("cleaned up")
+            except asyncio.CancelledError:
+                self.ends.append("cancelled")
+                raise
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@gen_test()
+async def test_the_cleanup_of_a_generator_may_wait_until_the_server_closes(closes):
+    slow = SlowCleanup()
+    async with serving(TCP, {"slow": slow.stream}) as server, rpc(server.address) as remote:
+        assert await take(remote.slow.stream(), 1) == [1]
+        await slow.cleaning.wait()
+        assert await remote.echo(data=1) == 1
+        if closes:
+            with quiet():
+                await server.close(timeout=0)
+            # The server has waited for the end of the generator.
+            assert slow.ends == ["cancelled"]
+        else:
+            slow.resume.set()
+            await async_poll_for(lambda: slow.ends == ["cleaned up"])
+
+
+@gen_test()
+async def test_an_error_in_the_cleanup_of_a_generator_is_logged():
+    async def fail():
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            raise ZeroDivisionError("in the cleanup")
+
+    async with serving(TCP, {"fail": fail}) as server, rpc(server.address) as remote:
+        with quiet() as log:
+            assert await take(remote.fail.stream(), 1) == [1]
+            await async_poll_for(lambda: "ZeroDivisionError: in the cleanup" in log.getvalue())
+        assert "stream of fail failed when it was cancelled" in log.getvalue()
+
+
+@gen_test()
+async def test_leaving_a_stream_or_a_call_is_not_logged_as_a_failure(numbers):
+    entered = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def wait():
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    handlers = {**numbers.handlers(), "wait": wait}
+    with quiet() as log:
+        async with serving(TCP, handlers) as server, rpc(server.address) as remote:
+            assert await take(remote.count.stream(n=10**9), 1) == [0]
+            call = asyncio.create_task(remote.wait())
+            await entered.wait()
+            call.cancel()
+            await ended.wait()
+            await async_poll_for(lambda: not server._comms)
+    assert log.getvalue() == ""

@@ -29,6 +29,7 @@ from distributed.comm.auth import (
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
+    AnswerStranger,
     agreed_features,
     do_handshake,
     handshake_configuration,
@@ -347,10 +348,14 @@ class BaseListener(Listener):
         The secret that peers have to know, or None.
     allow_pickle
         Whether anything received from peers is unpickled; None for the configured value.
+    answer_stranger
+        Answers the messages of peers without the token; None to refuse such peers.  Their comms do
+        not leave the handshake, and no handler gets one.
     """
 
     token: str | bytes | None = None
     allow_pickle: bool | None = None
+    answer_stranger: AnswerStranger | None = None
 
     def __init__(self) -> None:
         # The comms whose handshake is in progress, oldest first; a dict serves as ordered set.
@@ -430,7 +435,9 @@ class BaseListener(Listener):
         host = _host_of(comm.peer_address)
         authentication = Authentication(self.token, "server", comm.channel_binding)
         try:
-            await do_handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
+            await do_handshake(
+                comm, overrides, authentication, self._penalties.delay(host), self.answer_stranger
+            )
         except FatalCommClosedError as exc:
             if isinstance(exc.__cause__, AuthenticationError):
                 self._penalties.failed(host)
@@ -544,8 +551,8 @@ def listen(
         See :class:`Comm`.
     kwargs
         ``token``, the secret that peers have to know; ``allow_pickle``, whether anything received
-        from them is unpickled; and further arguments of the transport.  By default the first two
-        are as configured.
+        from them is unpickled; ``answer_stranger``, see :class:`BaseListener`; and further
+        arguments of the transport.  By default the first two are as configured.
 
     Raises
     ------
@@ -555,6 +562,7 @@ def listen(
     """
     token = choose_token(kwargs.pop("token", None))
     allow_pickle = kwargs.pop("allow_pickle", None)
+    answer_stranger = kwargs.pop("answer_stranger", None)
     scheme, loc = parse_address(addr)
     listener: Listener
     listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)
@@ -565,6 +573,7 @@ def listen(
                 f"{type(listener).__name__} is not a BaseListener"
             )
         listener.token = token
+        listener.answer_stranger = answer_stranger
     if isinstance(listener, BaseListener):
         listener.allow_pickle = LoadPolicy.from_config(allow_pickle).allow_pickle
     elif allow_pickle is not None:

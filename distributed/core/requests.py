@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import msgpack
+
 from distributed.base.callables import has_keyword
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission
@@ -199,6 +201,34 @@ class Requests:
             logger.debug("%s did not wait for the refusal: %r", comm.peer_address, exc)
         finally:
             comm.abort()
+
+    async def answer_stranger(self, msg: Any) -> dict[str, Any]:
+        """Answer a peer without the required token: only "health", without its arguments.
+
+        Returns
+        -------
+        dict
+            The health of the server, or an error, of plain values.
+        """
+        server = self._server
+        op = msg.get("op") if type(msg) is dict else None
+        if op != "health" or "health" in server.blocked_handlers:
+            return {
+                "status": "uncaught-error",
+                "exception_text": (
+                    f"{server._name_in_messages} requires a token ('distributed.comm.auth.token'): "
+                    "without one, only the operation 'health' is answered"
+                ),
+                "denied": True,
+            }
+        try:
+            async with asyncio.timeout(_REFUSAL_TIME):
+                health = await result_of(server.handlers["health"](), "health")
+            msgpack.packb(health)
+        except Exception as exc:
+            logger.exception("Exception while handling op health in %s", server._name_in_messages)
+            return {"status": "uncaught-error", "exception_text": f"{type(exc).__name__} in health"}
+        return health
 
     async def _answer(self, comm: Comm, msg: Any) -> bool:
         """Answer one request, and return whether to keep *comm* open."""

@@ -288,6 +288,10 @@ class Server(LifeCycle):
         self._server_requests.serve(comm)
         return NoOpAwaitable()
 
+    async def _answer_stranger(self, msg: Any) -> dict[str, Any]:
+        """Answer a peer that has no token, although one is required here."""
+        return await self._server_requests.answer_stranger(msg)
+
     def handle_stream(
         self, comm: Comm, extra: Mapping[str, Any] | None = None
     ) -> Coroutine[Any, Any, None]:

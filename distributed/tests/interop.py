@@ -456,6 +456,12 @@ async def deadlines(client: Client) -> None:
 
 @case
 async def retries_and_descriptions(client: Client) -> None:
+    health = await client.remote.health()
+    if await serves_original(client):
+        # As for each operation that does not exist.
+        assert health is None
+    else:
+        assert health == {"status": "serving"}
     if ORIGINAL:
         return
     assert await client.remote.retrying(attempts=3).add(x=20, y=1) == 21

@@ -20,12 +20,7 @@ from weakref import WeakSet
 
 from distributed.base.quantities import parse_timedelta
 from distributed.comm.addressing import parse_address
-from distributed.comm.auth import (
-    Authentication,
-    AuthenticationError,
-    Penalties,
-    choose_token,
-)
+from distributed.comm.auth import Authentication, AuthenticationError, Penalties, choose_token
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
@@ -56,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 #: The callable that a listener calls with each new comm.
 CommHandler: TypeAlias = Callable[["Comm"], Any]
-
 
 #: Maximum seconds before the second attempt to connect, and between any two attempts.
 _BACKOFF_BASE, _BACKOFF_MAX = 0.01, 5.0
@@ -195,6 +189,11 @@ class Comm(ABC):
     def has_unread(self) -> bool:
         """Whether data of the peer was received that no :meth:`read` has returned."""
         return False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection is open and has no unread data."""
+        return not self.closed() and not self.has_unread
 
     def notify_end(self, callback: Callable[[], object] | None) -> None:  # noqa: B027
         """Call *callback* when the connection ends, even if no task reads from the comm.

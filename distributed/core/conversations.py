@@ -63,6 +63,10 @@ class PassedComm(Comm):
     def has_unread(self) -> bool:
         return self._comm.has_unread
 
+    @property
+    def is_idle(self) -> bool:
+        return self._comm.is_idle
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._comm, name)
 

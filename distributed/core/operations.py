@@ -26,7 +26,7 @@ from distributed.core.remote_streams import RemoteStream
 from distributed.core.retries import Retries, not_executed
 from distributed.core.tasks import NoOpAwaitable
 
-__all__ = ["Operation", "RemoteCalls", "is_usable"]
+__all__ = ["Operation", "RemoteCalls", "discard"]
 
 logger = logging.getLogger("distributed.core")
 
@@ -105,24 +105,19 @@ class Operation:
         return f"<operation {self._name!r} of {self._remote!r}>"
 
 
-def is_usable(comm: Comm) -> bool:
-    """Return whether the next call may use *comm*, which is idle; abort it if not.
+def discard(comm: Comm) -> None:
+    """Abort *comm*, which no call uses, because it is closed or has unread data.
 
     Data that arrived after the last answer would be mistaken for the answer to the next request.
     """
-    if comm.closed():
-        comm.abort()
-        return False
-    if comm.has_unread:
+    if not comm.closed():
         logger.warning(
             "Closing %r: it received data after the answer to the last request; does a handler of "
             "%s write several messages to its comm?",
             comm,
             comm.peer_address,
         )
-        comm.abort()
-        return False
-    return True
+    comm.abort()
 
 
 class RemoteCalls(ABC):

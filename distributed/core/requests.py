@@ -250,8 +250,15 @@ class Requests:
             if op == "close":
                 close = True
             else:
-                call = self._find(op)
                 server = self._server
+                call = self._calls.get(op) if type(op) is str else None
+                if (
+                    call is None
+                    or call.handler is not server.handlers.get(op)
+                    or server.blocked_handlers
+                    or server._close_begun
+                ):
+                    call = self._find(op)
                 server.counters["op"].add(op)
                 server._comms[comm] = op
                 if call.with_serializers and serializers is not None:

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from time import monotonic
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
@@ -43,6 +44,8 @@ GENERATORS = frozenset({AsyncGeneratorType, GeneratorType})
 _MAX_ITEMS = 256
 #: Maximum number of bytes of small items in one message.
 _MAX_BYTES = 65_536
+#: Seconds that a producer may work before items that it has put are sent.
+_WORK = 0.005
 #: Types whose objects cannot be changed.
 _CONSTANTS = frozenset({int, float, bool, str, bytes, type(None)})
 _TEXTS = frozenset({str, bytes})
@@ -330,12 +333,18 @@ class ItemSender:
         self._sent: list[asyncio.Future[None]] = []
         # The error of the connection, if the caller has left.
         self._failure: CommClosedError | None = None
+        # Whether no more items are sent.
+        self._ended = False
+        # The time when the producer last waited.
+        self._resumed = monotonic()
 
     async def put(self, item: Any) -> None:
         """Add an item, and wait while there is no room for another one.
 
         If the item can change, this returns when it has been written.
         """
+        if self._ended:
+            raise CommClosedError("cannot write to the caller of a stream that has ended")
         self.count += 1
         kept = _constant(item)
         if kept is None and item is not None:
@@ -349,6 +358,11 @@ class ItemSender:
             sent = asyncio.get_running_loop().create_future()
             self._sent.append(sent)
             await sent
+            self._resumed = monotonic()
+        elif monotonic() - self._resumed > _WORK:
+            # A generator that computes its items may never wait; let the writer run.
+            await asyncio.sleep(0)
+            self._resumed = monotonic()
 
     async def run(self, produce: Coroutine[Any, Any, None], op: str) -> None:
         """Send the items that *produce* puts, until it ends; raise its exception.
@@ -370,9 +384,19 @@ class ItemSender:
                     await self._wait()
             raise self._failure
         finally:
-            if not producer.done():
-                await _end(producer)
-            self._failure = None
+            try:
+                if not producer.done():
+                    await _end(producer)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        """Refuse further items, also of tasks that the handler has left behind."""
+        self._ended = True
+        self._failure = None
+        for sent in self._sent:
+            if not sent.done():
+                sent.set_exception(CommClosedError("the stream has ended"))
 
     async def consumed(self) -> None:
         """Wait until the caller has consumed all items, or has left."""
@@ -382,7 +406,7 @@ class ItemSender:
     async def _send(self) -> None:
         """Write the items that are ready."""
         ready, self._items, self._size = self._items, [], 0
-        waiting, self._sent = self._sent, []
+        waiting = len(self._sent)
         try:
             await self._write(ready)
         except Exception:
@@ -390,8 +414,8 @@ class ItemSender:
             if len(ready) > 1 and not self.comm.closed():
                 await self._write(ready[:-1])
             raise
-        while waiting:
-            sent = waiting.pop()
+        written, self._sent = self._sent[:waiting], self._sent[waiting:]
+        for sent in written:
             if not sent.done():
                 sent.set_result(None)
 

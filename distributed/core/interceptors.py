@@ -198,21 +198,26 @@ class InterceptedStream:
     def __init__(self, begin: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
         self._begin = begin
         self._items: AsyncIterator[Any] | None = None
-        self._closed = False
+        self._begun = self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if self._closed:
-            raise StopAsyncIteration
         if self._items is None:
+            if self._begun:
+                raise StopAsyncIteration
+            self._begun = True
             self._items = aiter(await self._begin())
+            if self._closed:
+                # Meanwhile, by another task.
+                await self.aclose()
+                raise StopAsyncIteration
         return await anext(self._items)
 
     async def aclose(self) -> None:
         """End the stream; if it has not ended, the handler is cancelled."""
-        self._closed = True
+        self._begun = self._closed = True
         items, self._items = self._items, None
         close = getattr(items, "aclose", None)
         if close is not None:

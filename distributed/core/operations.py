@@ -58,6 +58,9 @@ class Operation:
     def __getattr__(self, name: str) -> str:
         if name == "__qualname__":
             return self._remote._call_name
+        if name in self.__slots__:
+            # Only while an object is copied.
+            raise AttributeError(name)
         raise AttributeError(
             f"{name!r} of the operation {self._name!r}: an operation is called, or used by "
             ".stream() or .open()"

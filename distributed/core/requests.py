@@ -31,6 +31,7 @@ from distributed.core.answers import (
     result_of,
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
+from distributed.core.deadlines import current
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.interceptors import Call, Interceptor, intercept
 from distributed.core.status import Status
@@ -141,6 +142,8 @@ class Requests:
     async def _serve(self, comm: Comm) -> None:
         server = self._server
         server._comms[comm] = None
+        # This task may have inherited the deadline of the task that connected, or that listens.
+        current.set(None)
         idle = self._admission.idle
         read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:

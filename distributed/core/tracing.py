@@ -19,6 +19,7 @@ from distributed.core.interceptors import Call, Interceptor, Proceed, until_end
 
 try:
     from opentelemetry import propagate, trace
+    from opentelemetry.context import Context
 except ModuleNotFoundError as exc:
     raise ModuleNotFoundError(
         "distributed.core.tracing needs OpenTelemetry: pip install 'distributed-core[tracing]', "
@@ -58,7 +59,7 @@ def tracing(tracer_provider: trace.TracerProvider | None = None) -> Interceptor:
         at_client = call.side == "client"
         span = tracer.start_span(
             call.op,
-            context=None if at_client else propagate.extract(call.metadata),
+            context=None if at_client else propagate.extract(call.metadata, context=Context()),
             kind=trace.SpanKind.CLIENT if at_client else trace.SpanKind.SERVER,
             attributes=_attributes(call),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tracemalloc
 
 import numpy as np
@@ -473,3 +474,112 @@ async def test_leaving_a_stream_or_a_call_is_not_logged_as_a_failure(numbers):
             await ended.wait()
             await async_poll_for(lambda: not server._comms)
     assert log.getvalue() == ""
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@gen_test()
+async def test_items_that_take_time_to_compute_are_not_kept_back(plain):
+    produced = 0
+
+    def compute():
+        nonlocal produced
+        for number in range(8):
+            # The generator does not wait, and keeps the event loop busy.
+            time.sleep(0.01)
+            produced += 1
+            yield number
+
+    async def compute_asynchronously():
+        for number in compute():
+            yield number
+
+    handler = compute if plain else compute_asynchronously
+    async with serving(TCP, {"compute": handler}) as server, rpc(server.address) as remote:
+        async for number in remote.compute.stream():
+            assert produced <= number + 4
+
+
+@pytest.mark.parametrize("item", [1, [[1]]])
+@gen_test()
+async def test_a_task_that_outlives_its_stream_cannot_write_to_it(item):
+    tasks = []
+    ended = asyncio.Event()
+
+    async def write(comm):
+        async def later():
+            await ended.wait()
+            await comm.write(item)
+
+        tasks.append(asyncio.create_task(later()))
+        await comm.write(0)
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        assert [it async for it in remote.write.stream()] == [0]
+        ended.set()
+        with pytest.raises(CommClosedError, match="ended"):
+            await tasks[0]
+        assert await remote.echo(data=1) == 1
+
+
+@gen_test()
+async def test_a_task_that_waits_to_write_when_its_stream_ends_gets_an_error():
+    tasks = []
+
+    async def write(comm):
+        tasks.extend(asyncio.create_task(comm.write([[number]])) for number in range(3))
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        items = []
+        with quiet(), pytest.raises(ZeroDivisionError):
+            items.extend([item async for item in remote.write.stream()])
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(result == 1 or isinstance(result, CommClosedError) for result in results)
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+@gen_test()
+async def test_a_stream_that_is_closed_while_it_begins_ends(numbers, intercepted):
+    async def passing(call, proceed):
+        return await proceed()
+
+    interceptors = [passing] if intercepted else []
+    async with (
+        serving(TCP, numbers.handlers()) as server,
+        rpc(server.address, interceptors=interceptors) as remote,
+    ):
+        stream = remote.count.stream(n=10)
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        with pytest.raises((StopAsyncIteration, CommClosedError)):
+            await first
+        assert [item async for item in stream] == []
+        assert await remote.echo(data=1) == 1
+        assert all(remote.comms.values())
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+@gen_test()
+async def test_a_stream_that_failed_does_not_begin_again(intercepted):
+    calls = []
+
+    async def refuse(call, proceed):
+        calls.append(call)
+        raise PermissionError
+
+    def fail():
+        calls.append(1)
+        raise PermissionError
+
+    interceptors = [refuse] if intercepted else []
+    async with (
+        serving(TCP, {"fail": fail}) as server,
+        rpc(server.address, interceptors=interceptors) as remote,
+    ):
+        stream = remote.fail.stream()
+        with quiet(), pytest.raises(PermissionError):
+            await anext(stream)
+        assert [item async for item in stream] == []
+        assert len(calls) == 1

@@ -21,10 +21,10 @@ class Spans:
     """The interceptor of both sides, and the spans that have ended."""
 
     def __init__(self):
-        provider = TracerProvider()
+        self.provider = TracerProvider()
         self.exporter = InMemorySpanExporter()
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.interceptors = [tracing(provider)]
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.interceptors = [tracing(self.provider)]
 
     def of(self, side, op=None):
         kind = SpanKind.CLIENT if side == "client" else SpanKind.SERVER
@@ -210,10 +210,13 @@ async def test_the_spans_of_a_cancelled_call_end(spans):
             assert span.attributes["error.type"] == "CancelledError"
 
 
+@TRANSPORTS
 @gen_test()
-async def test_a_call_of_a_peer_without_tracing_begins_a_trace(spans):
-    async with traced(spans) as server, connected(server) as comm:
-        assert await ask(comm, {"op": "echo", "data": 1}) == 1
+async def test_a_call_of_a_peer_without_tracing_begins_a_trace(transport, spans):
+    # Neither the context of the listener nor that of the task that connects counts.
+    with spans.provider.get_tracer("test").start_as_current_span("other"):
+        async with traced(spans, transport) as server, connected(server) as comm:
+            assert await ask(comm, {"op": "echo", "data": 1}) == 1
     [span] = spans.of("server")
     assert span.parent is None
 

@@ -104,8 +104,9 @@ class StreamComm(FramedComm):
         stream.on_end = None
         try:
             if stream.writing():
+                # Cancelling a future of Tornado breaks its stream.
                 async with asyncio.timeout(self._linger):
-                    await stream.write(b"")
+                    await asyncio.shield(stream.write(b""))
         except (TimeoutError, StreamClosedError) as exc:
             logger.info("Closed %r before all written data was sent: %r", self, exc)
         finally:

@@ -51,6 +51,9 @@ _QUOTED = 200
 #: Maximum number of features that a peer may offer.
 MAX_FEATURES = 100
 
+#: Maximum number of messages of a peer without a token that a server answers over one connection.
+MAX_QUESTIONS = 100
+
 #: The features of a comm whose peer has none.
 NO_FEATURES: Mapping[str, Any] = MappingProxyType({})
 
@@ -290,9 +293,8 @@ def _answers_strangers(challenge: Any) -> bool:
 
 
 async def _answer_stranger(comm: Endpoint, answer: AnswerStranger) -> NoReturn:
-    """Answer the messages of a client without a token, until the connection ends."""
-    count = 0
-    while True:
+    """Answer some messages of a client without a token, until the connection ends."""
+    for count in range(MAX_QUESTIONS):
         try:
             message = await comm.read_handshake()
         except CommClosedError as exc:
@@ -300,7 +302,10 @@ async def _answer_stranger(comm: Endpoint, answer: AnswerStranger) -> NoReturn:
                 f"the peer has no token; it got answers to {count} messages: {exc}"
             ) from exc
         await comm.write_handshake(await answer(message))
-        count += 1
+        # Neither reading nor writing waits if the peer sends many messages at once.
+        await asyncio.sleep(0)
+    await comm.close()
+    raise CommClosedError(f"the peer has no token; it got answers to {MAX_QUESTIONS} messages")
 
 
 async def _authenticate(

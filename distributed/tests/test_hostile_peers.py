@@ -7,6 +7,7 @@ much memory and as many file descriptors as before.  `besieged` checks this from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -489,3 +490,48 @@ async def test_more_silence_than_there_are_descriptors_over_other_transports(add
             await siege.connect()
         await async_poll_for(lambda: "Too many connections" in siege.server.logged(), timeout=5)
         assert siege.server.logged().count("Too many connections") == 1
+
+
+# Calls of several messages
+
+
+@gen_test(timeout=60)
+async def test_streams_whose_items_are_not_consumed():
+    info = {"stream": 10**9, "timeout": 1e300}
+    request = message({"op": "chunks", "count": 10**6, "size": MB, "call-info": info})
+
+    async def receive_all(peer):
+        received = 0
+        try:
+            while True:
+                async with asyncio.timeout(1):
+                    received += len(await peer.receive(MB))
+        except TimeoutError:
+            # The server waits for credits.
+            return received
+
+    async with besieged(max_growth=64 * MB) as siege:
+        peers = [await siege.after_handshake() for _ in range(10)]
+        for peer in peers:
+            await peer.send(request)
+        received = await asyncio.gather(*map(receive_all, peers))
+        assert max(received) < 17 * MB
+
+
+@gen_test(timeout=60)
+async def test_peers_without_the_token_that_may_ask_for_the_health():
+    settings = {"auth__token": "a secret", "auth__allow_health": "true"}
+    health = message({"op": "health"})
+    nonsense = [health * 1000, packed(b"\xc1"), message({"op": "x"}) * 1000, u64(2**60) * 3, b"\0"]
+
+    async def attack(i):
+        peer = await siege.connect()
+        await peer.send(HELLO)
+        with contextlib.suppress(OSError):
+            for _ in range(5):
+                async with asyncio.timeout(1):
+                    await peer.send(nonsense[i % len(nonsense)])
+
+    async with besieged(timeouts__handshake="3s", **settings) as siege:
+        await asyncio.gather(*(attack(i) for i in range(200)))
+        await siege.all_closed()

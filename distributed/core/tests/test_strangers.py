@@ -9,6 +9,7 @@ import pytest
 
 from distributed.base import config
 from distributed.comm import connect, listen
+from distributed.comm.handshake import MAX_QUESTIONS
 from distributed.core import CommClosedError, Server, rpc
 from distributed.protocol import to_serialize
 from distributed.tests.servers import (
@@ -169,6 +170,19 @@ async def test_a_peer_without_the_token_is_disconnected_after_the_time_of_the_ha
             await async_poll_for(comm.closed)
         # The next call connects again.
         assert await remote.health() == {"status": "serving"}
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_peer_without_the_token_gets_a_limited_number_of_answers(transport):
+    async with guarded(transport) as server:
+        comm = await connect(server.address, **connection_args(transport))
+        for _ in range(MAX_QUESTIONS):
+            await comm.write({"op": "health"})
+            assert await comm.read() == {"status": "serving"}
+        with pytest.raises(CommClosedError):
+            await comm.read()
+        comm.abort()
 
 
 @gen_test()

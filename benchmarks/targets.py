@@ -81,6 +81,8 @@ def _all() -> Iterator[Target]:
     over_unix, original = Series("payload/array 100MB/unix", "ours"), Series(large.case, "original")
     yield Target("100 MB array each way, unix", over_unix, original, 1.5)
     yield _to_original("BatchedSend messages/s", "batched/tcp", 1.5)
+    streamed, called = Series("streamed/tcp", "ours"), Series("sequential/tcp", "ours")
+    yield Target("small items of a stream/s", streamed, called, 5.0)
     yield _to_original("new connections/s", "connections/1 at once/tcp", 2.0)
     yield _to_original(
         "memory per idle connection, both sides", "memory/per idle connection/tcp", 1.0, "both"

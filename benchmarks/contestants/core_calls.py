@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ SMALL_ARRAY = 800
 #: in one iteration of the event loop.
 BATCHED, BURST = 20_000, 100
 
+#: Number of items in a stream.
+STREAMED = 10_000
+
 #: Number of connections that are opened concurrently for `Client.open_idle`.
 OPENING = 50
 
@@ -49,6 +52,11 @@ def echo_array(data: Any) -> Any:
 
 def echo_arrays(data: Any) -> Any:
     return [to_serialize(array) for array in data]
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
 
 
 class MessageCounter:
@@ -106,6 +114,7 @@ async def make_server() -> Server:
         "echo_arrays": echo_arrays,
         "wait_for_messages": counter.wait_for,
         "more_handlers": more_handlers,
+        "numbers": numbers,
         "start_timer": start_timer,
         "stop_timer": stop_timer,
     }
@@ -285,6 +294,20 @@ class Client:
 
         result = await repeat_async(send, seconds)
         return result | {"rate": result["rate"] * BATCHED, "count": result["count"] * BATCHED}
+
+    async def streamed(self, address: str, seconds: float) -> Result:
+        """Receive the small items of a streaming answer, which the original does not have."""
+        remote = await self._remote(address)
+
+        async def receive() -> None:
+            expected = 0
+            async for number in remote.numbers.stream(count=STREAMED):
+                assert number == expected, number
+                expected += 1
+            assert expected == STREAMED, expected
+
+        result = await repeat_async(receive, seconds)
+        return result | {"rate": result["rate"] * STREAMED, "count": result["count"] * STREAMED}
 
     async def connections(self, address: str, seconds: float, callers: int) -> Result:
         """Open connections, with the handshake, and close them."""

@@ -82,6 +82,8 @@ KEYS: Mapping[str, Key] = {
     # The secret that both sides of a connection share, as text or in a file; null: none.
     "distributed.comm.auth.token": Key(None, Secret(null=True)),
     "distributed.comm.auth.token-file": Key(None, Path(null=True)),
+    # Whether a server that requires the token answers "health" to peers without it.
+    "distributed.comm.auth.allow-health": Key(False, Flag()),
     # Negative levels are faster than level 1; a negative number of threads means all CPUs.
     "distributed.comm.zstd.level": Key(3, Whole(minimum=-131_072, maximum=22)),
     "distributed.comm.zstd.threads": Key(0, Whole(minimum=-1, maximum=200)),
@@ -131,6 +133,8 @@ KEYS: Mapping[str, Key] = {
     "distributed.admin.log-limit": Key("100kB", Size(null=True)),
     # Maximum number of entries in logs of recent messages; null: unlimited.
     "distributed.admin.low-level-log-length": Key(1000, Whole(null=True)),
+    # Time after which a server logs a request as slow; null: never.
+    "distributed.admin.slow-call": Key(None, Duration(null=True)),
     # Time between samples, and their maximum number; null: none, and unlimited.
     "distributed.admin.system-monitor.interval": Key("500ms", Duration(null=True, zero=False)),
     "distributed.admin.system-monitor.log-length": Key(7200, Whole(null=True, minimum=1)),

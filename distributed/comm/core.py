@@ -31,6 +31,7 @@ from distributed.comm.control import ControlledComm, Controls
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
+    AnswerStranger,
     agreed_features,
     do_handshake,
     handshake_configuration,
@@ -189,6 +190,11 @@ class Comm(ControlledComm, ABC):
         """Whether data of the peer was received that no :meth:`read` has returned."""
         return False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection is open and has no unread data."""
+        return not self.closed() and not self.has_unread
+
     def notify_end(self, callback: Callable[[], object] | None) -> None:
         """Call *callback* when the connection ends, even if no task reads from the comm.
 
@@ -343,10 +349,14 @@ class BaseListener(Listener):
         The secret that peers have to know, or None.
     allow_pickle
         Whether anything received from peers is unpickled; None for the configured value.
+    answer_stranger
+        Answers the messages of peers without the token; None to refuse such peers.  Their comms do
+        not leave the handshake, and no handler gets one.
     """
 
     token: str | bytes | None = None
     allow_pickle: bool | None = None
+    answer_stranger: AnswerStranger | None = None
 
     def __init__(self) -> None:
         # The comms whose handshake is in progress, oldest first; a dict serves as ordered set.
@@ -415,7 +425,9 @@ class BaseListener(Listener):
         host = _host_of(comm.peer_address)
         authentication = Authentication(self.token, "server", comm.channel_binding)
         try:
-            await do_handshake(comm, overrides, authentication, delay=self._penalties.delay(host))
+            await do_handshake(
+                comm, overrides, authentication, self._penalties.delay(host), self.answer_stranger
+            )
         except FatalCommClosedError as exc:
             if isinstance(exc.__cause__, AuthenticationError):
                 self._penalties.failed(host)
@@ -525,7 +537,8 @@ def listen(
         ``security``, a `Security` object; or ``token``, the secret that peers have to know,
         ``ssl_context`` and ``require_encryption`` in its place; ``allow_pickle``, whether anything
         received from peers is unpickled; and further arguments of the transport.  By default
-        ``token`` and ``allow_pickle`` are as configured.
+        ``token`` and ``allow_pickle`` are as configured.  ``answer_stranger``: see
+        :class:`BaseListener`.
 
     Raises
     ------
@@ -541,6 +554,7 @@ def listen(
     kwargs = with_security(kwargs, "listen")
     token = choose_token(kwargs.pop("token", None))
     allow_pickle = check_flag("allow_pickle", kwargs.pop("allow_pickle", None))
+    answer_stranger = kwargs.pop("answer_stranger", None)
     scheme, loc = parse_address(addr)
     listener: Listener
     listener = get_backend(scheme).get_listener(loc, handle_comm, deserialize, **kwargs)
@@ -551,6 +565,7 @@ def listen(
                 f"{type(listener).__name__} is not a BaseListener"
             )
         listener.token = token
+        listener.answer_stranger = answer_stranger
     if isinstance(listener, BaseListener):
         listener.allow_pickle = LoadPolicy.from_config(allow_pickle).allow_pickle
     elif allow_pickle is not None:

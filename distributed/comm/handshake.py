@@ -10,6 +10,10 @@ of its side below the key ``"features"``, which the original ignores.  Both side
 offers which features they agree upon; these are in `Comm.features`.  A side uses a feature only if
 it is there, so a peer of the original never receives anything new.
 
+A server may answer peers without the token (*strangers*), which can ask it whether it serves.  For
+the server, such a connection never leaves the handshake: the time limit, the maximum size and the
+plain values of the handshake apply to all of its messages.
+
 :func:`do_handshake` runs all of this on a comm.  It sets no time limit; its callers
 (:func:`~distributed.comm.core.connect` and the listeners) do.
 """
@@ -18,19 +22,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from distributed.base.text import shown, shown_repr
 from distributed.comm.auth import Authentication, AuthenticationError
-from distributed.comm.exceptions import FatalCommClosedError
+from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.settings import settings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
 __all__ = [
     "NO_FEATURES",
+    "AnswerStranger",
     "Endpoint",
     "Feature",
     "agreed_features",
@@ -47,8 +52,15 @@ _QUOTED = 200
 #: Maximum number of features that a peer may offer.
 MAX_FEATURES = 100
 
+#: Maximum number of messages of a peer without a token that a server answers over one connection.
+MAX_QUESTIONS = 100
+
 #: The features of a comm whose peer has none.
 NO_FEATURES: Mapping[str, Any] = MappingProxyType({})
+
+
+#: Returns the answer, a map of plain values, to a message from a peer without a token.
+AnswerStranger: TypeAlias = Callable[[Any], Awaitable[dict[str, Any]]]
 
 
 class Endpoint(Protocol):
@@ -214,6 +226,7 @@ async def do_handshake(
     overrides: Mapping[str, Any] | None = None,
     authentication: Authentication | None = None,
     delay: float = 0,
+    answer_stranger: AnswerStranger | None = None,
 ) -> None:
     """Exchange the maps, authenticate, and let *comm* store the result.
 
@@ -227,13 +240,16 @@ async def do_handshake(
         This side's half of the authentication, or None if it has no token.
     delay
         Seconds that a server waits before it checks the client's proof.
+    answer_stranger
+        Answers the messages of a client without a token; None to refuse such clients.
 
     Raises
     ------
     FatalCommClosedError
         If the peer is not trusted, or does not speak this protocol.
     OSError
-        If the connection ends before the handshake is complete.
+        If the connection ends before the handshake is complete; also if it was that of a client
+        without a token, whose messages were answered.
     """
     local = {**comm.handshake_info()}
     if features := offered_features(comm):
@@ -242,13 +258,17 @@ async def do_handshake(
     hello = local
     if authentication is not None:
         hello = {**local, "auth": authentication.challenge()}
+        if answer_stranger is not None:
+            hello["auth"]["strangers"] = True
     await comm.write_handshake(hello)
     try:
         remote = await comm.read_handshake()
         challenge = remote.pop("auth", None) if isinstance(remote, dict) else None
         if authentication is not None:
+            if challenge is None and answer_stranger is not None:
+                await _answer_stranger(comm, answer_stranger)
             await _authenticate(comm, authentication, challenge, delay)
-        elif challenge is not None:
+        elif challenge is not None and not _answers_strangers(challenge):
             raise AuthenticationError(
                 "it requires a token, and none is given here ('distributed.comm.auth.token')"
             )
@@ -267,6 +287,27 @@ async def do_handshake(
         raise FatalCommClosedError(
             f"handshake between {comm.local_address} and {comm.peer_address} failed: {shown(exc)}"
         ) from exc
+
+
+def _answers_strangers(challenge: Any) -> bool:
+    """Return whether the server that sent *challenge* answers clients without a token."""
+    return isinstance(challenge, dict) and challenge.get("strangers") is True
+
+
+async def _answer_stranger(comm: Endpoint, answer: AnswerStranger) -> NoReturn:
+    """Answer some messages of a client without a token, until the connection ends."""
+    for count in range(MAX_QUESTIONS):
+        try:
+            message = await comm.read_handshake()
+        except CommClosedError as exc:
+            raise CommClosedError(
+                f"the peer has no token; it got answers to {count} messages: {exc}"
+            ) from exc
+        await comm.write_handshake(await answer(message))
+        # Neither reading nor writing waits if the peer sends many messages at once.
+        await asyncio.sleep(0)
+    await comm.close()
+    raise CommClosedError(f"the peer has no token; it got answers to {MAX_QUESTIONS} messages")
 
 
 async def _authenticate(

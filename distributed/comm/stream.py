@@ -100,6 +100,19 @@ class StreamComm(FramedComm):
             stream._read_buffer_size > 0 or stream._held is not None or self._decoder.in_message
         )
 
+    @property
+    def is_idle(self) -> bool:
+        # As the default, but without further calls: each request checks its comm.
+        stream = self.stream
+        return not (
+            stream is None
+            or stream._closed
+            or stream._read_buffer_size
+            or stream._held is not None
+            or self._decoder.in_message
+            or self._loop.is_closed()
+        )
+
     def notify_end(self, callback: Callable[[], object] | None) -> None:
         if self.stream is not None:
             self.stream.on_end = callback
@@ -112,8 +125,9 @@ class StreamComm(FramedComm):
         stream.on_end = None
         try:
             if stream.writing():
+                # Cancelling a future of Tornado breaks its stream.
                 async with asyncio.timeout(self._linger):
-                    await stream.write(b"")
+                    await asyncio.shield(stream.write(b""))
         except (TimeoutError, StreamClosedError) as exc:
             logger.info("Closed %r before all written data was sent: %r", self, exc)
         finally:

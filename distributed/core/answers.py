@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from time import monotonic
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from distributed.base.buffers import nbytes
+from distributed.base.logs import get_logger
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.call_info import END, CallInfo, items, unambiguous, written
 from distributed.core.conversations import PassedComm
@@ -33,6 +35,8 @@ __all__ = [
     "run_to_completion",
 ]
 
+logger = get_logger("distributed.core")
+
 #: The types of generators.
 GENERATORS = frozenset({AsyncGeneratorType, GeneratorType})
 
@@ -40,6 +44,8 @@ GENERATORS = frozenset({AsyncGeneratorType, GeneratorType})
 _MAX_ITEMS = 256
 #: Maximum number of bytes of small items in one message.
 _MAX_BYTES = 65_536
+#: Seconds that a producer may work before items that it has put are sent.
+_WORK = 0.005
 #: Types whose objects cannot be changed.
 _CONSTANTS = frozenset({int, float, bool, str, bytes, type(None)})
 _TEXTS = frozenset({str, bytes})
@@ -322,17 +328,23 @@ class ItemSender:
         self._unconsumed = 0
         # Reads credits while there are such messages.
         self._reader: asyncio.Task[None] | None = None
-        # The writer waits for `_change`, the producer for `_sent`.
+        # The writer waits for `_change`, and tasks of the handler that put items wait for `_sent`.
         self._change: asyncio.Future[None] | None = None
-        self._sent: asyncio.Future[None] | None = None
+        self._sent: list[asyncio.Future[None]] = []
         # The error of the connection, if the caller has left.
         self._failure: CommClosedError | None = None
+        # Whether no more items are sent.
+        self._ended = False
+        # The time when the producer last waited.
+        self._resumed = monotonic()
 
     async def put(self, item: Any) -> None:
         """Add an item, and wait while there is no room for another one.
 
         If the item can change, this returns when it has been written.
         """
+        if self._ended:
+            raise CommClosedError("cannot write to the caller of a stream that has ended")
         self.count += 1
         kept = _constant(item)
         if kept is None and item is not None:
@@ -343,8 +355,14 @@ class ItemSender:
             self._size += _size(kept)
         self._notify()
         if self._size >= _MAX_BYTES or len(self._items) >= _MAX_ITEMS:
-            self._sent = asyncio.get_running_loop().create_future()
-            await self._sent
+            sent = asyncio.get_running_loop().create_future()
+            self._sent.append(sent)
+            await sent
+            self._resumed = monotonic()
+        elif monotonic() - self._resumed > _WORK:
+            # A generator that computes its items may never wait; let the writer run.
+            await asyncio.sleep(0)
+            self._resumed = monotonic()
 
     async def run(self, produce: Coroutine[Any, Any, None], op: str) -> None:
         """Send the items that *produce* puts, until it ends; raise its exception.
@@ -366,10 +384,19 @@ class ItemSender:
                     await self._wait()
             raise self._failure
         finally:
-            if not producer.done():
-                producer.cancel()
-                await asyncio.wait([producer])
-            self._failure = None
+            try:
+                if not producer.done():
+                    await _end(producer)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        """Refuse further items, also of tasks that the handler has left behind."""
+        self._ended = True
+        self._failure = None
+        for sent in self._sent:
+            if not sent.done():
+                sent.set_exception(CommClosedError("the stream has ended"))
 
     async def consumed(self) -> None:
         """Wait until the caller has consumed all items, or has left."""
@@ -379,6 +406,7 @@ class ItemSender:
     async def _send(self) -> None:
         """Write the items that are ready."""
         ready, self._items, self._size = self._items, [], 0
+        waiting = len(self._sent)
         try:
             await self._write(ready)
         except Exception:
@@ -386,9 +414,10 @@ class ItemSender:
             if len(ready) > 1 and not self.comm.closed():
                 await self._write(ready[:-1])
             raise
-        sent, self._sent = self._sent, None
-        if sent is not None and not sent.done():
-            sent.set_result(None)
+        written, self._sent = self._sent[:waiting], self._sent[waiting:]
+        for sent in written:
+            if not sent.done():
+                sent.set_result(None)
 
     async def _write(self, ready: list[Any]) -> None:
         await self.comm.write(items(ready), serializers=self.serializers, on_error="raise")
@@ -406,6 +435,10 @@ class ItemSender:
         except CommClosedError as exc:
             self._failure = exc
             self._notify()
+        except Exception as exc:  # noqa: BLE001  (reading may raise any error)
+            self.comm.abort()
+            self._failure = CommClosedError(f"received no valid message in {self.comm!r}: {exc}")
+            self._notify()
         self._reader = None
 
     async def _wait(self) -> None:
@@ -420,6 +453,21 @@ class ItemSender:
         """Wake the writer if it waits."""
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
+
+
+async def _end(producer: asyncio.Task[None]) -> None:
+    """Cancel the task of a handler, and wait for its end; cancel it again if this is cancelled."""
+    interruption = None
+    while not producer.done():
+        producer.cancel()
+        try:
+            await asyncio.wait([producer])
+        except asyncio.CancelledError as exc:
+            interruption = exc
+    if not producer.cancelled() and (failure := producer.exception()) is not None:
+        logger.error("%s failed when it was cancelled", producer.get_name(), exc_info=failure)
+    if interruption is not None:
+        raise interruption
 
 
 def _constant(item: Any) -> Any:

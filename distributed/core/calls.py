@@ -174,6 +174,8 @@ def error_from(comm: Comm, response: dict[str, Any]) -> Exception:
     """Return the exception that the peer of *comm* has sent."""
     unpickle = comm.allow_pickle and comm.deserialize
     error = exception_from(response, peer=comm.peer_address, unpickle=unpickle)
+    if response.get("denied") is True:
+        return PermissionError(str(error))
     if response.get("refused") is True:
         return not_executed(RequestRefused(*error.args))
     return error

@@ -63,6 +63,10 @@ class PassedComm(Comm):
     def has_unread(self) -> bool:
         return self._comm.has_unread
 
+    @property
+    def is_idle(self) -> bool:
+        return self._comm.is_idle
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._comm, name)
 
@@ -113,9 +117,15 @@ class Conversing(LongCall):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        failure = exc
         try:
             if exc is None and self._comm is not None:
                 await self._comm.close()
+        except BaseException as new:
+            failure = new
+            raise
         finally:
             self._leave()
-            await self._timeout.__aexit__(exc_type, exc, traceback)
+            # It turns a cancellation by the deadline into a TimeoutError.
+            kind = None if failure is None else type(failure)
+            await self._timeout.__aexit__(kind, failure, traceback)

@@ -9,6 +9,7 @@ need not agree.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextvars import ContextVar, Token
 from time import monotonic
 from types import TracebackType
@@ -33,15 +34,20 @@ class _Deadline:
         self.active = True
 
 
+def _active(deadline: _Deadline | None) -> _Deadline | None:
+    """Return *deadline*, or the innermost one outside of it whose block has not ended."""
+    while deadline is not None and not deadline.active:
+        deadline = deadline.outer
+    return deadline
+
+
 #: The deadline of the current task; it may be that of a block that has ended.
 current: ContextVar[_Deadline | None] = ContextVar("distributed.core.deadline", default=None)
 
 
 def current_deadline() -> float | None:
     """Return the deadline of the current task as a value of `time.monotonic`, or None."""
-    deadline = current.get()
-    while deadline is not None and not deadline.active:
-        deadline = deadline.outer
+    deadline = _active(current.get())
     return None if deadline is None else deadline.when
 
 
@@ -116,11 +122,11 @@ class timeout:
         delay = self.delay
         if delay is not None:
             when = monotonic() + delay
-            outer = current_deadline()
+            outer = _active(current.get())
             if outer is not None:
-                when = min(when, outer)
-                delay = min(delay, outer - monotonic())
-            self._deadline = _Deadline(when, current.get())
+                when = min(when, outer.when)
+                delay = min(delay, outer.when - monotonic())
+            self._deadline = _Deadline(when, outer)
             self._token = current.set(self._deadline)
         self._limit = asyncio.timeout(delay)
         await self._limit.__aenter__()
@@ -135,6 +141,10 @@ class timeout:
         assert self._limit is not None
         if self._deadline is not None:
             self._deadline.active = False
+            # Tasks that start one another inside such blocks would make an ever longer chain.
+            self._deadline.outer = _active(self._deadline.outer)
             assert self._token is not None
-            current.reset(self._token)
+            # An abandoned generator ends in another context than it ran in.
+            with contextlib.suppress(ValueError):
+                current.reset(self._token)
         await self._limit.__aexit__(exc_type, exc, traceback)

@@ -19,12 +19,21 @@ Examples
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self, TypeAlias
 
-__all__ = ["Call", "InterceptedStream", "Interceptor", "check_interceptors", "intercept"]
+__all__ = [
+    "Call",
+    "InterceptedStream",
+    "Interceptor",
+    "Proceed",
+    "check_interceptors",
+    "intercept",
+    "until_end",
+]
 
 
 @dataclass(slots=True)
@@ -46,6 +55,9 @@ class Call:
     #: Names and texts that travel with the request, if both sides run this package; otherwise
     #: they are dropped.  A caller's interceptors may add some before `proceed`.
     metadata: dict[str, str] = field(default_factory=dict)
+    #: For a conversation at the caller: functions that are called at its end, with the exception
+    #: that ended it or None.
+    at_end: list[Callable[[BaseException | None], object]] = field(default_factory=list)
 
 
 #: Makes a call, or calls the next interceptor.
@@ -92,6 +104,88 @@ def intercept(
     return proceed()
 
 
+async def until_end(
+    call: Call,
+    proceed: Proceed,
+    ended: Callable[[BaseException | None], object],
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Any:
+    """Make a call, and report when it has ended; for interceptors that measure.
+
+    Parameters
+    ----------
+    call, proceed
+        The arguments of the interceptor.
+    ended
+        Called once, with the exception that ended the call or None: for a stream, when its last
+        item was consumed or its consumer has left; for a conversation, when it is over.
+    around
+        Makes a context manager that is around the call, and around each step of a stream.
+
+    Returns
+    -------
+    object
+        The result of *proceed*, for the interceptor to return.
+
+    Examples
+    --------
+    >>> async def log_ends(call, proceed):
+    ...     return await until_end(call, proceed, lambda exc: print(call.op, "ended"))
+    """
+    try:
+        with around():
+            result = await proceed()
+    except BaseException as exc:
+        ended(exc)
+        raise
+    if call.answer == "stream" and (hasattr(result, "__aiter__") or isinstance(result, Iterator)):
+        return _until_end_of_stream(result, ended, around)
+    if call.answer == "conversation" and call.side == "client":
+        call.at_end.append(ended)
+    else:
+        ended(None)
+    return result
+
+
+async def _until_end_of_stream(
+    items: Any,
+    ended: Callable[[BaseException | None], object],
+    around: Callable[[], AbstractContextManager[Any]],
+) -> AsyncIterator[Any]:
+    failure = None
+    try:
+        items = aiter(items) if hasattr(items, "__aiter__") else _asynchronous(items)
+        while True:
+            try:
+                # Not around the ``yield``: the consumer has a context of its own.
+                with around():
+                    item = await anext(items)
+            except StopAsyncIteration:
+                break
+            yield item
+    except GeneratorExit:
+        # The consumer has left.
+        raise
+    except BaseException as exc:
+        failure = exc
+        raise
+    finally:
+        try:
+            if hasattr(items, "aclose"):
+                await items.aclose()
+        finally:
+            ended(failure)
+
+
+async def _asynchronous(items: Iterator[Any]) -> AsyncIterator[Any]:
+    try:
+        for item in items:
+            yield item
+    finally:
+        if hasattr(items, "close"):
+            items.close()
+
+
 class InterceptedStream:
     """The items of a streaming call that is made through interceptors.
 
@@ -104,21 +198,26 @@ class InterceptedStream:
     def __init__(self, begin: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
         self._begin = begin
         self._items: AsyncIterator[Any] | None = None
-        self._closed = False
+        self._begun = self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if self._closed:
-            raise StopAsyncIteration
         if self._items is None:
+            if self._begun:
+                raise StopAsyncIteration
+            self._begun = True
             self._items = aiter(await self._begin())
+            if self._closed:
+                # Meanwhile, by another task.
+                await self.aclose()
+                raise StopAsyncIteration
         return await anext(self._items)
 
     async def aclose(self) -> None:
         """End the stream; if it has not ended, the handler is cancelled."""
-        self._closed = True
+        self._begun = self._closed = True
         items, self._items = self._items, None
         close = getattr(items, "aclose", None)
         if close is not None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
+from distributed.base import config
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.comm import listen, unparse_host_port
@@ -30,6 +31,8 @@ class ListeningServer(Protocol):
     def _is_open(self) -> bool: ...
 
     def handle_comm(self, comm: Any) -> Any: ...
+
+    async def _answer_stranger(self, msg: Any) -> dict[str, Any]: ...
 
 
 class Listening:
@@ -92,6 +95,8 @@ class Listeners:
         server = self._server
         task = asyncio.current_task()
         assert task is not None
+        if config.get_bool("distributed.comm.auth.allow-health"):
+            kwargs = {"answer_stranger": server._answer_stranger, **kwargs}
         self._binding.add(task)
         try:
             async with self._lock:

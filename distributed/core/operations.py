@@ -26,7 +26,7 @@ from distributed.core.remote_streams import RemoteStream
 from distributed.core.retries import Retries, not_executed
 from distributed.core.tasks import NoOpAwaitable
 
-__all__ = ["Operation", "RemoteCalls", "is_usable"]
+__all__ = ["Operation", "RemoteCalls", "discard"]
 
 logger = get_logger("distributed.core")
 
@@ -58,6 +58,9 @@ class Operation:
     def __getattr__(self, name: str) -> str:
         if name == "__qualname__":
             return self._remote._call_name
+        if name in self.__slots__:
+            # Only while an object is copied.
+            raise AttributeError(name)
         raise AttributeError(
             f"{name!r} of the operation {self._name!r}: an operation is called, or used by "
             ".stream() or .open()"
@@ -105,24 +108,19 @@ class Operation:
         return f"<operation {self._name!r} of {self._remote!r}>"
 
 
-def is_usable(comm: Comm) -> bool:
-    """Return whether the next call may use *comm*, which is idle; abort it if not.
+def discard(comm: Comm) -> None:
+    """Abort *comm*, which no call uses, because it is closed or has unread data.
 
     Data that arrived after the last answer would be mistaken for the answer to the next request.
     """
-    if comm.closed():
-        comm.abort()
-        return False
-    if comm.has_unread:
+    if not comm.closed():
         logger.warning(
             "Closing %r: it received data after the answer to the last request; does a handler of "
             "%s write several messages to its comm?",
             comm,
             comm.peer_address,
         )
-        comm.abort()
-        return False
-    return True
+    comm.abort()
 
 
 class RemoteCalls(ABC):
@@ -340,17 +338,25 @@ class RemoteCalls(ABC):
     async def _converse_intercepted(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration
     ) -> AsyncIterator[Comm]:
-        async with AsyncExitStack() as stack:
+        call = Call(name, kwargs, self.address, "client", "conversation")
+        failure: BaseException | None = None
+        try:
+            async with AsyncExitStack() as stack:
 
-            async def make(call: Call) -> Comm:
-                arguments = dict(call.arguments)
-                self._with_families(arguments)
-                return await stack.enter_async_context(
-                    Conversing(self, call.op, arguments, configuration, call.metadata)
-                )
+                async def make(call: Call) -> Comm:
+                    arguments = dict(call.arguments)
+                    self._with_families(arguments)
+                    return await stack.enter_async_context(
+                        Conversing(self, call.op, arguments, configuration, call.metadata)
+                    )
 
-            call = Call(name, kwargs, self.address, "client", "conversation")
-            yield await intercept(self.interceptors, call, make)
+                yield await intercept(self.interceptors, call, make)
+        except BaseException as exc:
+            failure = exc
+            raise
+        finally:
+            for ended in reversed(call.at_end):
+                ended(failure)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -32,7 +32,7 @@ from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_conn
 from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
 from distributed.core.interceptors import Interceptor, check_interceptors
-from distributed.core.operations import RemoteCalls, is_usable
+from distributed.core.operations import RemoteCalls, discard
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 from distributed.protocol.families import check_families
@@ -139,7 +139,8 @@ class PoolState:
         comm = None
         while idle and comm is None:
             comm = idle.pop()
-            if not is_usable(comm):
+            if not comm.is_idle:
+                discard(comm)
                 comm = None
         if idle is not None and not idle:
             del self.available[addr]

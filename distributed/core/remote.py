@@ -20,7 +20,7 @@ from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_conn
 from distributed.core.calls import RPCClosed, coerce_to_address
 from distributed.core.host import connect
 from distributed.core.interceptors import Interceptor, check_interceptors
-from distributed.core.operations import RemoteCalls, is_usable
+from distributed.core.operations import RemoteCalls, discard
 from distributed.core.status import Status
 from distributed.core.tasks import NoOpAwaitable
 from distributed.protocol.families import check_families
@@ -205,9 +205,10 @@ class rpc(RemoteCalls):
             while self._released:
                 comm = self._released.pop()
                 if self.comms.get(comm):
-                    if is_usable(comm):
+                    if comm.is_idle:
                         self.comms[comm] = False
                         return comm
+                    discard(comm)
                     del self.comms[comm]
             # Callers of live_comm() mark a comm as idle without calling _release().
             self._released += [comm for comm, idle in self.comms.items() if idle]

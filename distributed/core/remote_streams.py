@@ -39,6 +39,7 @@ class RemoteStream(LongCall):
         self._owes_credit = False
         # Whether the request was sent, or the iterator was closed before.
         self._begun = False
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __aiter__(self) -> Self:
@@ -54,6 +55,9 @@ class RemoteStream(LongCall):
             async with asyncio.timeout(self._time_left()):
                 # A peer of the original ignores the rest of the request.
                 await self._send_request({}, CallInfo(stream=_WINDOW))
+            if self._closed:
+                # Meanwhile, by another task.
+                self._leave()
         while self._comm is not None:
             async with asyncio.timeout(self._time_left()):
                 await self._receive(self._comm)
@@ -63,7 +67,7 @@ class RemoteStream(LongCall):
 
     async def aclose(self) -> None:
         """End the stream; if it has not ended, the handler is cancelled."""
-        self._begun = True
+        self._begun = self._closed = True
         self._leave()
 
     async def __aenter__(self) -> Self:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import msgpack
+
 from distributed.base.callables import has_keyword
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
@@ -31,6 +33,7 @@ from distributed.core.answers import (
     result_of,
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
+from distributed.core.deadlines import current
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.errors.text import safe_str
 from distributed.core.interceptors import Call, Interceptor, intercept
@@ -38,6 +41,9 @@ from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
 logger = get_logger("distributed.core")
+
+#: Maximum number of seconds for the answer to a peer without the required token.
+_HEALTH_TIME = 10.0
 
 #: Stands for "all serialization families".
 _ANY: Any = object()
@@ -137,6 +143,8 @@ class Requests:
     async def _serve(self, comm: Comm) -> None:
         server = self._server
         server._comms[comm] = None
+        # This task may have inherited the deadline of the task that connected, or that listens.
+        current.set(None)
         idle = self._admission.idle
         read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:
@@ -208,6 +216,34 @@ class Requests:
             refusals.leave(comm)
             comm.abort()
 
+    async def answer_stranger(self, msg: Any) -> dict[str, Any]:
+        """Answer a peer without the required token: only "health", without its arguments.
+
+        Returns
+        -------
+        dict
+            The health of the server, or an error, of plain values.
+        """
+        server = self._server
+        op = msg.get("op") if type(msg) is dict else None
+        if op != "health" or "health" in server.blocked_handlers:
+            return {
+                "status": "uncaught-error",
+                "exception_text": (
+                    f"{server._name_in_messages} requires a token ('distributed.comm.auth.token'): "
+                    "without one, only the operation 'health' is answered"
+                ),
+                "denied": True,
+            }
+        try:
+            async with asyncio.timeout(_HEALTH_TIME):
+                health = await result_of(server.handlers["health"](), "health")
+            msgpack.packb(health)
+        except Exception as exc:
+            logger.exception("Exception while handling op health in %s", server._name_in_messages)
+            return {"status": "uncaught-error", "exception_text": f"{type(exc).__name__} in health"}
+        return health
+
     async def _answer(self, comm: Comm, msg: Any) -> bool:
         """Answer one request, and return whether to keep *comm* open."""
         # A copy: over inproc, *msg* is the object that the peer wrote.
@@ -232,8 +268,15 @@ class Requests:
             if isinstance(op, str) and op == "close":
                 close = True
             else:
-                call = self._find(op)
                 server = self._server
+                call = self._calls.get(op) if type(op) is str else None
+                if (
+                    call is None
+                    or call.handler is not server.handlers.get(op)
+                    or server.blocked_handlers
+                    or server._close_begun
+                ):
+                    call = self._find(op)
                 server.counters["op"].add(op)
                 server._comms[comm] = op
                 if call.with_serializers and serializers is not None:

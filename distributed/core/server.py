@@ -29,6 +29,7 @@ from distributed.comm.arguments import (
 )
 from distributed.comm.core import Listener
 from distributed.comm.settings import check_configuration
+from distributed.core import slow_calls
 from distributed.core.description import describe
 from distributed.core.host import (
     SystemMonitor,
@@ -168,7 +169,7 @@ class Server(LifeCycle):
         if blocked_handlers is not None and type(self).__init__ is Server.__init__:
             self._check_blocked_handlers()
         #: Functions around the handler of each request.
-        self.interceptors = check_interceptors(interceptors)
+        self.interceptors = (*slow_calls.configured(), *check_interceptors(interceptors))
         self.deserialize = deserialize
         # The comms that other servers and clients opened → the operation in progress, or None.
         self._comms: dict[Comm, str | None] = {}
@@ -349,6 +350,10 @@ class Server(LifeCycle):
         """
         self._server_requests.serve(comm)
         return NoOpAwaitable()
+
+    async def _answer_stranger(self, msg: Any) -> dict[str, Any]:
+        """Answer a peer that has no token, although one is required here."""
+        return await self._server_requests.answer_stranger(msg)
 
     def handle_stream(
         self, comm: Comm, extra: Mapping[str, Any] | None = None

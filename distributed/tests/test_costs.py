@@ -118,7 +118,7 @@ async def test_a_small_call_is_two_messages_and_nothing_else(address, pooled):
     # The reader resumes without a task, a future or the queue of the loop.
     assert only(LOOP_WORK, each) == {}
     assert each["of config"] == 0
-    assert each["ours"] <= 90
+    assert each["ours"] <= 80
 
 
 @gen_test()
@@ -321,3 +321,45 @@ async def test_closed_comms_are_freed_without_the_garbage_collector(address):
                 gc.garbage.clear()
                 gc.enable()
             assert left == [], use.__name__
+
+
+async def numbers(n):
+    for number in range(n):
+        yield number
+
+
+@over_sockets
+@gen_test()
+async def test_a_small_item_of_a_stream_costs_a_fraction_of_a_call(address):
+    async with serving(address, {"numbers": numbers}) as server, rpc(server.address) as remote:
+        call = await cost(lambda: remote.add(x=1, y=2))
+
+        async def read(n):
+            async for _ in remote.numbers.stream(n=n):
+                pass
+
+        few, many = await cost(lambda: read(0), times=10), await cost(lambda: read(5120), times=10)
+    each = Counter({name: (many[name] - few[name]) / 5120 for name in many})
+    # Items that are ready travel in one message; their number is limited.
+    for name in ("epoll.poll", "socket.send", "socket.recv_into"):
+        assert each[name] <= 3 / 256, name
+    for name in LOOP_WORK:
+        assert each[name] <= 8 / 256, name
+    assert each["ours"] <= 7
+    assert each["ours"] <= call["ours"] / 7
+
+
+@gen_test()
+async def test_without_interceptors_a_call_costs_nothing_for_them():
+    async def passing(call, proceed):
+        return await proceed()
+
+    each = []
+    for interceptors in ((), [passing]):
+        async with (
+            serving(interceptors=interceptors) as server,
+            rpc(server.address, interceptors=interceptors) as remote,
+        ):
+            each.append(await cost(lambda remote=remote: remote.add(x=1, y=2)))
+    without, intercepted = each
+    assert without["ours"] <= 75 < intercepted["ours"]

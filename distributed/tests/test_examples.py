@@ -198,3 +198,23 @@ async def test_compute_without_workers_is_an_error():
         async with rpc(address) as scheduler:
             with pytest.raises(RuntimeError, match=error):
                 await scheduler.compute(x=1)
+
+
+@pytest.mark.parametrize("with_tqdm", [True, False])
+def test_the_progress_of_a_long_job_is_shown(with_tqdm):
+    argv = [EXAMPLES / "calls" / "progress.py"]
+    if with_tqdm:
+        pytest.importorskip("tqdm")
+    else:
+        code = f"import runpy, sys; sys.modules['tqdm'] = None; runpy.run_path({str(argv[0])!r}, "
+        argv = ["-c", code + "run_name='__main__')"]
+    run = subprocess.run(
+        [sys.executable, "-W", "error", *argv],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=ENVIRONMENT,
+    )
+    assert run.stdout == "333332833333500000\n"
+    assert ("1000000/1000000" if with_tqdm else "1000000 of 1000000") in run.stderr
+    assert run.returncode == 0

@@ -578,3 +578,48 @@ async def test_headers_of_arrays_that_claim_gigabytes():
         # The connection is still usable.
         await peer.send(message({"op": "echo", "data": "still there"}))
         assert await peer.read_message() == [msgpack.packb("still there")]
+
+
+# Calls of several messages
+
+
+@gen_test(timeout=60)
+async def test_streams_whose_items_are_not_consumed():
+    info = {"stream": 10**9, "timeout": 1e300}
+    request = message({"op": "chunks", "count": 10**6, "size": MB, "call-info": info})
+
+    async def receive_all(peer):
+        received = 0
+        try:
+            while True:
+                async with asyncio.timeout(1):
+                    received += len(await peer.receive(MB))
+        except TimeoutError:
+            # The server waits for credits.
+            return received
+
+    async with besieged(max_growth=64 * MB) as siege:
+        peers = [await siege.after_handshake() for _ in range(10)]
+        for peer in peers:
+            await peer.send(request)
+        received = await asyncio.gather(*map(receive_all, peers))
+        assert max(received) < 17 * MB
+
+
+@gen_test(timeout=60)
+async def test_peers_without_the_token_that_may_ask_for_the_health():
+    settings = {"auth__token": "a secret", "auth__allow_health": "true"}
+    health = message({"op": "health"})
+    nonsense = [health * 1000, packed(b"\xc1"), message({"op": "x"}) * 1000, u64(2**60) * 3, b"\0"]
+
+    async def attack(i):
+        peer = await siege.connect()
+        await peer.send(HELLO)
+        with contextlib.suppress(OSError):
+            for _ in range(5):
+                async with asyncio.timeout(1):
+                    await peer.send(nonsense[i % len(nonsense)])
+
+    async with besieged(timeouts__handshake="3s", **settings) as siege:
+        await asyncio.gather(*(attack(i) for i in range(200)))
+        await siege.all_closed()

@@ -35,8 +35,9 @@ print(json.dumps(sorted(loaded - sys.stdlib_module_names - {{"distributed"}})))
 """
 
 
-# The others are imported when the first object of their library is serialized.
-INDEPENDENT_MODULES = [name for name in PUBLIC_MODULES if name not in MODULES_OF_LIBRARIES.values()]
+# The others are imported when the first object of their library is serialized, or by its users.
+OF_LIBRARIES = {*MODULES_OF_LIBRARIES.values(), "distributed.core.tracing"}
+INDEPENDENT_MODULES = [name for name in PUBLIC_MODULES if name not in OF_LIBRARIES]
 
 
 @pytest.mark.parametrize("module", INDEPENDENT_MODULES)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from distributed.core import CommClosedError, rpc
+from distributed.core import CommClosedError, rpc, run_to_completion
 from distributed.tests.servers import TCP, TRANSPORTS, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
 
@@ -165,3 +165,33 @@ async def test_many_conversations_at_a_time():
 
         answers = await asyncio.gather(*map(talk, range(50)))
         assert answers == [(room, "hello") for room in range(50)]
+
+
+@gen_test()
+async def test_the_deadline_ends_a_conversation_whose_last_data_cannot_be_sent():
+    entered, resume = asyncio.Event(), asyncio.Event()
+
+    @run_to_completion
+    async def busy(comm):
+        # It does not read.
+        entered.set()
+        await resume.wait()
+
+    writes = []
+
+    async def converse(remote):
+        async with remote.within("100ms").busy.open() as comm:
+            await entered.wait()
+            writes.append(asyncio.create_task(comm.write(bytes(64 * 2**20))))
+            # Let the write begin; closing the comm waits for it.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async with serving(TCP, {"busy": busy}) as server, rpc(server.address) as remote:
+        await remote.echo()
+        with quiet(), pytest.raises(TimeoutError):
+            await converse(remote)
+        with pytest.raises(CommClosedError):
+            await writes[0]
+        resume.set()
+        assert await remote.echo(data=1) == 1

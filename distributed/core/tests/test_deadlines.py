@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
 from distributed.core import CommClosedError, ConnectionPool, connect, rpc, send_recv
 from distributed.core.answers import run_to_completion
-from distributed.core.deadlines import remaining_time, timeout
+from distributed.core.deadlines import current, remaining_time, timeout
 from distributed.tests.servers import TCP, TRANSPORTS, ask, connected, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
 
@@ -80,6 +81,43 @@ async def test_a_task_that_outlives_the_block_has_no_deadline():
     before, after = await task
     assert 0 < before <= 100
     assert after is None
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_call_does_not_have_the_deadline_of_the_call_that_connected(transport):
+    # Nor that of the block in which the server listens.
+    async with (
+        timeout(100),
+        serving(transport, {"left": left}) as server,
+        rpc(server.address) as remote,
+    ):
+        assert await remote.left() <= 100
+        call = asyncio.create_task(remote.left(), context=contextvars.Context())
+        assert await call is None
+        assert len(remote.comms) == 1
+
+
+@gen_test()
+async def test_tasks_that_start_one_another_make_no_chain_of_deadlines():
+    tasks: list[asyncio.Task] = []
+    lengths: list[int] = []
+
+    async def beat(n):
+        async with timeout(100):
+            await asyncio.sleep(0)
+            deadline, length = current.get(), 0
+            while deadline is not None:
+                deadline, length = deadline.outer, length + 1
+            lengths.append(length)
+            if n:
+                tasks.append(asyncio.create_task(beat(n - 1)))
+
+    await beat(50)
+    while tasks:
+        await tasks.pop()
+    assert len(lengths) == 51
+    assert max(lengths) <= 2
 
 
 @pytest.mark.parametrize("delay", ["soon", -1, [], float("nan")])

@@ -233,7 +233,7 @@ async def test_a_call_that_is_cancelled_passes_the_interceptors():
 
 @pytest.mark.parametrize("interceptors", [[1], ["x"], "log", None, 5])
 @gen_test()
-async def test_what_is_no_interceptor_is_an_error(interceptors):
+async def test_an_interceptor_that_cannot_be_called_is_an_error(interceptors):
     for make in (
         lambda: rpc("tcp://127.0.0.1:1", interceptors=interceptors),
         lambda: ConnectionPool(interceptors=interceptors),

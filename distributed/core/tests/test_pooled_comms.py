@@ -81,6 +81,27 @@ async def test_on_a_comm_of_its_own_a_caller_reads_all_messages():
         await comm.close()
 
 
+@TRANSPORTS
+@gen_test()
+async def test_the_answer_of_a_handler_that_writes_it_arrives_when_the_handler_has_ended(transport):
+    wrote, resume = asyncio.Event(), asyncio.Event()
+
+    async def early(comm):
+        await comm.write("early")
+        wrote.set()
+        await resume.wait()
+        return Status.dont_reply
+
+    async with serving(transport, {"early": early}) as server, rpc(server.address) as remote:
+        call = asyncio.create_task(remote.early())
+        await wrote.wait()
+        for number in range(5):
+            assert await remote.echo(data=number) == number
+        assert not call.done()
+        resume.set()
+        assert await call == "early"
+
+
 @pytest.mark.parametrize("answer", [{"call-info": "end"}, {"call-info": "written", "value": 1}])
 @pytest.mark.parametrize("deadline", [None, 100])
 @gen_test()

@@ -144,6 +144,6 @@ def test_attempts_that_make_no_sense_are_an_error(attempts):
 
 
 @pytest.mark.parametrize("on", [1, "OSError", [OSError], (OSError, 1)])
-def test_exceptions_that_are_no_classes_are_an_error(on):
+def test_invalid_classes_of_exceptions_are_an_error(on):
     with pytest.raises(TypeError, match="classes of exceptions"):
         rpc("tcp://127.0.0.1:1").retrying(on=on)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from distributed.core import CommClosedError, ConnectionPool, Status, rpc
-from distributed.tests.servers import ADDRESSES, TCP, TRANSPORTS, quiet, serving
+from distributed.core import CommClosedError, ConnectionPool, Status, connect, rpc
+from distributed.tests.servers import ADDRESSES, TCP, TRANSPORTS, Explosive, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
 
 
@@ -355,3 +356,230 @@ async def test_a_handler_may_return_dont_reply_after_its_last_item():
 
     async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
         assert [item async for item in remote.write.stream()] == [1]
+
+
+@gen_test()
+async def test_a_handler_may_write_items_in_several_tasks():
+    async def write(comm):
+        await asyncio.gather(*(comm.write([[number]]) for number in range(20)))
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        items = [item[0][0] async for item in remote.write.stream()]
+    assert sorted(items) == list(range(20))
+
+
+@gen_test()
+async def test_a_credit_that_cannot_be_unpickled_ends_the_handler(numbers):
+    async with serving(TCP, numbers.handlers()) as server:
+        comm = await connect(server.address)
+        await comm.write({"op": "count", "n": 10**9, "call-info": {"stream": 2}})
+        with quiet():
+            await comm.write(Explosive())
+            await async_poll_for(lambda: numbers.ended == ["count"])
+            await async_poll_for(lambda: not server._comms)
+        comm.abort()
+
+
+@pytest.mark.parametrize("credits", [[1] * 100, [{"op": "echo"}] * 3, ["x" * 10**6], [None]])
+@gen_test()
+async def test_credits_that_no_honest_caller_sends_harm_no_other_call(numbers, credits):
+    async with serving(TCP, numbers.handlers()) as server:
+        comm = await connect(server.address)
+        await comm.write({"op": "count", "n": 1000, "call-info": {"stream": 10**9}})
+        with quiet():
+            for credit in credits:
+                await comm.write(credit)
+            async with rpc(server.address) as remote:
+                assert await remote.echo(data=1) == 1
+            comm.abort()
+            await async_poll_for(lambda: not server._comms)
+        assert numbers.ended == ["count"]
+
+
+class SlowCleanup:
+    """A generator whose ``finally`` waits."""
+
+    def __init__(self):
+        self.cleaning = asyncio.Event()
+        self.resume = asyncio.Event()
+        self.ends: list[str] = []
+
+    async def stream(self):
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            self.cleaning.set()
+            try:
+                await self.resume.wait()
+                self.ends.append("cleaned up")
+            except asyncio.CancelledError:
+                self.ends.append("cancelled")
+                raise
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@gen_test()
+async def test_the_cleanup_of_a_generator_may_wait_until_the_server_closes(closes):
+    slow = SlowCleanup()
+    async with serving(TCP, {"slow": slow.stream}) as server, rpc(server.address) as remote:
+        assert await take(remote.slow.stream(), 1) == [1]
+        await slow.cleaning.wait()
+        assert await remote.echo(data=1) == 1
+        if closes:
+            with quiet():
+                await server.close(timeout=0)
+            # The server has waited for the end of the generator.
+            assert slow.ends == ["cancelled"]
+        else:
+            slow.resume.set()
+            await async_poll_for(lambda: slow.ends == ["cleaned up"])
+
+
+@gen_test()
+async def test_an_error_in_the_cleanup_of_a_generator_is_logged():
+    async def fail():
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            raise ZeroDivisionError("in the cleanup")
+
+    async with serving(TCP, {"fail": fail}) as server, rpc(server.address) as remote:
+        with quiet() as log:
+            assert await take(remote.fail.stream(), 1) == [1]
+            await async_poll_for(lambda: "ZeroDivisionError: in the cleanup" in log.getvalue())
+        assert "stream of fail failed when it was cancelled" in log.getvalue()
+
+
+@gen_test()
+async def test_leaving_a_stream_or_a_call_is_not_logged_as_a_failure(numbers):
+    entered = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def wait():
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    handlers = {**numbers.handlers(), "wait": wait}
+    with quiet() as log:
+        async with serving(TCP, handlers) as server, rpc(server.address) as remote:
+            assert await take(remote.count.stream(n=10**9), 1) == [0]
+            call = asyncio.create_task(remote.wait())
+            await entered.wait()
+            call.cancel()
+            await ended.wait()
+            await async_poll_for(lambda: not server._comms)
+    assert log.getvalue() == ""
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@gen_test()
+async def test_items_that_take_time_to_compute_are_not_kept_back(plain):
+    produced = 0
+
+    def compute():
+        nonlocal produced
+        for number in range(8):
+            # The generator does not wait, and keeps the event loop busy.
+            time.sleep(0.01)
+            produced += 1
+            yield number
+
+    async def compute_asynchronously():
+        for number in compute():
+            yield number
+
+    handler = compute if plain else compute_asynchronously
+    async with serving(TCP, {"compute": handler}) as server, rpc(server.address) as remote:
+        async for number in remote.compute.stream():
+            assert produced <= number + 4
+
+
+@pytest.mark.parametrize("item", [1, [[1]]])
+@gen_test()
+async def test_a_task_that_outlives_its_stream_cannot_write_to_it(item):
+    tasks = []
+    ended = asyncio.Event()
+
+    async def write(comm):
+        async def later():
+            await ended.wait()
+            await comm.write(item)
+
+        tasks.append(asyncio.create_task(later()))
+        await comm.write(0)
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        assert [it async for it in remote.write.stream()] == [0]
+        ended.set()
+        with pytest.raises(CommClosedError, match="ended"):
+            await tasks[0]
+        assert await remote.echo(data=1) == 1
+
+
+@gen_test()
+async def test_a_task_that_waits_to_write_when_its_stream_ends_gets_an_error():
+    tasks = []
+
+    async def write(comm):
+        tasks.extend(asyncio.create_task(comm.write([[number]])) for number in range(3))
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async with serving(TCP, {"write": write}) as server, rpc(server.address) as remote:
+        items = []
+        with quiet(), pytest.raises(ZeroDivisionError):
+            items.extend([item async for item in remote.write.stream()])
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(result == 1 or isinstance(result, CommClosedError) for result in results)
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+@gen_test()
+async def test_a_stream_that_is_closed_while_it_begins_ends(numbers, intercepted):
+    async def passing(call, proceed):
+        return await proceed()
+
+    interceptors = [passing] if intercepted else []
+    async with (
+        serving(TCP, numbers.handlers()) as server,
+        rpc(server.address, interceptors=interceptors) as remote,
+    ):
+        stream = remote.count.stream(n=10)
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        with pytest.raises((StopAsyncIteration, CommClosedError)):
+            await first
+        assert [item async for item in stream] == []
+        assert await remote.echo(data=1) == 1
+        assert all(remote.comms.values())
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+@gen_test()
+async def test_a_stream_that_failed_does_not_begin_again(intercepted):
+    calls = []
+
+    async def refuse(call, proceed):
+        calls.append(call)
+        raise PermissionError
+
+    def fail():
+        calls.append(1)
+        raise PermissionError
+
+    interceptors = [refuse] if intercepted else []
+    async with (
+        serving(TCP, {"fail": fail}) as server,
+        rpc(server.address, interceptors=interceptors) as remote,
+    ):
+        stream = remote.fail.stream()
+        with quiet(), pytest.raises(PermissionError):
+            await anext(stream)
+        assert [item async for item in stream] == []
+        assert len(calls) == 1

@@ -32,7 +32,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
-from distributed.comm.control import Controls
+from distributed.comm.control import CONTROLS_AT_ONCE, Controls
 from distributed.comm.inline_future import InlineFuture
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
@@ -71,6 +71,8 @@ class MessageStream(IOStream):
         # The message, or the error, that was received while a write waited; None if there is none.
         # While it is set, the decoder gets no more bytes.
         self._held: Frames | FramingError | None = None
+        # Whether `receive_controls` will run soon, to continue after other callbacks.
+        self._resumes = False
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
         #: Called when the stream is closed; None for no callback.
@@ -166,6 +168,7 @@ class MessageStream(IOStream):
 
     def receive_controls(self) -> None:
         """Receive the control messages that are available, unless a task reads."""
+        self._resumes = False
         if self._receives_ahead():
             self._hold_message()
             if self._held is None and not self._closed:
@@ -185,11 +188,20 @@ class MessageStream(IOStream):
         """
         try:
             frames = self.decoder.next_message() or self._fill_decoder()
+            count = 0
             while frames is not None and self._is_control(frames):
                 if self._closed:
                     return
+                count += 1
+                if count == CONTROLS_AT_ONCE:
+                    if not self._resumes:
+                        self._resumes = True
+                        asyncio_loop_of(self.io_loop).call_soon(self.receive_controls)
+                    return
                 frames = self.decoder.next_message() or self._fill_decoder()
             self._held = frames
+            if frames is not None and self.controls is not None:
+                self.controls.note_unread()
         except FramingError as exc:
             # The traceback would refer to this stream.
             self._held = exc.with_traceback(None)

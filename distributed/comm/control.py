@@ -5,7 +5,8 @@ Two peers exchange them only if they agreed upon a feature that needs them (see
 
 A control message has a *kind* and arguments.  An *ordered* one takes effect between the messages
 before and after it, when a reader of the comm comes to it.  Any other takes effect at once if all
-messages before it were read.  No task has to read for that, once `Controls.watch` was called.
+messages before it were read.  No task has to read for that, once `Controls.watch` was called, or
+if the keep-alive (:mod:`distributed.comm.keepalive`) is used.
 
 On a byte stream a control message is a message of two frames, of which the first is empty; no
 other message has an empty first frame.  On a websocket it is a message of text.  The content is
@@ -23,12 +24,20 @@ import msgpack
 from distributed.base.logs import get_logger
 from distributed.protocol.exceptions import ProtocolError
 
-__all__ = ["MAX_CONTROL_SIZE", "ControlError", "Controls", "pack_control"]
+__all__ = ["MAX_CONTROL_SIZE", "ControlError", "Controls", "common_handlers", "pack_control"]
 
 logger = get_logger(__name__)
 
 #: Maximum size of a control message in bytes.
 MAX_CONTROL_SIZE = 1024
+
+
+#: Maximum number of control messages that take effect in one callback of the event loop.
+CONTROLS_AT_ONCE = 64
+
+#: kind → function that takes a comm and the arguments of a control message as one tuple.  These
+#: control messages concern any comm, and may overtake messages.
+common_handlers: dict[str, Callable[[ControlledComm, tuple[Any, ...]], None]] = {}
 
 
 class ControlError(ProtocolError):
@@ -39,6 +48,16 @@ def pack_control(kind: str, ordered: bool, args: tuple[Any, ...]) -> bytes:
     """Return the content of a control message."""
     content: bytes = msgpack.packb([kind, ordered, *args])
     return content
+
+
+def control_text(content: bytes) -> str:
+    """Return the text of a websocket message for the content of a control message."""
+    return content.decode("latin-1")
+
+
+def control_content(text: str) -> bytes:
+    """Return the content of a control message from the text of a websocket message."""
+    return text.encode("latin-1", "replace")
 
 
 def parse_control(content: Any) -> tuple[str, bool, tuple[Any, ...]]:
@@ -90,9 +109,9 @@ class ControlledComm:
         Returns
         -------
         bool
-            False if it was not sent: the comm is closed, or earlier data still waits to be sent
-            and *ordered* is false.  A peer that does not read can therefore not fill the memory of
-            this process with the answers to its control messages.
+            False if it was not sent: the comm is closed; or *ordered* is false, and earlier data
+            still waits to be sent or the peer has left.  A peer that does not read can therefore
+            not fill the memory of this process with the answers to its control messages.
         """
         raise NotImplementedError(f"{type(self).__name__} does not carry control messages")
 
@@ -103,6 +122,9 @@ class ControlledComm:
     def abort(self) -> None:
         """See `Comm.abort`."""
         raise NotImplementedError
+
+    def watch_peer(self) -> None:
+        """See `distributed.comm.keepalive.WatchfulComm.watch_peer`."""
 
 
 class Controls:
@@ -116,17 +138,21 @@ class Controls:
     ----------
     handlers
         kind → function that takes the arguments of a control message as one tuple.
+    unread_count
+        Number of calls of `note_unread`.
     watching
         Whether control messages are received while no task reads.
     """
 
-    __slots__ = ("_comm", "_on_end", "handlers", "watching")
+    __slots__ = ("_always", "_comm", "_on_end", "handlers", "unread_count", "watching")
 
-    def __init__(self, comm: ControlledComm) -> None:
+    def __init__(self, comm: ControlledComm, always: bool = False) -> None:
         # The comm refers to this object.
         self._comm = weakref.ref(comm)
         self.handlers: dict[str, Callable[[tuple[Any, ...]], None]] = {}
-        self.watching = False
+        # Whether `watching` stays true.
+        self._always = self.watching = always
+        self.unread_count = 0
         # Called once when the connection has ended.
         self._on_end: Callable[[], None] | None = None
 
@@ -145,9 +171,16 @@ class Controls:
             comm.receive_controls()
 
     def unwatch(self) -> None:
-        """Receive control messages only while a task reads, and report no end."""
+        """Report no end, and stop receiving while no task reads, unless a feature needs it."""
         self._on_end = None
-        self.watching = False
+        self.watching = self._always
+
+    def note_unread(self) -> None:
+        """Note that a message is unread, which may hide the control messages behind it."""
+        self.unread_count += 1
+        comm = self._comm()
+        if comm is not None:
+            comm.watch_peer()
 
     def receive(self, content: Any, in_order: bool) -> bool:
         """Let a control message take effect; return whether it has.
@@ -168,6 +201,9 @@ class Controls:
             handler = self.handlers.get(kind)
             if handler is not None:
                 handler(args)
+            elif kind in common_handlers:
+                if comm is not None:
+                    common_handlers[kind](comm, args)
             elif ordered and comm is not None:
                 comm.post_control("unhandled", kind, *args)
         except ControlError as exc:
@@ -175,6 +211,16 @@ class Controls:
             if comm is not None:
                 comm.abort()
         return True
+
+    def receive_early(self, text: str) -> bool:
+        """Let a control message that may overtake messages take effect; return whether it has."""
+        try:
+            content = control_content(text)
+            kind = parse_control(content)[0]
+        except ControlError:
+            # The error is handled once a reader has come to this message.
+            return False
+        return kind in common_handlers and self.receive(content, in_order=True)
 
     def end(self) -> None:
         """Report the end of the connection."""

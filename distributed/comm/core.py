@@ -27,7 +27,7 @@ from distributed.comm.auth import (
     Penalties,
     choose_token,
 )
-from distributed.comm.control import ControlledComm, Controls
+from distributed.comm.control import Controls
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
@@ -37,6 +37,8 @@ from distributed.comm.handshake import (
     handshake_configuration,
     handshake_info,
 )
+from distributed.comm.keepalive import FEATURE as KEEPALIVE
+from distributed.comm.keepalive import WatchfulComm
 from distributed.comm.registry import get_backend
 from distributed.comm.settings import check_configuration, settings
 from distributed.protocol.limits import LoadPolicy
@@ -60,7 +62,7 @@ logger = get_logger(__name__)
 CommHandler: TypeAlias = Callable[["Comm"], Any]
 
 
-class Comm(ControlledComm, ABC):
+class Comm(WatchfulComm, ABC):
     """A connection that carries messages, each of them any Python object.
 
     One task may read while another one writes.  A read or write that is cancelled in the middle of
@@ -254,7 +256,8 @@ class Comm(ControlledComm, ABC):
         self.handshake_options = self.handshake_configuration(local, remote)
         self.features = agreed_features(local, remote)
         if self.features and self.carries_controls:
-            self.controls = Controls(self)
+            self.peer_unwatched = KEEPALIVE in self.features
+            self.controls = Controls(self, always=self.peer_unwatched)
         self.local_info = {**local, "address": self.local_address}
         self.remote_info = {**remote, "address": self.peer_address}
 

@@ -140,8 +140,12 @@ def register_feature(
 
 def offered_features(comm: Endpoint) -> dict[str, Any]:
     """Return the features that this side offers on *comm*, and their parameters."""
-    offers = {name: feature.offer(comm) for name, feature in _features.items()}
-    return {name: offer for name, offer in offers.items() if offer is not None}
+    offers = {}
+    for name, feature in _features.items():
+        offer = feature.offer(comm)
+        if offer is not None:
+            offers[name] = offer
+    return offers
 
 
 def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,7 +159,7 @@ def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapp
     theirs = remote.get("features")
     if theirs is None:
         return NO_FEATURES
-    if not isinstance(theirs, dict) or not all(isinstance(name, str) for name in theirs):
+    if not isinstance(theirs, dict) or not set(map(type, theirs)) <= {str}:
         raise ValueError(f"its 'features' are not a map of names: {str(theirs)[:_QUOTED]}")
     if len(theirs) > MAX_FEATURES:
         raise ValueError(f"it offers {len(theirs)} features; at most {MAX_FEATURES} are accepted")

@@ -32,7 +32,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
-from distributed.comm.control import Controls
+from distributed.comm.control import CONTROLS_AT_ONCE, Controls
 from distributed.comm.inline_future import InlineFuture
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
@@ -44,10 +44,6 @@ _MAX_BUFFERS = 1024
 
 #: Maximum number of times that the memory for a message is filled without a turn of the event loop.
 _MAX_ROUNDS = 32
-
-
-#: Maximum number of control messages that are received without giving other tasks a turn.
-_CONTROLS_IN_A_ROW = 64
 
 
 class MessageStream(IOStream):
@@ -190,10 +186,12 @@ class MessageStream(IOStream):
         Control messages that are not ordered take effect instead.
         """
         try:
-            for _ in range(_CONTROLS_IN_A_ROW):
+            for _ in range(CONTROLS_AT_ONCE):
                 frames = self.decoder.next_message() or self._fill_decoder()
                 if frames is None or not self._is_control(frames):
                     self._held = frames
+                    if frames is not None and self.controls is not None:
+                        self.controls.note_unread()
                     return
                 if self._closed:
                     return

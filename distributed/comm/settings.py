@@ -49,6 +49,24 @@ class CommSettings:
         return config.get_timedelta("distributed.comm.timeouts.tcp")
 
     @cached_property
+    def keepalive(self) -> tuple[float, float] | None:
+        """Seconds between probes of a peer (``keepalive.interval``), or None for no keep-alive.
+
+        Also the seconds after which the kernel drops data that a peer does not read
+        (``timeouts.tcp``).
+        """
+        interval = config.get_timedelta("distributed.comm.keepalive.interval")
+        if interval is None:
+            return None
+        return interval, self.tcp_timeout or self.keepalive_timeout / 2
+
+    @cached_property
+    def keepalive_timeout(self) -> float:
+        """Seconds before a silent peer counts as stopped (``keepalive.timeout``)."""
+        timeout: float = config.read("distributed.comm.keepalive.timeout")
+        return timeout
+
+    @cached_property
     def acknowledge(self) -> bool:
         """Whether streams of messages are acknowledged (``batched.acknowledge``)."""
         return config.get_bool("distributed.comm.batched.acknowledge") is not False

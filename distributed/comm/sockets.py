@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import select
 import socket
 import ssl
 import sys
@@ -131,6 +132,18 @@ def get_socket_address(sock: socket.socket) -> str:
     except OSError as exc:
         raise CommClosedError("the peer closed the connection") from exc
     return unparse_host_port(host_of(address), address[1])
+
+
+def peer_has_left(sock: socket.socket) -> bool:
+    """Return whether the peer has ended its side of the connection, even behind unread data.
+
+    Where the system cannot tell, as on macOS, this returns false.
+    """
+    if not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def peer_loc(address: Any) -> str:

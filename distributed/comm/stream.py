@@ -21,6 +21,7 @@ from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
 from distributed.comm.inline_future import InlineFuture
 from distributed.comm.message_stream import MessageStream
+from distributed.comm.sockets import peer_has_left
 from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = get_logger(__name__)
@@ -73,12 +74,18 @@ class StreamComm(FramedComm):
             raise CommClosedError(f"cannot write: {self!r}")
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
+        if rest is None:
+            return nbytes, None
+        self.watch_peer()
         # Cancelling a future of Tornado breaks its stream.
-        return nbytes, None if rest is None else asyncio.shield(rest)
+        return nbytes, asyncio.shield(rest)
 
     def post_control(self, kind: str, *args: Any, ordered: bool = False) -> bool:
         stream = self.stream
-        if stream is None or (stream.writing() and not ordered):
+        if stream is None or stream._closed:
+            return False
+        # A failed send would close the stream, although messages of the peer may be unread.
+        if not ordered and (stream.writing() or peer_has_left(stream.socket)):
             return False
         buffers, nbytes = pack_message([b"", pack_control(kind, ordered, args)])
         try:
@@ -92,6 +99,27 @@ class StreamComm(FramedComm):
     def receive_controls(self) -> None:
         if self.stream is not None and not self.stream._closed:
             self.stream.receive_controls()
+
+    # The keep-alive
+
+    def is_writing(self) -> bool:
+        return self.stream is not None and self.stream.writing()
+
+    def unread(self) -> object:
+        if self.stream is None or self.stream._held is None or self.controls is None:
+            return None
+        return self.controls.unread_count
+
+    def progress(self) -> tuple[Any, ...]:
+        stream = self.stream
+        if stream is None:
+            return ()
+        sent = stream._total_write_done_index if stream.writing() else 0
+        return sent, stream._read_buffer_size, *self._decoder.position
+
+    def give_up(self, error: TimeoutError) -> None:
+        if self.stream is not None:
+            self.stream.close(exc_info=error)
 
     @property
     def has_unread(self) -> bool:

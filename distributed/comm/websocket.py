@@ -33,7 +33,7 @@ from tornado.websocket import (
 )
 
 from distributed.base.text import shown
-from distributed.comm.control import Controls
+from distributed.comm.control import Controls, control_content
 from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
 from distributed.comm.websocket_rules import (
@@ -114,16 +114,6 @@ def expect_http(
     stream.read_from_fd = read_first  # type: ignore[method-assign]
 
 
-def control_text(content: bytes) -> str:
-    """Return the websocket message for the content of a control message."""
-    return content.decode("latin-1")
-
-
-def control_content(text: str) -> bytes:
-    """Return the content of a control message from its websocket message."""
-    return text.encode("latin-1", "replace")
-
-
 class Inbox:
     """The websocket messages that were received and are not read yet."""
 
@@ -166,6 +156,8 @@ class Inbox:
         """Add a message; return the future to await before receiving the next one, if any."""
         if self._ended:
             return None
+        if isinstance(message, str) and self.controls and self.controls.receive_early(message):
+            return None
         self._messages.append(message)
         self._size += len(message) + _OVERHEAD
         if type(message) is str:
@@ -173,6 +165,8 @@ class Inbox:
         self._wake(self._reader)
         if self._size <= self.room or not self._holds_enough():
             return None
+        if self.controls is not None:
+            self.controls.note_unread()
         self._paused = asyncio.get_running_loop().create_future()
         return self._paused
 
@@ -213,6 +207,11 @@ class Inbox:
         if self._size < self.room // 2:
             self._wake(self._paused)
         return message, waited
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether receiving is paused, because there are too many unread bytes."""
+        return self._paused is not None and not self._paused.done()
 
     def open(self) -> None:
         """Allow messages to be received before they are read."""

@@ -18,16 +18,14 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from distributed.base.logs import get_logger
-from distributed.comm.control import pack_control
+from distributed.comm.control import control_content, control_text, pack_control
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
-from distributed.comm.sockets import MAX_BUFFER_SIZE
+from distributed.comm.sockets import MAX_BUFFER_SIZE, peer_has_left
 from distributed.comm.tls import channel_binding, tls_info
 from distributed.comm.websocket import (
     Protocol,
-    control_content,
-    control_text,
     described,
     explanation,
     forget_outcome,
@@ -183,7 +181,8 @@ class WS(FramedComm):
         protocol = self._protocol
         if protocol is None or protocol.is_closing():
             return False
-        if protocol.stream.writing() and not ordered:
+        # A failed send would close the stream, although messages of the peer may be unread.
+        if not ordered and (self._stream.writing() or peer_has_left(self._stream.socket)):
             return False
         sent = protocol.write_message(control_text(pack_control(kind, ordered, args)))
         sent.add_done_callback(forget_outcome)
@@ -224,12 +223,31 @@ class WS(FramedComm):
         Otherwise two peers that each write a large message before they read would wait for each
         other.
         """
+        self.watch_peer()
         self._inbox.start_ahead(self._is_complete)
         try:
             # Cancelling a future of Tornado breaks its stream.
             await asyncio.shield(sent)
         finally:
             self._inbox.stop_ahead()
+
+    # The keep-alive
+
+    def is_writing(self) -> bool:
+        return self._protocol is not None and self._stream.writing()
+
+    def unread(self) -> object:
+        if not self._inbox.is_paused or self.controls is None:
+            return None
+        return self.controls.unread_count, len(self._inbox)
+
+    def progress(self) -> tuple[Any, ...]:
+        stream = self._stream
+        sent = stream._total_write_done_index if stream.writing() else 0
+        return sent, stream._read_buffer_size, len(self._inbox)
+
+    def give_up(self, error: TimeoutError) -> None:
+        self._stream.close(exc_info=error)
 
     @property
     def has_unread(self) -> bool:

@@ -131,7 +131,11 @@ async def send_recv(
         msg["serializers"] = deserializers
     try:
         await comm.write(msg, serializers=serializers, on_error="raise")
-        response = await comm.read(deserializers=deserializers) if reply else None
+        response = None
+        if reply:
+            if comm.peer_unwatched:
+                comm.watch_answer()
+            response = await comm.read(deserializers=deserializers)
     except (OSError, RuntimeError, asyncio.CancelledError):
         # A late answer would be mistaken for the answer to the next request on this comm, or to
         # the request that is already in progress on it.
@@ -154,6 +158,8 @@ async def _unwrap(
     if kind_of(message) == "answer":
         return message["value"]
     try:
+        if comm.peer_unwatched:
+            comm.watch_answer()
         end = await comm.read(deserializers=deserializers)
     except (OSError, RuntimeError, asyncio.CancelledError):
         comm.abort()

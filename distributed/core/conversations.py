@@ -87,6 +87,8 @@ class Conversation(PassedComm):
         CommClosedError
             If the handler has returned, or the connection is lost.
         """
+        if self._comm.peer_unwatched:
+            self._comm.watch_answer()
         message = await self._comm.read(deserializers)
         if type(message) is dict and message.get("status") == "uncaught-error":
             raise error_from(self._comm, message)

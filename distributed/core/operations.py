@@ -296,7 +296,10 @@ class RemoteCalls(ABC):
             if not comm.closed():
                 # The handler raised it, about one of its own connections.
                 raise
-            raise type(exc)(f"{_failed(name)} using comm {comm!r}.") from exc
+            text = f"{_failed(name)} using comm {comm!r}."
+            if comm.silence is not None:
+                text = f"{text[:-1]}: {comm.silence}"
+            raise type(exc)(text) from exc
         finally:
             self._release(comm)
 

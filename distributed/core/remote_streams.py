@@ -82,6 +82,8 @@ class RemoteStream(LongCall):
             if self._owes_credit:
                 self._owes_credit = False
                 await comm.write(1)
+            if comm.peer_unwatched:
+                comm.watch_answer()
             message = await comm.read(deserializers=self._deserializers)
         except CommClosedError:
             self._leave()

@@ -264,6 +264,12 @@ class MessageDecoder:
         return self._start < self._end or self._table is not None or self._frames is not None
 
     @property
+    def position(self) -> tuple[int, int, int, int]:
+        """Numbers that change whenever bytes of a message are received."""
+        frames = self._frames
+        return self._start, self._end, self._filled, 0 if frames is None else len(frames)
+
+    @property
     def pending(self) -> bytes:
         """At most 16 of the bytes that were received and not parsed.
 

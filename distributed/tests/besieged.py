@@ -68,6 +68,20 @@ async def _wait() -> None:
     await asyncio.Event().wait()
 
 
+def _block(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def _first() -> AsyncIterator[int]:
+    yield 1
+    await asyncio.Event().wait()
+
+
+async def _ignore(comm: Comm) -> None:
+    await comm.write("ready")
+    await asyncio.Event().wait()
+
+
 def _give_memory_back() -> None:
     """Return unused memory to the kernel."""
     gc.collect()
@@ -103,7 +117,14 @@ def _report(**what: Any) -> None:
 async def _serve(address: str) -> None:
     logging.basicConfig(level=logging.INFO)
     server = Server(
-        {"blob": _blob, "chunks": _chunks, "wait": _wait},
+        {
+            "blob": _blob,
+            "block": _block,
+            "chunks": _chunks,
+            "first": _first,
+            "ignore": _ignore,
+            "wait": _wait,
+        },
         stream_handlers={"note": lambda x=None: None},
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _give_memory_back)

@@ -49,6 +49,8 @@ TOO_SMALL = {
     "distributed.comm.timeouts.connect": 0,
     "distributed.comm.timeouts.handshake": "0s",
     "distributed.comm.timeouts.idle": 0,
+    "distributed.comm.keepalive.interval": "0s",
+    "distributed.comm.keepalive.timeout": 0,
     "distributed.comm.max-connections": 0,
     "distributed.comm.max-connections-per-host": 0,
     "distributed.comm.max-message-size": 0,

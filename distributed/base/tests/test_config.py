@@ -73,6 +73,8 @@ OURS = {
     "distributed.comm.batched.max-buffer-size",
     "distributed.comm.batched.max-sessions",
     "distributed.comm.batched.session-timeout",
+    "distributed.comm.keepalive.interval",
+    "distributed.comm.keepalive.timeout",
     "distributed.comm.max-connections",
     "distributed.comm.max-connections-per-host",
     "distributed.comm.max-refusals",

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import operator
 import re
+import ssl
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -637,7 +638,7 @@ async def test_options_are_passed_to_connect(monkeypatch, calling):
         raise LookupError(addr, timeout, deserialize, connection_args)
 
     monkeypatch.setattr(core, "connect", refuse)
-    args = {"ssl_context": object()}
+    args = {"ssl_context": ssl.create_default_context()}
     options = {"timeout": "3s", "deserialize": False, "connection_args": args}
     async with calling("tcp://127.0.0.1:1", **options) as (remote, _):
         with pytest.raises(LookupError) as caught:

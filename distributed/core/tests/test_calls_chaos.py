@@ -239,6 +239,8 @@ async def test_calls_and_streams_of_a_killed_server_fail_and_later_ones_reach_th
             assert await anext(stream) == 0
             call = asyncio.create_task(remote.wait())
             assert await remote.echo(data=1) == 1
+            # The call has its connection.
+            await async_poll_for(lambda: [*remote.comms.values()].count(False) == 2)
             process.send_signal(signal.SIGKILL)
             process.wait()
             with pytest.raises(CommClosedError):

@@ -89,10 +89,12 @@ async def test_an_idle_connection_times_out_and_a_busy_one_does_not():
 
 @gen_test()
 async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_others_get_the_reason():
-    with config.set({"distributed.comm.max-connections": 0, "distributed.comm.max-refusals": 2}):
+    with config.set({"distributed.comm.max-connections": 1, "distributed.comm.max-refusals": 2}):
         server = Server({})
     async with server:
         await server.listen(TCP)
+        admitted = await connect(server.address)
+        assert await send_recv(admitted, op="echo", data=0) == 0
         oldest, *others = [await connect(server.address) for _ in range(3)]
         with pytest.raises(CommClosedError):
             await oldest.read()
@@ -100,18 +102,22 @@ async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_othe
             with pytest.raises(OSError, match="max-connections"):
                 await send_recv(comm, op="echo", data=1)
             await comm.close()
+        await admitted.close()
 
 
 @gen_test()
 async def test_a_refused_connection_that_stays_silent_is_closed():
-    changes = {"distributed.comm.max-connections": 0, "distributed.comm.timeouts.refusal": "50ms"}
+    changes = {"distributed.comm.max-connections": 1, "distributed.comm.timeouts.refusal": "50ms"}
     with config.set(changes):
         server = Server({})
     async with server:
         await server.listen(TCP)
+        admitted = await connect(server.address)
+        assert await send_recv(admitted, op="echo", data=0) == 0
         comm = await connect(server.address)
         with pytest.raises(CommClosedError):
             await comm.read()
+        await admitted.close()
 
 
 unpickled: list[int] = []
@@ -129,14 +135,17 @@ class Payload:
 @gen_test()
 async def test_the_request_of_a_refused_connection_is_not_unpickled():
     unpickled.clear()
-    with config.set({"distributed.comm.max-connections": 0}):
+    with config.set({"distributed.comm.max-connections": 1}):
         server = Server({})
     async with server:
         await server.listen(TCP)
+        admitted = await connect(server.address)
+        assert await send_recv(admitted, op="echo", data=0) == 0
         comm = await connect(server.address)
         with pytest.raises(OSError, match="max-connections"):
             await send_recv(comm, op="echo", data=Payload())
         await comm.close()
+        await admitted.close()
     assert not unpickled
 
 

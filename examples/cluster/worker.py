@@ -66,8 +66,7 @@ class Worker(Peer):
 
     async def start_unsafe(self) -> "Worker":
         await super().start_unsafe()
-        where = get_local_address_for(self.scheduler_address)
-        await self.listen(where, **Security().get_listen_args("worker"))
+        await self.listen(get_local_address_for(self.scheduler_address), security=Security())
         await self.register(self.address, self.nthreads)
         self.start_periodic_callbacks()
         return self

@@ -43,7 +43,7 @@ class Client(Peer):
     """Computes on a cluster.  Call its methods in its event loop, except `get`."""
 
     def __init__(self, scheduler: str) -> None:
-        super().__init__(scheduler, "client", {})
+        super().__init__(scheduler, {})
         self.stream_handlers["update"] = self.update
         self.futures: WeakValueDictionary[str, Future] = WeakValueDictionary()  # by key
 

@@ -28,11 +28,11 @@ class Scheduler(Server):
             {"register": self.register, "gather": self.gather, "workers": lambda: [*state.workers]},
             stream_handlers=ops | {"heartbeat": self.heartbeat},
             deserialize=False,  # tasks, results and errors are passed on without unpickling
-            connection_args=Security().get_connection_args("scheduler"),
+            security=Security(),
         )
 
     async def start_unsafe(self) -> "Scheduler":
-        await self.listen(self._listen_on, **Security().get_listen_args("scheduler"))
+        await self.listen(self._listen_on)
         return await super().start_unsafe()
 
     async def register(self, comm: Comm, name: str, nthreads: int) -> None:

@@ -26,11 +26,10 @@ EXIT_CODE_CLOSED = 85  # of a worker that closed as intended; a task could exit 
 class Peer(Server):
     """A server with a stream to and from the scheduler; closes when that ends."""
 
-    def __init__(self, scheduler: str, role: str, handlers: Any, deserialize: bool = True) -> None:
+    def __init__(self, scheduler: str, handlers: Any, deserialize: bool = True) -> None:
         self.scheduler_address = scheduler
         self.stream = BatchedSend(interval="2ms")
-        security = Security().get_connection_args(role)
-        super().__init__(handlers, deserialize=deserialize, connection_args=security)
+        super().__init__(handlers, deserialize=deserialize, security=Security())
         self.stream_handlers["close"] = self.close
 
     async def register(self, name: str, nthreads: int = 0) -> None:
@@ -60,13 +59,13 @@ class Worker(Peer):
         self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
         self._unpickling = threading.Lock()
         # Values are unpickled in the thread of their task, so that an error fails only that task.
-        super().__init__(scheduler, "worker", {"get_data": self.get_data}, deserialize=False)
+        super().__init__(scheduler, {"get_data": self.get_data}, deserialize=False)
         self.stream_handlers |= {"compute": self.compute, "free": self.free}
         self.periodic_callbacks["heartbeat"] = PeriodicCallback(lambda: self.send("heartbeat"), 500)
 
     async def start_unsafe(self) -> "Worker":
         await super().start_unsafe()
-        await self.listen(get_local_address_for(self.scheduler_address), security=Security())
+        await self.listen(get_local_address_for(self.scheduler_address))
         await self.register(self.address, self.nthreads)
         self.start_periodic_callbacks()
         return self
@@ -159,13 +158,13 @@ class Nanny(Server):
 
     def __init__(self, scheduler: str, *args: str) -> None:
         self.process: asyncio.subprocess.Process | None = None  # the worker, once it was started
-        super().__init__({"worker": self.worker})
+        super().__init__({"worker": self.worker}, security=Security())
         self.command = [sys.executable, "-m", "cluster", "worker", scheduler, *args, "--parent"]
         self.restarts = 0
         self._listen_on = get_local_address_for(scheduler)
 
     async def start_unsafe(self) -> "Nanny":
-        await self.listen(self._listen_on, **Security().get_listen_args("worker"))
+        await self.listen(self._listen_on)
         self._ongoing_background_tasks.call_soon(self.keep_alive)
         return await super().start_unsafe()
 

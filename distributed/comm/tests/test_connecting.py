@@ -17,7 +17,7 @@ from distributed.comm import Comm, connect, listen, tcp
 from distributed.comm.core import FatalCommClosedError
 from distributed.comm.happy_eyeballs import interleave
 from distributed.comm.tests.raw_peers import HANDSHAKE, RawPeer, connect_raw, message, raw_server
-from distributed.comm.tests.transports import TRANSPORTS, Transport
+from distributed.comm.tests.transports import TRANSPORTS, Transport, unused_port
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
 NAME = "node1.example.org"
@@ -211,15 +211,13 @@ async def test_attempts_after_a_lookup_use_its_result(names):
         return [(socket.AF_INET, ("127.0.0.1", port))]
 
     names(find)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        captured_logger("distributed.comm") as log,
-    ):
-        port = listening.getsockname()[1]
-        listening.close()
-        connecting = asyncio.create_task(connect(f"tcp://{NAME}:{port}", timeout=2))
-        await async_poll_for(lambda: "attempts failed" in log.getvalue(), timeout=10)
-        connecting.cancel()
+    port = unused_port()
+    with captured_logger("distributed.comm", level=logging.DEBUG) as log:
+        connecting = asyncio.create_task(connect(f"tcp://{NAME}:{port}", timeout=20))
+        await async_poll_for(lambda: "trying again" in log.getvalue(), timeout=10)
+        async with listen(f"tcp://127.0.0.1:{port}", lambda comm: None):
+            comm = await connecting
+            await comm.close()
     assert lookups == 1
 
 
@@ -355,11 +353,6 @@ async def test_a_timeout_of_the_caller_cancels_all_attempts():
 
 
 # The log and the error
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @gen_test()

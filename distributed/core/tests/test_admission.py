@@ -94,7 +94,6 @@ async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_othe
     async with server:
         await server.listen(TCP)
         admitted = await connect(server.address)
-        assert await send_recv(admitted, op="echo", data=0) == 0
         oldest, *others = [await connect(server.address) for _ in range(3)]
         with pytest.raises(CommClosedError):
             await oldest.read()
@@ -113,7 +112,6 @@ async def test_a_refused_connection_that_stays_silent_is_closed():
     async with server:
         await server.listen(TCP)
         admitted = await connect(server.address)
-        assert await send_recv(admitted, op="echo", data=0) == 0
         comm = await connect(server.address)
         with pytest.raises(CommClosedError):
             await comm.read()
@@ -140,7 +138,6 @@ async def test_the_request_of_a_refused_connection_is_not_unpickled():
     async with server:
         await server.listen(TCP)
         admitted = await connect(server.address)
-        assert await send_recv(admitted, op="echo", data=0) == 0
         comm = await connect(server.address)
         with pytest.raises(OSError, match="max-connections"):
             await send_recv(comm, op="echo", data=Payload())

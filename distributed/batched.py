@@ -62,9 +62,6 @@ logger = get_logger(__name__)
 #: Minimum number of bytes of a batch whose time the budget ignores: its content takes the time.
 LARGE_BATCH_BYTES = 65_536
 
-#: Maximum number of seconds that `BatchedSend.close` waits for acknowledgements.
-CLOSING_SECONDS = 30.0
-
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
 LOGGED_BATCH_BYTES = 1_000_000
 
@@ -204,8 +201,7 @@ class BatchedSend:
         # The error that ended the stream, if a message could not be serialized.
         self._failure: BaseException | None = None
         # The messages that were written and not acknowledged.
-        notified = WeakMethod(self._notified)
-        self._delivery = Delivery(lambda: _call(notified))
+        self._delivery = Delivery(partial(_call, WeakMethod(self._notified)))
         # The comm that these were written to, which is not always `comm`; None before the first.
         self._opened_on: Comm | None = None
         # Whether `_writer` has to open the session of `_delivery` on `comm` first.
@@ -307,7 +303,8 @@ class BatchedSend:
     def close(self, timeout: float | str | None = None) -> asyncio.Future[None]:
         """Flush the buffer without waiting for the interval, then close the comm.
 
-        If the peer acknowledges, its acknowledgement is awaited too, for at most 30 s.
+        If the peer acknowledges, its acknowledgement is awaited too, for at most 30 s (5 s if it is
+        not known yet whether it does).
 
         This starts at once, whether or not the returned future is awaited.  Messages sent during
         the flush are written too; after it, `send` raises.  If the comm breaks during the flush,
@@ -366,10 +363,12 @@ class BatchedSend:
     async def _flush(self, comm: Comm, seconds: float | None) -> bool:
         """Wait until all messages are delivered or *comm* is closed; return whether it was in time.
 
-        Messages that the peer does not acknowledge within `CLOSING_SECONDS` are left.
+        Messages that the peer does not acknowledge within `Delivery.patience` are left.
         """
         now = asyncio.get_running_loop().time
         end = None if seconds is None else now() + seconds
+        # The time since which only acknowledgements are missing.
+        begun = None
         while True:
             writer = self._writer
             if writer is not None and not writer.done():
@@ -377,18 +376,17 @@ class BatchedSend:
                 await asyncio.wait({writer}, timeout=None if end is None else max(end - now(), 0))
                 if not writer.done():
                     return False
-            if self.comm is not comm or comm.closed():
+            sent = self._delivery.sent
+            if self.comm is not comm or comm.closed() or sent is None or not sent.count:
                 return True
-            delivery = self._delivery
-            if not delivery.awaits():
-                # The peer may not acknowledge at all.
-                delivery.forget()
-                return True
-            end = now() + CLOSING_SECONDS if end is None else end
-            if now() >= end:
-                return seconds is None
+            begun = now() if begun is None else begun
+            limit = begun + self._delivery.patience()
+            if now() >= limit or (end is not None and now() >= end):
+                if not sent.confirmed:
+                    self._delivery.forget()
+                return now() >= limit or not sent.confirmed
             comm.post_control("ask", ordered=True)
-            await delivery.change(end - now())
+            await self._delivery.change((limit if end is None else min(limit, end)) - now())
 
     def _end(self, comm: Comm | None) -> None:
         """Let `send` raise, unless the stream was started again with another comm."""

@@ -173,7 +173,9 @@ def shown_exception(exc: BaseException, limit: int) -> str:
     """
     try:
         return _shortened(_exception(exc, 0), limit, gap="\n  … {:,} characters left out …\n")
-    except Exception as e:  # noqa: BLE001  (attributes of an exception may raise any error)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # noqa: BLE001  (attributes of an exception may raise any error)
         return f"{type(exc).__name__} (which cannot be shown: {type(e).__name__})"
 
 
@@ -243,7 +245,9 @@ def _is_of_shown_package(value: object) -> bool:
 def _safe(render: Callable[[Any], str], value: object) -> str:
     try:
         return render(value)
-    except Exception as exc:  # noqa: BLE001  (any class may override these methods)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # noqa: BLE001  (any class may override these methods)
         return f"<{type(value).__name__} that cannot be shown: {type(exc).__name__}>"
 
 

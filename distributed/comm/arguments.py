@@ -7,10 +7,12 @@ would ignore may be the one that protects a server.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Set
 from typing import Any, Final, Literal, Protocol, cast
 
 from distributed.base.arguments import check_flag, nearest, unexpected_keyword
+from distributed.comm.auth import choose_token
 
 __all__ = [
     "CONNECT",
@@ -159,8 +161,10 @@ def check_connection_args(connection_args: Any, security: Any, role: str | None 
     Raises
     ------
     TypeError
-        If *connection_args* is not a mapping, if a name in it is misspelled, or if *security*
-        cannot be used; see :func:`check_names` and :func:`with_security`.
+        If *connection_args* is not a mapping, if a name in it is misspelled, if a value has a wrong
+        type, or if *security* cannot be used; see :func:`check_names` and :func:`with_security`.
+    ValueError
+        If the token is empty.
     """
     if connection_args is None:
         connection_args = {}
@@ -174,4 +178,21 @@ def check_connection_args(connection_args: Any, security: Any, role: str | None 
         raise TypeError("security= is given twice, once of it in connection_args")
     if security is not None:
         connection_args = {**connection_args, "security": security}
-    return with_security(connection_args, "connect", role)
+    result = with_security(connection_args, "connect", role)
+    if result:
+        _check_values(result)
+    return result
+
+
+def _check_values(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments that `connect` would refuse each time."""
+    for name in ("require_encryption", "allow_pickle", "deserialize"):
+        check_flag(name, arguments.get(name))
+    if (token := arguments.get("token")) is not None:
+        choose_token(token)
+    context = arguments.get("ssl_context")
+    if context is not None and not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
+    extra = arguments.get("extra_conn_args")
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TypeError(f"extra_conn_args must be a mapping, not {extra!r}")

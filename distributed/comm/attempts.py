@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from distributed.base.logs import get_logger
+from distributed.base.text import shown
 from distributed.comm.exceptions import FatalCommClosedError
 from distributed.comm.racing import Race
 
@@ -166,7 +167,8 @@ class Attempts:
     def error(self) -> OSError:
         """Return the error to raise because time has run out."""
         return OSError(
-            f"Timed out trying to connect to {self.addr} after {self.seconds:g} s: {self.summary()}"
+            f"Timed out trying to connect to {shown(self.addr)} after {self.seconds:g} s: "
+            f"{self.summary()}"
         )
 
     # What later attempts know from earlier ones

@@ -27,6 +27,10 @@ ASK_AFTER_BYTES = 4_000_000
 #: Number of messages of a batch that needs no limit.
 LARGE_BATCH = 10_000
 
+#: Maximum number of seconds that a sender that closes waits for acknowledgements, and the same
+#: while it is not known whether the peer acknowledges.
+CLOSING_SECONDS, UNCONFIRMED_SECONDS = 30.0, 5.0
+
 #: Maximum number of bytes that are kept while it is not known whether the peer acknowledges.
 UNCONFIRMED_BYTES = 64_000_000
 
@@ -36,8 +40,7 @@ class Delivery:
 
     The sender calls `open` on each new comm, `sent.add` before it writes a batch, and `failed` if
     that fails.  If `sent.unasked` exceeds `ASK_AFTER_BYTES`, it calls `ask`.  When a comm has
-    closed, it puts the messages of `take_back` in front of those
-    that wait.
+    closed, it puts the messages of `take_back` in front of those that wait.
 
     Parameters
     ----------
@@ -85,6 +88,10 @@ class Delivery:
     def awaits(self) -> bool:
         """Return whether the peer acknowledges messages, and has not acknowledged all of them."""
         return self.sent is not None and self.sent.confirmed and self.sent.count > 0
+
+    def patience(self) -> float:
+        """Return the maximum number of seconds to wait for acknowledgements before closing."""
+        return CLOSING_SECONDS if self.awaits() else UNCONFIRMED_SECONDS
 
     # Opening the session
 

@@ -46,6 +46,10 @@ _MAX_BUFFERS = 1024
 _MAX_ROUNDS = 32
 
 
+#: Maximum number of control messages that are received without giving other tasks a turn.
+_CONTROLS_IN_A_ROW = 64
+
+
 class MessageStream(IOStream):
     """A stream of messages over a socket.
 
@@ -73,6 +77,8 @@ class MessageStream(IOStream):
         self._held: Frames | FramingError | None = None
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
+        # Whether `_continue` will be called.
+        self._continues = False
         #: Called when the stream is closed; None for no callback.
         self.on_end: Callable[[], object] | None = None
 
@@ -184,18 +190,33 @@ class MessageStream(IOStream):
         Control messages that are not ordered take effect instead.
         """
         try:
-            frames = self.decoder.next_message() or self._fill_decoder()
-            while frames is not None and self._is_control(frames):
+            for _ in range(_CONTROLS_IN_A_ROW):
+                frames = self.decoder.next_message() or self._fill_decoder()
+                if frames is None or not self._is_control(frames):
+                    self._held = frames
+                    return
                 if self._closed:
                     return
-                frames = self.decoder.next_message() or self._fill_decoder()
-            self._held = frames
+            # The peer may send them faster than they are received.
+            self._continue_later()
         except FramingError as exc:
             # The traceback would refer to this stream.
             self._held = exc.with_traceback(None)
         except StreamClosedError:
             # The write that waits gets the error.
             return
+
+    def _continue_later(self) -> None:
+        """Receive more after other connections have had a turn."""
+        # The event loop does not report bytes that were received already.
+        if not self._continues:
+            self._continues = True
+            self.io_loop.add_callback(self._continue)
+
+    def _continue(self) -> None:
+        self._continues = False
+        if self._receives_ahead():
+            self._hold_message()
 
     def _is_control(self, frames: Frames) -> bool:
         """Let *frames* take effect if they are a control message; return whether they have."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-import random
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
@@ -19,7 +18,8 @@ from distributed.base.buffers import nbytes, size_of
 from distributed.base.event_loop import offload
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.limits import LoadPolicy
-from distributed.protocol.unpacking import unpack
+from distributed.protocol.pieces import header_containers
+from distributed.protocol.unpacking import count_containers, unpack
 from distributed.protocol.wrappers import Serialize, ToPickle
 
 __all__ = [
@@ -52,10 +52,6 @@ _BYTES_PER_INFLATED_BYTE: Final = 8
 _BYTES_PER_CONTAINER: Final = 512
 #: Minimum size (bytes) of a head whose maps and arrays are counted.
 LARGE_HEAD: Final = 2**16
-#: Approximate number of bytes of a head that are examined.
-_SAMPLES: Final = 2048
-#: All bytes except those with which a map or an array begins in msgpack.
-_NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
 #: Maximum number of frames of a message that is read in the event loop.
 _MANY_FRAMES: Final = 4096
 
@@ -256,7 +252,7 @@ def reading_budget(frames: Sequence[Any], deserialize: bool = True) -> int | Non
     head = frames[0]
     work = len(head)
     if work >= LARGE_HEAD:
-        work += _containers(head) * _BYTES_PER_CONTAINER
+        work += count_containers(head) * _BYTES_PER_CONTAINER
     if work > threshold:
         return 0
     if deserialize and (
@@ -279,15 +275,6 @@ def loads_is_expensive(frames: Sequence[Any]) -> bool:
     return reading_budget(frames) == 0
 
 
-def _containers(packed: Any) -> int:
-    """Return the approximate number of maps and arrays in *packed*; no less, except by chance."""
-    step = len(packed) // _SAMPLES
-    start = random.randrange(step)
-    # The second sample is for data whose period divides the first step.
-    sample = bytes(packed[start::step]) + bytes(packed[start :: step + 1])
-    return len(sample.translate(None, _NO_CONTAINERS)) * step // 2
-
-
 def _parses_much(frames: Sequence[Any], work: int, threshold: int) -> bool:
     """Return whether more than *threshold* bytes are parsed, *work* of them for the head."""
     total = len(frames)
@@ -296,11 +283,16 @@ def _parses_much(frames: Sequence[Any], work: int, threshold: int) -> bool:
         if position >= total or work > threshold:
             break
         try:
-            header = unpack(frames[position])
+            packed = frames[position]
+            work += header_containers(packed) * _BYTES_PER_CONTAINER
+            if work > threshold:
+                # Even this header takes long to read.
+                return True
+            header = unpack(packed)
             stop = position + 1 + header["num-sub-frames"]
             sizes = map(nbytes, frames[position + 1 : stop])
             counts = header.get("split-num-sub-frames") or (1,) * header["num-sub-frames"]
-            work += len(frames[position]) + _parsed(header, [sum(islice(sizes, n)) for n in counts])
+            work += len(packed) + _parsed(header, [sum(islice(sizes, n)) for n in counts])
         except Exception:  # noqa: BLE001 - loads() raises the error of an invalid message
             return False
         position = max(stop, position + 1)

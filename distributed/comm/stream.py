@@ -84,6 +84,8 @@ class StreamComm(FramedComm):
         try:
             stream.send(buffers, nbytes)
         except StreamClosedError:
+            # Wakes the reader.
+            self.abort()
             return False
         return True
 

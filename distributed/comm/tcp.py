@@ -218,10 +218,10 @@ class BaseTCPConnector(Connector):
             if stream is not None:
                 stream.close()
             if isinstance(exc, CommClosedError):
-                raise CommClosedError(f"cannot connect to {where}: {exc}") from exc
+                raise CommClosedError(f"cannot connect to {shown(where)}: {exc}") from exc
             if isinstance(exc, OSError):
                 raise CommClosedError(
-                    f"cannot connect to {where}: {type(exc).__name__}: {exc}"
+                    f"cannot connect to {shown(where)}: {type(exc).__name__}: {exc}"
                 ) from exc
             raise
 

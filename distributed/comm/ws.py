@@ -26,6 +26,7 @@ from tornado.websocket import WebSocketError, WebSocketHandler
 
 from distributed.base.host_addresses import host_of
 from distributed.base.logs import get_logger
+from distributed.base.text import shown
 from distributed.comm.addressing import (
     get_tcp_server_addresses,
     parse_host_port,
@@ -134,7 +135,8 @@ class WSConnector(BaseTCPConnector):
         host, port = parse_host_port(host_port)
         if not host:
             raise ValueError(
-                f"cannot connect to {where}: it has no host; only listening addresses may omit it"
+                f"cannot connect to {shown(where)}: it has no host; only listening addresses may "
+                "omit it"
             )
         client = self._make_client(host_port, connection_args)
         stream = connection = None
@@ -168,7 +170,7 @@ class WSConnector(BaseTCPConnector):
             elif stream is not None:
                 stream.close()
             if isinstance(exc, OSError | HTTPClientError | WebSocketError):
-                error = failure(exc, f"cannot connect to {where}: ")
+                error = failure(exc, f"cannot connect to {shown(where)}: ")
                 if self._stays_not_found(exc):
                     error = FatalCommClosedError(*error.args)
                 raise error from exc

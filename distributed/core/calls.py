@@ -126,7 +126,8 @@ async def send_recv(
         deserializers = serializers
     if deserializers is not None:
         if type(deserializers) is str:
-            check_families("deserializers", deserializers)
+            name = "serializers" if deserializers is serializers else "deserializers"
+            check_families(name, deserializers)
         msg["serializers"] = deserializers
     try:
         await comm.write(msg, serializers=serializers, on_error="raise")

@@ -19,7 +19,12 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
-from distributed.base.arguments import check_duration, check_limit, unexpected_keyword_of
+from distributed.base.arguments import (
+    check_duration,
+    check_flag,
+    check_limit,
+    unexpected_keyword_of,
+)
 from distributed.base.logs import get_logger
 from distributed.base.text import shown
 from distributed.comm import Comm, CommClosedError
@@ -323,6 +328,7 @@ class ConnectionPool(PoolState):
         check_duration("timeout", timeout)
         check_families("serializers", serializers)
         check_families("deserializers", deserializers)
+        check_flag("deserialize", deserialize)
         self.deserialize = deserialize
         self.serializers = serializers
         self.allow_offload = allow_offload

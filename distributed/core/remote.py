@@ -8,7 +8,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Never, Self
 
-from distributed.base.arguments import check_duration, check_limit, unexpected_keyword_of
+from distributed.base.arguments import (
+    check_duration,
+    check_flag,
+    check_limit,
+    unexpected_keyword_of,
+)
 from distributed.base.logs import get_logger
 from distributed.comm import Comm
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
@@ -103,6 +108,7 @@ class rpc(RemoteCalls):
         check_families("serializers", serializers)
         check_families("deserializers", deserializers)
         check_limit("limit", limit)
+        check_flag("deserialize", deserialize)
         self.connection_args = check_connection_args(connection_args, security)
         self.status: Status = Status.running
         # Every comm not yet found closed → whether it is idle.

@@ -148,6 +148,7 @@ class Server(LifeCycle):
             check_handlers("stream_handlers", stream_handlers)
         check_reserved(handlers, is_role(self))
         check_limit("connection_limit", connection_limit)
+        check_flag("deserialize", deserialize)
         check_flag("allow_pickle", self.allow_pickle)
         #: Operations: name → handler.
         self.handlers: dict[str, Callable[..., Any]] = {
@@ -163,9 +164,9 @@ class Server(LifeCycle):
         self.blocked_handlers, self._server_blocked_by = blocked_names(name, blocked_handlers)
         #: Operations of one-way streams: name → handler.
         self.stream_handlers: dict[str, Callable[..., Any]] = dict(stream_handlers or {})
+        # A subclass may add handlers in its own __init__.
         if blocked_handlers is not None and type(self).__init__ is Server.__init__:
             self._check_blocked_handlers()
-        # Otherwise, a subclass may add handlers in its own __init__.
         #: Functions around the handler of each request.
         self.interceptors = check_interceptors(interceptors)
         self.deserialize = deserialize

@@ -55,12 +55,13 @@ from distributed.protocol.objects import (
     load_pickled,
 )
 from distributed.protocol.pieces import (
+    header_containers,
     merge_and_deserialize,
     pack_header,
     read_header,
     serialize_and_split,
 )
-from distributed.protocol.unpacking import MAX_UNCHECKED, unpack
+from distributed.protocol.unpacking import MAX_UNCHECKED, count_containers, unpack
 from distributed.protocol.utils import Buffer
 from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPickle
 
@@ -71,6 +72,9 @@ Weigh: TypeAlias = Callable[[Any, int, Any], int]
 
 #: The number of bytes that are inflated in the time in which one value is read.
 _BYTES_PER_VALUE = 8192
+
+#: The number of bytes that are inflated in the time in which one map or array is read.
+_BYTES_PER_CONTAINER = 64
 
 # The keys of maps that stand for other values.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
@@ -338,7 +342,7 @@ class _MessageReader:
         header, frames = self._claim(index)
         if not self._deserialize:
             return Serialized(header, frames)
-        self._spend(header, frames)
+        self._spend(index, header, frames)
         inflate, merge = _METERED_READING if metering.is_metered() else _READING
         value = merge(header, inflate(header, frames), self._deserializers)
         if len(frames) == 1:
@@ -369,16 +373,26 @@ class _MessageReader:
         header, frames = self._claim(index)
         if self._deserializers is not None:
             check_family("pickle", self._deserializers)
-        self._spend(header, frames)
+        self._spend(index, header, frames)
         inflate, _ = _METERED_READING if metering.is_metered() else _READING
         return load_pickled(header, inflate(header, frames))
 
-    def _spend(self, header: dict[str, Any], frames: Sequence[Any]) -> None:
-        """Reduce the budget by what reading a value takes."""
-        if self._budget is not None:
-            self._budget -= _BYTES_PER_VALUE + inflated_size(header, frames)
-            if self._budget < 0:
-                raise _BudgetExceededError
+    def _spend(self, index: int, header: dict[str, Any], frames: Sequence[Any]) -> None:
+        """Reduce the budget by what reading the value whose header is at *index* takes."""
+        if self._budget is None:
+            return
+        work = inflated_size(header, frames)
+        if b"msgpack" in self._frames[index]:
+            # Its frames, or those of a part of it, may be msgpack.
+            work += sum(map(count_containers, frames))
+            work *= _BYTES_PER_CONTAINER
+        self._take(_BYTES_PER_VALUE + work)
+
+    def _take(self, work: int) -> None:
+        assert self._budget is not None
+        self._budget -= work
+        if self._budget < 0:
+            raise _BudgetExceededError
 
     def _claim(self, index: int) -> tuple[dict[str, Any], Sequence[Any]]:
         """Return the header at *index* and its frames, which no other value may refer to."""
@@ -387,7 +401,10 @@ class _MessageReader:
                 f"a message refers to frame {index} of {len(self._frames)}, "
                 f"but the first {self._next} are taken"
             )
-        header = read_header(self._frames[index])
+        packed = self._frames[index]
+        if self._budget is not None and (containers := header_containers(packed)):
+            self._take(containers * _BYTES_PER_CONTAINER)
+        header = read_header(packed)
         count = header.get("num-sub-frames")
         if type(count) is not int or not 0 <= count < len(self._frames) - index:
             raise HeaderError(

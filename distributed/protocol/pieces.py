@@ -8,6 +8,7 @@ of each frame.  :mod:`distributed.protocol.core` writes the values of a message 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from distributed.protocol.objects import (
     merge_frames,
     serialize,
 )
-from distributed.protocol.unpacking import unpack
+from distributed.protocol.unpacking import count_containers, unpack
 from distributed.protocol.utils import (
     Buffer,
     frame_split_size,
@@ -42,6 +43,7 @@ from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPick
 
 __all__ = [
     "deserialize_bytes",
+    "header_containers",
     "merge_and_deserialize",
     "nested_deserialize",
     "pack_header",
@@ -50,6 +52,13 @@ __all__ = [
     "serialize_bytelist",
     "serialize_bytes",
 ]
+
+
+# The beginning of the header of a pickled value, up to the size of the pickle.
+_PICKLED = re.compile(rb"[\x81-\x8f]\xabpickled-obj(?:\xc4(.)|\xc5(.{2})|\xc6(.{4}))", re.DOTALL)
+
+#: Size (bytes) up to which a header is read so fast that its maps and arrays are not counted.
+_SMALL_HEADER = 1024
 
 
 @metered("serialize")
@@ -150,6 +159,19 @@ def read_header(packed: Buffer) -> Header:
     if not isinstance(header, dict):
         raise HeaderError(f"the header of a value is {type(header).__name__}, not a map")
     return header
+
+
+def header_containers(packed: Buffer) -> int:
+    """Return the approximate number of maps and arrays in a packed header; 0 if it is small.
+
+    The pickle in the header of a pickled value does not count, since `read_header` only copies it.
+    """
+    if len(packed) <= _SMALL_HEADER:
+        return 0
+    if (begin := _PICKLED.match(packed)) is not None:
+        size = int.from_bytes(begin[begin.lastindex or 1], "big")
+        packed = memoryview(packed)[begin.end() + size :]
+    return count_containers(packed)
 
 
 def serialize_bytelist(

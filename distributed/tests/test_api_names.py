@@ -254,7 +254,8 @@ def signature_of(func: Any, expected: str) -> str:
     """Return the signature without annotations and without ``self``.
 
     Options that only this package has are omitted if other code cannot use them by accident:
-    they are optional, and come after the expected parameters or are keyword-only.
+    they are optional, and come after the expected parameters or are keyword-only.  A parameter for
+    unknown keywords, whose type is ``Never``, only improves the error for them.
     """
     signature = inspect.signature(func)
     parameters = [p for p in signature.parameters.values() if p.name != "self"]
@@ -266,8 +267,10 @@ def signature_of(func: Any, expected: str) -> str:
             default=_NO_DEFAULT if type(parameter.default) is object else parameter.default,
         )
         for i, parameter in enumerate(parameters)
+        # It receives unknown arguments, and raises an error that names them.
+        if parameter.annotation != "Never"
         if i in positions
-        or parameter.default is parameter.empty
+        or (parameter.default is parameter.empty and parameter.annotation != "Never")
         or (parameter.kind is not parameter.KEYWORD_ONLY and i < last_expected)
     ]
     return str(signature.replace(parameters=shown, return_annotation=signature.empty))

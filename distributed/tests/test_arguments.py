@@ -18,7 +18,7 @@ from distributed.batched import BatchedSend
 from distributed.comm.core import connect, listen
 from distributed.comm.registry import backends, get_backend
 from distributed.comm.tests.transports import TRANSPORTS, echo
-from distributed.core import ConnectionPool, PooledRPCCall, Server, rpc
+from distributed.core import ConnectionPool, PooledRPCCall, Server, rpc, send_recv
 from distributed.core.tasks import AsyncTaskGroup
 from distributed.security import Security
 from distributed.utils_test import captured_logger, gen_test, tls_security
@@ -509,6 +509,45 @@ async def test_connection_args_are_a_mapping(wrong):
     for make in (ConnectionPool, functools.partial(rpc, ADDRESS), functools.partial(Server, {})):
         with pytest.raises(TypeError, match="connection_args must be a mapping"):
             make(connection_args=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"require_encryption": "no"},
+        {"allow_pickle": "no"},
+        {"deserialize": "no"},
+        {"token": ""},
+        {"token": 7},
+        {"ssl_context": "cert.pem"},
+        {"extra_conn_args": ["header"]},
+    ],
+    ids=str,
+)
+@gen_test()
+async def test_values_in_connection_args_are_checked_where_they_are_given(wrong):
+    (name,) = wrong
+    for make in (ConnectionPool, functools.partial(rpc, ADDRESS), functools.partial(Server, {})):
+        with pytest.raises((TypeError, ValueError), match=name):
+            make(connection_args=wrong)
+
+
+@gen_test()
+async def test_deserialize_is_not_text():
+    for make in (ConnectionPool, functools.partial(rpc, ADDRESS), functools.partial(Server, {})):
+        with pytest.raises(TypeError, match="deserialize must be True, False or None, not 'no'"):
+            make(deserialize="no")
+
+
+@gen_test()
+async def test_an_error_names_the_argument_that_is_not_a_list_of_families():
+    async with Server({}) as server:
+        await server.listen("tcp://127.0.0.1:0")
+        comm = await connect(server.address)
+        for name in ("serializers", "deserializers"):
+            with pytest.raises(TypeError, match=f"^{name} must be a list"):
+                await send_recv(comm, op="echo", data=1, **{name: "pickle"})
+        await comm.close()
 
 
 @pytest.mark.parametrize("wrong", [None, "add", [add]])

@@ -27,6 +27,8 @@ from distributed.utils_test import gen_test
 FORGED = "2026-01-01 ERROR"
 
 EVIL = f"x\n{FORGED} forged\r\x1b[2J\x1b]0;title\x07\x85\u2028{FORGED}\u202e\x00"
+#: The same without the null character, which cannot be in the name of a file.
+LINES = EVIL.replace("\x00", "")
 
 #: Also too long for a log.
 NAME = EVIL + 1_000_000 * "n"
@@ -310,6 +312,8 @@ async def test_an_address_that_a_peer_gave_cannot_forge_a_line_of_an_error():
         f"{EVIL}://a",
         f"inproc://{EVIL}",
         f"ws://{NAME}",
+        f"ws://127.0.0.1:1/{LINES}",
+        f"unix:///{LINES}",
     ):
         with whole_log(), pytest.raises((OSError, ValueError), match=r".") as caught:
             await core.connect(address, timeout="100ms")

@@ -158,4 +158,4 @@ def test_a_bare_server_uses_no_directory_no_thread_and_few_calls(tmp_path):
     found = json.loads(done.stdout)
     assert (found["threads"], found["files"]) == (1, [])
     # Function calls are counted instead of time, which varies with the load: 600 take 0.07 ms.
-    assert found["calls"] < 1000
+    assert found["calls"] < 1100

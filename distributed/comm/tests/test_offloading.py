@@ -7,7 +7,7 @@ import pickle
 import sys
 import threading
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgpack
 import pytest
@@ -124,7 +124,7 @@ async def test_expensive_messages_are_converted_in_a_thread_if_allowed(
     message = await from_frames(frames, allow_offload=allow_offload)
     for thread in message["x"][0]:
         assert thread.startswith(OFFLOAD_THREAD_NAME) is allow_offload
-    frames = dumps({"x": to_serialize(MANY * 20), "y": ToPickle(ThreadTeller())})
+    frames = dumps({"x": to_serialize({"many": MANY * 20}), "y": ToPickle(ThreadTeller())})
     assert loads_is_expensive(frames)
     message = await from_frames(frames, deserialize=False)
     assert not message["y"][1].startswith(OFFLOAD_THREAD_NAME)
@@ -268,6 +268,45 @@ async def test_frames_that_inflate_to_much_are_inflated_in_a_thread(monkeypatch,
     assert threads == [here, here if inflated_here else f"{OFFLOAD_THREAD_NAME}_0"]
 
 
+#: Maps that the event loop would read in 0.4 s.
+NESTED_MAPS: list[Any] = [{1: {}}] * 200_000
+
+
+@pytest.mark.parametrize("deserialize", [True, False])
+@pytest.mark.parametrize("where", ["header", "pickled value", "msgpack", "msgpack in a list"])
+@gen_test()
+async def test_values_with_many_small_containers_are_read_in_a_thread(
+    monkeypatch, where, deserialize
+):
+    offloaded = []
+
+    async def counting(function, *args):
+        offloaded.append(function)
+        return await offload(function, *args)
+
+    monkeypatch.setattr(offloading, "offload", counting)
+    head, packed, *frames = dumps({"x": ToPickle(0) if "pickled" in where else to_serialize(b"")})
+    header = msgpack.unpackb(packed, strict_map_key=False)
+    if "msgpack" in where:
+        header = {"serializer": "msgpack", "num-sub-frames": 1}
+        frames = [msgpack.packb(NESTED_MAPS)]
+        if "list" in where:
+            header |= {"serializer": "dask", "is-collection": True, "type-serialized": "list"}
+            header |= {"sub-headers": [{"serializer": "msgpack"}], "frame-lengths": [1]}
+    else:
+        header["x"] = NESTED_MAPS
+    await from_frames([head, msgpack.packb(header), *frames], deserialize=deserialize)
+    # Without deserializing, frames are not read.
+    assert len(offloaded) == (deserialize or "msgpack" not in where)
+
+
+def test_a_header_with_many_small_containers_is_not_read_to_choose_a_thread():
+    head, header, frame = dumps({"x": to_serialize(b"")})
+    header = msgpack.packb({**msgpack.unpackb(header), "x": NESTED_MAPS})
+    assert reading_budget([head, header, frame]) > 0
+    assert reading_budget([head, header, bytes(20_000_000)]) == 0
+
+
 def test_dask_is_asked_for_the_size_of_other_objects(low_threshold, monkeypatch):
     message = {"x": [to_serialize(odd())]}
     monkeypatch.setitem(sys.modules, "dask.sizeof", SimpleNamespace(sizeof=lambda x: 20 * KIB))
@@ -317,7 +356,7 @@ def test_invalid_messages_are_not_expensive(low_threshold, header):
 @pytest.mark.parametrize("threshold", [None, False, 0])
 def test_offloading_can_be_switched_off(monkeypatch, threshold):
     monkeypatch.setattr(comm_utils, "OFFLOAD_THRESHOLD", threshold)
-    assert not dumps_is_expensive(to_serialize([0] * 1_000_000))
+    assert not dumps_is_expensive(to_serialize({"x": [0] * 1_000_000}))
     assert not loads_is_expensive(dumps(to_serialize("." * 20_000_000)))
 
 

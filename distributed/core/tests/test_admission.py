@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 import pytest
 
 from distributed.base import config
@@ -87,13 +91,22 @@ async def test_an_idle_connection_times_out_and_a_busy_one_does_not():
         await busy.close()
 
 
-@gen_test()
-async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_others_get_the_reason():
-    with config.set({"distributed.comm.max-connections": 1, "distributed.comm.max-refusals": 2}):
+@asynccontextmanager
+async def full_server(changes: dict[str, Any]) -> AsyncIterator[Server]:
+    """Run a server that has as many connections as it may have, with changes of its settings."""
+    with config.set({"distributed.comm.max-connections": 1, **changes}):
         server = Server({})
     async with server:
         await server.listen(TCP)
-        admitted = await connect(server.address)
+        only = await connect(server.address)
+        assert await send_recv(only, op="echo", data=1) == 1
+        yield server
+        await only.close()
+
+
+@gen_test()
+async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_others_get_the_reason():
+    async with full_server({"distributed.comm.max-refusals": 2}) as server:
         oldest, *others = [await connect(server.address) for _ in range(3)]
         with pytest.raises(CommClosedError):
             await oldest.read()
@@ -101,21 +114,14 @@ async def test_of_too_many_refused_connections_the_oldest_is_closed_and_the_othe
             with pytest.raises(OSError, match="max-connections"):
                 await send_recv(comm, op="echo", data=1)
             await comm.close()
-        await admitted.close()
 
 
 @gen_test()
 async def test_a_refused_connection_that_stays_silent_is_closed():
-    changes = {"distributed.comm.max-connections": 1, "distributed.comm.timeouts.refusal": "50ms"}
-    with config.set(changes):
-        server = Server({})
-    async with server:
-        await server.listen(TCP)
-        admitted = await connect(server.address)
+    async with full_server({"distributed.comm.timeouts.refusal": "50ms"}) as server:
         comm = await connect(server.address)
         with pytest.raises(CommClosedError):
             await comm.read()
-        await admitted.close()
 
 
 unpickled: list[int] = []
@@ -133,16 +139,11 @@ class Payload:
 @gen_test()
 async def test_the_request_of_a_refused_connection_is_not_unpickled():
     unpickled.clear()
-    with config.set({"distributed.comm.max-connections": 1}):
-        server = Server({})
-    async with server:
-        await server.listen(TCP)
-        admitted = await connect(server.address)
+    async with full_server({}) as server:
         comm = await connect(server.address)
         with pytest.raises(OSError, match="max-connections"):
             await send_recv(comm, op="echo", data=Payload())
         await comm.close()
-        await admitted.close()
     assert not unpickled
 
 

@@ -187,5 +187,5 @@ async def test_a_failed_connection_does_not_take_a_place():
 
 @pytest.mark.parametrize("limit", [0, -1, None, "many", True, float("nan")])
 def test_a_limit_that_makes_no_sense_is_an_error(limit):
-    with pytest.raises(ValueError, match="limit of an rpc"):
+    with pytest.raises(ValueError, match="limit must be a number from 1"):
         rpc("tcp://127.0.0.1:1", limit=limit)

@@ -34,6 +34,10 @@ class Key(NamedTuple):
     kind: Kind
 
 
+#: Minimum of timeouts and intervals for which 0 has no meaning, in seconds.  With shorter ones, a
+#: server would close each connection, or do nothing but tick.
+_SHORTEST = 0.001
+
 #: Maximum of ``timeouts.tcp``, in seconds: four days.  The kernel has 15 bits for the interval of
 #: keep-alive probes.
 _MAX_TCP_TIMEOUT = 4 * 86400
@@ -63,7 +67,7 @@ KEYS: Mapping[str, Key] = {
     # Whether to unpickle data from peers, which can run any code.
     "distributed.comm.allow-pickle": Key(True, Flag()),
     # Maximum size and number of frames of a received message; null: unlimited.
-    "distributed.comm.max-message-size": Key(None, Size(null=True, minimum=1)),
+    "distributed.comm.max-message-size": Key(None, Size(null=True, minimum=1000)),
     "distributed.comm.max-frames": Key(2**20, Whole(null=True, minimum=1)),
     # Maximum nesting of collections whose elements are serialized one by one; null: unlimited.
     "distributed.comm.max-depth": Key(512, Whole(null=True, minimum=1)),
@@ -87,11 +91,11 @@ KEYS: Mapping[str, Key] = {
     # Negative levels are faster than level 1; a negative number of threads means all CPUs.
     "distributed.comm.zstd.level": Key(3, Whole(minimum=-131_072, maximum=22)),
     "distributed.comm.zstd.threads": Key(0, Whole(minimum=-1, maximum=200)),
-    "distributed.comm.timeouts.connect": Key("30s", Duration(zero=False)),
+    "distributed.comm.timeouts.connect": Key("30s", Duration(minimum=_SHORTEST)),
     # Time to receive the peer's handshake; null: the value of connect.
-    "distributed.comm.timeouts.handshake": Key(None, Duration(null=True, zero=False)),
+    "distributed.comm.timeouts.handshake": Key(None, Duration(null=True, minimum=_SHORTEST)),
     # Time without a request before a server closes a connection; null: unlimited.
-    "distributed.comm.timeouts.idle": Key(None, Duration(null=True, zero=False)),
+    "distributed.comm.timeouts.idle": Key(None, Duration(null=True, minimum=_SHORTEST)),
     # Time to receive the request that the refusal of a connection answers.
     "distributed.comm.timeouts.refusal": Key("10s", Duration()),
     # Time that sent data may stay unacknowledged before the connection is closed; null: unlimited.
@@ -126,9 +130,9 @@ KEYS: Mapping[str, Key] = {
     "distributed.comm.batched.session-timeout": Key("1h", Duration(null=True)),
     # Time between ticks of the event loop, time without a tick that is logged as unresponsive, and
     # time between averages; null: none.
-    "distributed.admin.tick.interval": Key("20ms", Duration(null=True, zero=False)),
+    "distributed.admin.tick.interval": Key("20ms", Duration(null=True, minimum=_SHORTEST)),
     "distributed.admin.tick.limit": Key("3s", Duration(null=True)),
-    "distributed.admin.tick.cycle": Key("1s", Duration(null=True, zero=False)),
+    "distributed.admin.tick.cycle": Key("1s", Duration(null=True, minimum=_SHORTEST)),
     # Maximum number of characters of a remote error's text, and of its traceback; null: unlimited.
     "distributed.admin.max-error-length": Key(10_000, Size(null=True)),
     # Maximum number of characters of a peer's value that an error or a log line shows.
@@ -141,12 +145,14 @@ KEYS: Mapping[str, Key] = {
     # Time after which a server logs a request as slow; null: never.
     "distributed.admin.slow-call": Key(None, Duration(null=True)),
     # Time between samples, and their maximum number; null: none, and unlimited.
-    "distributed.admin.system-monitor.interval": Key("500ms", Duration(null=True, zero=False)),
+    "distributed.admin.system-monitor.interval": Key(
+        "500ms", Duration(null=True, minimum=_SHORTEST)
+    ),
     "distributed.admin.system-monitor.log-length": Key(7200, Whole(null=True, minimum=1)),
     "distributed.admin.system-monitor.disk": Key(True, Flag()),
     "distributed.admin.system-monitor.host-cpu": Key(False, Flag()),
     "distributed.admin.system-monitor.gil.enabled": Key(True, Flag()),
-    "distributed.admin.system-monitor.gil.interval": Key("1ms", Duration(zero=False)),
+    "distributed.admin.system-monitor.gil.interval": Key("1ms", Duration(minimum=1e-6)),
 }
 
 

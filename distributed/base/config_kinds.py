@@ -141,7 +141,8 @@ class Size(Kind):
         if value == "auto" and self.auto:
             return "auto"
         size = parse_bytes(value)
-        if size < 0:
+        # `parse_bytes` drops fractions: -0.5 would be 0, which may mean "unlimited".
+        if size < 0 or str(value).strip().startswith("-"):
             raise ValueError("it is negative")
         if not self.minimum <= size <= _MAX:
             raise ValueError("it is out of range")
@@ -152,21 +153,20 @@ class Size(Kind):
 class Duration(Kind):
     """A duration such as "30s"."""
 
-    #: Whether 0 is allowed.
-    zero: bool = True
-    #: Maximum, in seconds.
+    #: Minimum and maximum, in seconds.
+    minimum: float = 0
     maximum: float = _MAX_SECONDS
 
     example: ClassVar[str] = "30s"
 
     def _allowed(self) -> str:
-        text = "a duration" + ("" if self.zero else " above 0")
+        text = "a duration" + (f" of at least {self.minimum:g} s" if self.minimum else "")
         return text if self.maximum == _MAX_SECONDS else f"{text} of at most {self.maximum:g} s"
 
     def _read(self, value: Any) -> float:
         seconds = parse_timedelta(value)
-        if not seconds and not self.zero:
-            raise ValueError("it is 0")
+        if seconds < self.minimum:
+            raise ValueError(f"it is shorter than {self.minimum:g} s")
         if seconds > self.maximum:
             raise ValueError(f"it is longer than {self.maximum:g} s")
         return float(seconds) if not isinstance(seconds, int) else seconds

@@ -233,5 +233,13 @@ def flush() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_guard.forget)
 
+
+def _flush_at_exit() -> None:
+    # A program, or its test runner, may have closed the streams of its handlers.  `logging` ignores
+    # that, too, when it closes the handlers at exit.
+    logging.raiseExceptions = False
+    flush()
+
+
 # Before the handlers are closed, since `logging` registered its own function earlier.
-atexit.register(flush)
+atexit.register(_flush_at_exit)

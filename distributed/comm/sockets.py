@@ -195,6 +195,9 @@ def _is_ipv4(host: str) -> bool:
         socket.inet_pton(socket.AF_INET, host)
     except OSError:
         return False
+    except ValueError as exc:
+        # A null character, at which the system would end the name.
+        raise ValueError(f"{host!r} cannot be the name of a host: {exc}") from exc
     return True
 
 

@@ -132,8 +132,13 @@ def _compact(array: Any) -> Any:
             return array
         if array.type.id in (pyarrow.string_view().id, pyarrow.binary_view().id):
             return _compact_views(array, total)
-        used = array.nbytes
-        return pyarrow.concat_arrays([array]) if _wastes(total, used) else array
+        if not _wastes(total, array.nbytes):
+            return array
+        copied = pyarrow.concat_arrays([array])
+        if _wastes(copied.get_total_buffer_size(), copied.nbytes):
+            # The children of a dense union are copied as a whole, unless elements are picked.
+            copied = array.take(pyarrow.array(range(len(array)), pyarrow.int64()))
+        return copied
     except pyarrow.ArrowNotImplementedError:
         # A type of elements that Arrow does not copy yet.
         return array

@@ -53,7 +53,7 @@ TOO_SMALL = {
     "distributed.comm.keepalive.timeout": 0,
     "distributed.comm.max-connections": 0,
     "distributed.comm.max-connections-per-host": 0,
-    "distributed.comm.max-message-size": 0,
+    "distributed.comm.max-message-size": 10,
     "distributed.comm.max-frames": 0,
     "distributed.comm.max-handshake-size": "100 B",
     "distributed.comm.shard": 0,
@@ -62,9 +62,22 @@ TOO_SMALL = {
     "distributed.comm.timeouts.tcp": "5 days",
 }
 
+#: Durations that are not 0, with which a server would close each connection or only tick.
+TOO_SHORT = {
+    "distributed.comm.timeouts.connect": "1ns",
+    "distributed.comm.timeouts.handshake": 1e-9,
+    "distributed.comm.timeouts.idle": "1us",
+    "distributed.admin.tick.interval": 5e-324,
+    "distributed.admin.tick.cycle": "10us",
+    "distributed.admin.system-monitor.interval": 5e-324,
+}
+
 CASES = [
     *((key, value) for key in KEYS for value in bad_values(key)),
     *TOO_SMALL.items(),
+    *TOO_SHORT.items(),
+    *((key, -0.5) for key, entry in KEYS.items() if isinstance(entry.kind, Size)),
+    ("distributed.comm.offload", "-0.2kB"),
     ("distributed.comm.tls.min-version", "1.2"),
     ("distributed.comm.tls.max-version", 1.1),
     ("distributed.comm.require-encryption", "no"),

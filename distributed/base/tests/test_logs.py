@@ -11,6 +11,7 @@ import weakref
 import pytest
 
 from distributed.base import config, logs
+from distributed.tests.environments import run_here
 from distributed.utils_test import captured_logger, gen_test
 
 NAME = "distributed.test.logs"
@@ -158,6 +159,22 @@ def test_a_forked_process_logs_although_a_thread_was_logging():
             report("from the child")
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_counts_are_logged_at_exit_and_a_closed_stream_is_not_an_error():
+    result = run_here("""
+        import io, logging, sys
+        from distributed.base.logs import get_logger
+        logger = get_logger("distributed.test")
+        closed = io.StringIO()
+        logger.addHandler(logging.StreamHandler(closed))
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        for _ in range(3):
+            logger.warning("again")
+        closed.close()
+    """)
+    assert result.stdout.splitlines() == ["again", "… repeated 2 times: again"]
+    assert result.stderr == ""
 
 
 def test_a_logger_has_one_filter_however_often_it_is_requested():

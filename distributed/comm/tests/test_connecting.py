@@ -246,10 +246,12 @@ async def test_connections_to_one_name_at_the_same_time_share_a_lookup(names):
     assert lookups == 1
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "ws"])
+@pytest.mark.parametrize("host", [f"{'a' * 70}.example.org", "a..b", "a\0b"])
 @gen_test()
-async def test_a_host_name_that_cannot_exist_is_a_value_error_at_once():
+async def test_a_host_name_that_cannot_exist_is_a_value_error_at_once(scheme, host):
     with pytest.raises(ValueError, match="cannot be the name of a host"):
-        await connect(f"tcp://{'a' * 70}.example.org:1", timeout=30)
+        await connect(f"{scheme}://{host}:1", timeout=30)
 
 
 # Slow peers

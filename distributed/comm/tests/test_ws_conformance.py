@@ -8,6 +8,8 @@ that only ask how early invalid text is noticed (6.4).
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -72,14 +74,23 @@ async def run_client(port: int, path: str) -> list[str | bytes]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def runtime() -> None:
-    """Start the threads of kosoku, which last as long as the process."""
+def runtime() -> Iterator[None]:
+    """Start the threads of kosoku, which last as long as the process; remove its stand-ins later.
+
+    It puts modules of its own in the place of ``pkg_resources`` and ``autobahn``.
+    """
+    paths = sys.path[:]
 
     async def start() -> None:
         async with kosoku.run_fuzzingserver(["1.1.1"], port=0):
             pass
 
     asyncio.run(start())
+    yield
+    sys.path[:] = paths
+    for name, module in list(sys.modules.items()):
+        if "kosoku/shim" in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
 
 
 def failures(results: list[Any]) -> list[str]:

@@ -33,6 +33,10 @@ def _arrow_arrays(pa):
     yield pa.array([{"a": 1, "b": "x"}] * N)
     yield pa.array([[("a", 1)]] * N, pa.map_(pa.string(), pa.int64()))
     yield pa.array([[1, 2]] * N, pa.list_(pa.int64(), 2))
+    kinds, positions = pa.array([0, 1] * (N // 2), pa.int8()), pa.array(range(N), pa.int32())
+    union = pa.UnionArray.from_dense(kinds, positions, [pa.array(range(N)), pa.array(texts)])
+    yield union
+    yield pa.StructArray.from_arrays([union], names=["a"])
     if hasattr(pa, "string_view"):
         yield pa.array(texts, pa.string_view())
         yield pa.array([text.encode() for text in texts], pa.binary_view())

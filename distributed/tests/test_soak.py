@@ -140,7 +140,7 @@ async def test_thousands_of_connections_of_a_pool_leak_nothing(listen_at):
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-FLAT = {"memory": 50 * MB, "descriptors": 9, "tasks": 2, "objects": 40_000}
+FLAT = {"memory": 50 * MB, "descriptors": 9, "tasks": 2, "blocks": 200_000}
 
 
 def rounds_with(side, **growing):
@@ -167,7 +167,7 @@ async def test_a_short_run_of_make_soak(capsys):
 @pytest.mark.parametrize("side", ["server", "client"])
 @pytest.mark.parametrize("kind", FLAT)
 def test_the_soak_run_fails_if_something_grows_in_each_round(side, kind):
-    step = {"memory": 2 * MB, "descriptors": 1, "tasks": 1, "objects": 500}[kind]
+    step = {"memory": 10 * MB, "descriptors": 1, "tasks": 1, "blocks": 1_000}[kind]
     (failure,) = soak.growths(rounds_with(side, **{kind: step}))
     assert failure.startswith(f"{kind} of the {side} grew from ")
     assert soak.growths(rounds_with(side)) == []

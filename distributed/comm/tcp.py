@@ -390,8 +390,10 @@ class BaseTCPListener(StreamListener):
     @property
     def contact_address(self) -> str:
         host, port = self.get_host_port()
-        # Without a host, the listener is bound for both versions of IP.
-        host = ensure_concrete_host(host if self.ip else "", default_host=self.default_host)
+        if not self.ip and is_unspecified(host):
+            # It is bound for both versions of IP.
+            host = ""
+        host = ensure_concrete_host(host, default_host=self.default_host)
         return self.prefix + unparse_host_port(host, port) + self.path
 
 

@@ -318,6 +318,8 @@ def _parses_much(frames: Sequence[Any], work: int, threshold: int) -> bool:
     for _ in range(_EXAMINED_HEADERS):
         if position >= total or work > threshold:
             break
+        if len(frames[position]) >= LARGE_HEAD:
+            return True
         try:
             header = unpack(frames[position])
             stop = position + 1 + header["num-sub-frames"]

@@ -15,11 +15,12 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check -qq
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+SOAK_ARGS ?=
 QUICK ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dask test test-minimum check lint types contracts format docs pytest fuzz bench clean python-is-new-enough
+.PHONY: help demo dask test test-minimum check lint types contracts format docs pytest fuzz soak bench clean python-is-new-enough
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -27,6 +28,7 @@ help:  ## list the targets
 	@echo
 	@echo '  PYTHON=...      the interpreter for new environments (default: python3; 3.11 or newer)'
 	@echo '  PYTEST_ARGS=... arguments for pytest, such as PYTEST_ARGS="-k handshake -x"'
+	@echo '  SOAK_ARGS=...   arguments for the soak test, such as SOAK_ARGS="--calls 20000 --address unix://"'
 	@echo '  QUICK=1         measure for a few minutes only'
 	@echo '  BENCH_ARGS=...  arguments for the benchmarks, such as BENCH_ARGS="--only sequential --contestants ours,original"'
 
@@ -67,6 +69,9 @@ pytest: $(VENV)/.made
 fuzz: $(VENV)/.made  ## search for messages that break the protocol, until interrupted (FUZZ_ARGS for libFuzzer)
 	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m distributed.protocol.tests.fuzzing $(FUZZ_ARGS)
+
+soak: $(VENV)/.made  ## make 300,000 calls beside hostile peers (3 minutes); fail if an answer is wrong or memory grows
+	@$(BIN)/python -m distributed.tests.soak $(SOAK_ARGS)
 
 bench: $(VENV)/.made  ## measure this project, the original, similar libraries and the limits of the machine
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)

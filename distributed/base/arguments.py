@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from distributed.base.quantities import parse_timedelta
 
@@ -16,7 +17,15 @@ __all__ = [
     "nearest",
     "unexpected_keyword",
     "unexpected_keyword_of",
+    "warn_of_guessable",
 ]
+
+#: Minimum number of characters of a token that is used without a warning.  A random token then has
+#: at least 60 bits, and cannot be guessed.
+MIN_TOKEN_LENGTH: Final = 16
+
+#: The tokens of which this process has warned.
+_warned_of: set[str | bytes] = set()
 
 
 def _plain(name: object) -> str:
@@ -137,3 +146,25 @@ def check_limit(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} must be a number from 1, as a maximum of connections, not {value!r}"
         )
+
+
+def warn_of_guessable(token: str | bytes, origin: str = "", *, stacklevel: int) -> None:
+    """Warn of a token that can be guessed, once for each token.
+
+    Parameters
+    ----------
+    token
+        The token.  The warning does not show it.
+    origin
+        Where it comes from, for the warning.
+    stacklevel
+        As for :func:`warnings.warn`, if that was called in the place of this function.
+    """
+    if len(token) >= MIN_TOKEN_LENGTH or token in _warned_of:
+        return
+    _warned_of.add(token)
+    warnings.warn(
+        f"a token of {len(token)} characters{origin} can be guessed; use at least "
+        f"{MIN_TOKEN_LENGTH} at random, such as secrets.token_urlsafe(32)",
+        stacklevel=stacklevel + 1,
+    )

@@ -13,11 +13,23 @@ import socket
 import struct
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["ensure_ip", "get_ip", "get_ip_interface", "get_ipv6", "host_of", "name_of_host"]
+__all__ = [
+    "ensure_ip",
+    "get_ip",
+    "get_ip_interface",
+    "get_ip_of_either_version",
+    "get_ipv6",
+    "host_of",
+    "name_of_host",
+]
+
+#: Arguments of `_outgoing_ip`: hosts outside of any local network.
+_IPV4_ROUTE = "8.8.8.8", 80, socket.AF_INET
+_IPV6_ROUTE = "2001:4860:4860::8888", 80, socket.AF_INET6
 
 
 @lru_cache
@@ -86,12 +98,27 @@ def get_ipv6(host: str = "2001:4860:4860::8888", port: int = 80) -> str:
     return address
 
 
+def get_ip_of_either_version() -> str:
+    """Return the local address on the route to other hosts; IPv4 if this host has it, else IPv6.
+
+    On a host without a route of either version, return an IPv6 address if it has no other one, and
+    the result of :func:`get_ip` otherwise.
+    """
+    address, reason = _outgoing_ip(*_IPV4_ROUTE)
+    if not reason and not ipaddress.ip_address(address).is_loopback:
+        return address
+    address, reason = _outgoing_ip(*_IPV6_ROUTE)
+    if not reason and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return address
+    return _only_ipv6() or get_ip()
+
+
 def name_of_host() -> str:
     """Return the IPv4 address that names this host in addresses, such as those of ``inproc``.
 
     It is that of :func:`get_ip`, without a warning: no peer connects to it.
     """
-    return _outgoing_ip("8.8.8.8", 80, socket.AF_INET)[0]
+    return _outgoing_ip(*_IPV4_ROUTE)[0]
 
 
 def host_of(address: tuple[Any, ...]) -> str:
@@ -119,19 +146,33 @@ def _has_network() -> bool:
     """Return whether an interface other than loopback has an address, or this is not known."""
     if sys.platform != "linux":
         return True
-    names = [name for _, name in socket.if_nameindex()]
-    return any(_is_network(name) for name in names)
+    return any(_addresses_of_interfaces())
 
 
-def _is_network(ifname: str) -> bool:
-    try:
-        found = [_ipv4_from_kernel(ifname), _ipv6_from_kernel(ifname)]
-    except OSError:
-        # The interface has disappeared.
-        return False
-    return any(
-        not ipaddress.ip_address(address).is_loopback for address in found if address is not None
-    )
+def _only_ipv6() -> str | None:
+    """Return an IPv6 address of this host if it has one and no IPv4 address, apart from loopback.
+
+    The result is None if this is not known.
+    """
+    if sys.platform != "linux":
+        return None
+    found = list(_addresses_of_interfaces())
+    if not all(":" in address for address in found):
+        return None
+    return _preferred(found)
+
+
+def _addresses_of_interfaces() -> Iterator[str]:
+    """Yield the addresses of the interfaces of this host (Linux), apart from loopback."""
+    for _, ifname in socket.if_nameindex():
+        try:
+            found = [_ipv4_from_kernel(ifname), _ipv6_from_kernel(ifname)]
+        except OSError:
+            # The interface has disappeared.
+            continue
+        for address in found:
+            if address is not None and not ipaddress.ip_address(address).is_loopback:
+                yield str(_scoped(address, ifname))
 
 
 def _ipv4_from_kernel(ifname: str) -> str | None:
@@ -166,7 +207,7 @@ def _ipv6_from_kernel(ifname: str) -> str | None:
 
 def _preferred(addresses: Iterable[str]) -> str | None:
     """Return an address that is not link-local, else any, else None."""
-    found = sorted(addresses, key=lambda address: ipaddress.ip_address(address).is_link_local)
+    found = sorted(addresses, key=lambda address: address.startswith("fe80:"))
     return found[0] if found else None
 
 

@@ -15,7 +15,13 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from distributed.base import config
-from distributed.base.host_addresses import get_ip, get_ip_interface, get_ipv6, host_of
+from distributed.base.host_addresses import (
+    get_ip,
+    get_ip_interface,
+    get_ip_of_either_version,
+    get_ipv6,
+    host_of,
+)
 from distributed.base.text import shown, shown_repr
 from distributed.comm.registry import get_backend
 
@@ -497,7 +503,7 @@ def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
         A host name or an IP address; empty, ``"0.0.0.0"`` and ``"::"`` mean every interface.
     default_host
         The result for those; by default the address from which this host connects to others, of
-        the same IP version.
+        the same IP version.  If *host* is empty, it is an IPv4 address if this host has one.
 
     Examples
     --------
@@ -508,7 +514,11 @@ def ensure_concrete_host(host: str, default_host: str | None = None) -> str:
     """
     if not is_unspecified(host):
         return host
-    return default_host or (get_ipv6() if ":" in host else get_ip())
+    if default_host:
+        return default_host
+    if not host:
+        return get_ip_of_either_version()
+    return get_ipv6() if ":" in host else get_ip()
 
 
 def is_unspecified(host: str) -> bool:

@@ -28,6 +28,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
+from distributed.base.arguments import warn_of_guessable
 from distributed.comm.settings import check_configuration
 
 #: Size of a nonce, in bytes.
@@ -71,8 +72,9 @@ def configured_token() -> str | None:
             raise type(exc)(exc.errno, what, path) from exc
         except UnicodeDecodeError as exc:
             raise ValueError(f"the token of {key!r}, in the file {path!r}, is not text") from exc
-    if not token:
+    if not token.strip():
         raise ValueError(f"the token of {key!r}, in the file {path!r}, must not be empty")
+    warn_of_guessable(token, f" ({key!r})", stacklevel=4)
     return token
 
 
@@ -88,8 +90,9 @@ def choose_token(given: str | bytes | None) -> str | bytes | None:
         return configured_token()
     if not isinstance(given, str | bytes):
         raise TypeError(f"a token is text or bytes, not {type(given).__name__}")
-    if not given:
+    if not given.strip():
         raise ValueError("a token must not be empty: every peer would know it")
+    warn_of_guessable(given, stacklevel=3)
     return given
 
 

@@ -20,7 +20,14 @@ from tornado.iostream import StreamClosedError
 from distributed.base.event_loop import offload
 from distributed.base.text import shown
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.offloading import LARGE_HEAD, ExpensiveMessageError, reading_budget, weigh
+from distributed.comm.offloading import (
+    LARGE_BYTES,
+    LARGE_HEAD,
+    ExpensiveMessageError,
+    pack_bytes,
+    reading_budget,
+    weigh,
+)
 from distributed.comm.settings import CommSettings, settings
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.exceptions import DeserializationError, FramingError, MessageError
@@ -226,6 +233,8 @@ class FramedComm(Comm):
             raise CommClosedError(f"cannot write: {self!r}")
         mode: Any = "message" if on_error is None else on_error
         context = self._context
+        if type(msg) is bytes and len(msg) >= LARGE_BYTES and self.allow_offload:
+            return await self._write_frames([await pack_bytes(msg)])
         try:
             frames = dumps(
                 msg, serializers, mode, context, self._shard, weigh if self.allow_offload else None

@@ -23,10 +23,13 @@ from distributed.protocol.unpacking import count_containers, unpack
 from distributed.protocol.wrappers import Serialize, ToPickle
 
 __all__ = [
+    "LARGE_BYTES",
+    "LARGE_HEAD",
     "OFFLOAD_THRESHOLD",
     "ExpensiveMessageError",
     "from_frames",
     "loads_is_expensive",
+    "pack_bytes",
     "reading_budget",
     "to_frames",
     "weigh",
@@ -52,6 +55,8 @@ _BYTES_PER_INFLATED_BYTE: Final = 8
 _BYTES_PER_CONTAINER: Final = 512
 #: Minimum size (bytes) of a head whose maps and arrays are counted.
 LARGE_HEAD: Final = 2**16
+#: Minimum size of bytes that are copied in a thread if they are a whole message, such as an answer.
+LARGE_BYTES: Final = 10 * 2**20
 #: Maximum number of frames of a message that is read in the event loop.
 _MANY_FRAMES: Final = 4096
 
@@ -135,6 +140,24 @@ async def from_frames(
     except UnfinishedMessageError as exc:
         finish = exc.finish
     return await offload(finish)
+
+
+async def pack_bytes(data: bytes) -> bytes:
+    """Return the frame of a message that is *data*, made in a thread that releases the GIL.
+
+    The frame is that of `dumps`.  msgpack copies bytes several times, and holds the GIL meanwhile:
+    for 1 GB, that takes seconds.
+    """
+    return await offload(_packed, data) if _offload_threshold() else _packed(data)
+
+
+def _packed(data: bytes) -> bytes:
+    if not 2**16 <= len(data) < 2**32:
+        # Few bytes, or the error of msgpack.
+        packed: bytes = dumps(data)[0]
+        return packed
+    # The format "bin 32".
+    return b"".join((b"\xc6" + len(data).to_bytes(4, "big"), data))
 
 
 class ExpensiveMessageError(Exception):

@@ -390,6 +390,9 @@ class BaseTCPListener(StreamListener):
     @property
     def contact_address(self) -> str:
         host, port = self.get_host_port()
+        if not self.ip and is_unspecified(host):
+            # It is bound for both versions of IP.
+            host = ""
         host = ensure_concrete_host(host, default_host=self.default_host)
         return self.prefix + unparse_host_port(host, port) + self.path
 

@@ -36,6 +36,7 @@ from distributed.base.text import shown
 from distributed.comm.control import Controls, control_content
 from distributed.comm.settings import settings
 from distributed.comm.tls import explain, is_final, speaks_tls
+from distributed.comm.websocket_pings import Turns, turns_of_loop
 from distributed.comm.websocket_rules import (
     FINAL_CLOSE_CODES,
     TOO_BIG,
@@ -288,8 +289,8 @@ class Protocol(WebSocketProtocol13):
 
     #: Set by `adopt`.
     inbox: Inbox
-    #: Runs while the websocket is open, if pings are configured.
-    _ping_timer: asyncio.TimerHandle | None = None
+    #: Sends the pings, if they are configured.
+    _pings: Turns | None = None
     #: The opcode and the received part of a fragmented message, if one has begun.
     _begun: tuple[int, bytearray] | None = None
     #: Closes the stream; set once the peer has violated the protocol.
@@ -304,24 +305,17 @@ class Protocol(WebSocketProtocol13):
     def limit(self, limit: int | None) -> None:
         self.params.max_message_size = sys.maxsize if limit is None else limit
 
-    # Pings keep proxies from closing an idle connection.  Unlike Tornado's, they do not expect an
-    # answer: a peer that is busy or does not read sends none, although it is still connected.  The
-    # kernel detects a dead peer, as on any TCP connection: it does not acknowledge the pings.
     def start_pinging(self) -> None:
         interval = settings().tcp_timeout
         if interval:
-            self._schedule_ping(interval / 2)
+            self._pings = turns_of_loop(interval / 2)
+            self._pings.add(self)
 
-    def _schedule_ping(self, interval: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._ping_timer = loop.call_later(interval, self._ping, interval)
+    def bytes_sent(self) -> int | None:
+        return None if self.stream.writing() else self._wire_bytes_out
 
-    def _ping(self, interval: float) -> None:
-        if not self.is_closing():
-            # Data that waits to be sent keeps the connection busy as well as a ping.
-            if not self.stream.writing():
-                self.write_ping(b"")
-            self._schedule_ping(interval)
+    def send_ping(self) -> None:
+        self.write_ping(b"")
 
     # Receiving
 
@@ -432,8 +426,8 @@ class Protocol(WebSocketProtocol13):
             self.stream.close()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
+        if self._pings is not None:
+            self._pings.discard(self)
         super().close(code, reason)
         if self._linger_timer is not None and self.stream.closed():
             self._linger_timer.cancel()

@@ -79,6 +79,9 @@ _BYTES_PER_CONTAINER = 64
 # The keys of maps that stand for other values.
 _MARKERS = re.compile(rb"__(?:Serialized|Pickled|Set|Enum)__")
 
+#: Minimum size (bytes) of a header that counts towards the budget.
+_LARGE_HEADER = 2**16
+
 #: Maximum size (bytes) of a message that is searched for markers.  A larger one may consist of one
 #: long text or bytes object; searching that takes longer than a look at each map.
 _MAX_SEARCHED_SIZE = 4096
@@ -287,7 +290,7 @@ class _MessageReader:
             If reading the values takes longer than the budget allows.
         """
         try:
-            return unpack(self._frames[0], self.decode, self._restart)
+            return unpack(self._frames[0], self.decode, self._restart, self._policy)
         except _BudgetExceededError:
             pass
         except Exception as e:
@@ -402,8 +405,11 @@ class _MessageReader:
                 f"but the first {self._next} are taken"
             )
         packed = self._frames[index]
-        if self._budget is not None and (containers := header_containers(packed)):
-            self._take(containers * _BYTES_PER_CONTAINER)
+        if self._budget is not None:
+            if len(packed) >= _LARGE_HEADER:
+                self._take(len(packed))
+            if containers := header_containers(packed):
+                self._take(containers * _BYTES_PER_CONTAINER)
         header = read_header(packed)
         count = header.get("num-sub-frames")
         if type(count) is not int or not 0 <= count < len(self._frames) - index:
@@ -529,19 +535,21 @@ def loads(
         raise MessageError("a message of no frames")
     head = frames[0]
     if len(head) <= _MAX_SEARCHED_SIZE and _MARKERS.search(head) is None:
-        return _unpack_plain(head, None)
+        return _unpack_plain(head, None, policy)
     if len(frames) == 1:
         # There is no frame to refer to, so a map that looks like a reference is an ordinary map.
-        return _unpack_plain(head, msgpack_decode_default)
+        return _unpack_plain(head, msgpack_decode_default, policy)
     return _MessageReader(frames, deserialize, deserializers, policy, budget).read()
 
 
-def _unpack_plain(head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None) -> Any:
+def _unpack_plain(
+    head: Buffer, hook: Callable[[dict[Any, Any]], Any] | None, policy: LoadPolicy | None
+) -> Any:
     try:
         if len(head) <= MAX_UNCHECKED:
             # The usual case, without the call of a function.
             return msgpack.unpackb(head, object_hook=hook, use_list=False, strict_map_key=False)
-        return unpack(head, hook)
+        return unpack(head, hook, policy=policy)
     except _PLAIN_ERRORS:
         raise
     except Exception as e:

@@ -54,9 +54,9 @@ class LoadPolicy(NamedTuple):
         Maximum nesting of collections that are serialized element by element
         (``distributed.comm.max-depth``).
     max_inflated_size
-        Maximum size (bytes) of all compressed frames of a message together, once inflated
-        (``distributed.comm.max-inflated-size``).  "auto" stands for `AUTO_SIZE`, or `AUTO_RATIO`
-        times the bytes received if that is more.
+        Maximum size (bytes) of all compressed frames of a message together, once inflated, and of
+        its maps and arrays in memory (``distributed.comm.max-inflated-size``).  "auto" stands for
+        `AUTO_SIZE`, or `AUTO_RATIO` times the bytes received if that is more.
     """
 
     allow_pickle: bool = True

@@ -13,12 +13,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from itertools import chain, repeat
+from operator import length_hint
+from typing import Any, Final, NoReturn
 
 import msgpack
 
 from distributed.protocol.collisions import make_dict
 from distributed.protocol.exceptions import ProtocolError
+from distributed.protocol.limits import LoadPolicy, reading
 
 __all__ = ["MAX_UNCHECKED", "count_containers", "unpack"]
 
@@ -29,6 +32,9 @@ MAX_UNCHECKED: Final = 4096
 _MIN_STEPPED: Final = 2**20
 #: Number of bytes per step; 64 KiB of small containers take about 10 ms.
 _STEP: Final = 2**16
+#: Maximum number of bytes of memory for a small map, and for an array without its elements.
+_BYTES_PER_MAP: Final = 240
+_BYTES_PER_ARRAY: Final = 64
 #: The type codes of text, bytes and maps whose size has 32 bits.
 _LONG: Final = frozenset(b"\xc6\xdb")
 
@@ -37,13 +43,23 @@ _SAMPLES: Final = 2048
 #: All bytes except those with which a map or an array begins in msgpack.
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
 
+#: Number of windows of msgpack that are examined to estimate the memory of its maps and arrays, and
+#: their size in bytes.
+_WINDOWS: Final = 1024
+_WINDOW: Final = 32
+
 Hook = Callable[[dict[Any, Any]], Any]
 
 # Without its C extension, msgpack begins again with each step.
 _CAN_STEP: Final = msgpack.Unpacker.__module__ == "msgpack._cmsgpack"
 
 
-def unpack(packed: Any, hook: Hook | None = None, restart: Callable[[], None] | None = None) -> Any:
+def unpack(
+    packed: Any,
+    hook: Hook | None = None,
+    restart: Callable[[], None] | None = None,
+    policy: LoadPolicy | None = None,
+) -> Any:
     """Read an object from msgpack; arrays become tuples.
 
     Parameters
@@ -55,11 +71,16 @@ def unpack(packed: Any, hook: Hook | None = None, restart: Callable[[], None] | 
     restart
         Called before the msgpack is read again from its beginning: then *hook* will get maps that
         it has already seen.
+    policy
+        The limits of the message, if *packed* is its first frame; by default, those of the message
+        that is being read.
 
     Raises
     ------
     MessageError
         If too many keys of a map have the same hash.
+    CompressionError
+        If the maps and arrays need more memory than `LoadPolicy.max_inflated_size`.
     Exception
         msgpack raises several types of error for invalid data.
 
@@ -72,6 +93,7 @@ def unpack(packed: Any, hook: Hook | None = None, restart: Callable[[], None] | 
         return msgpack.unpackb(packed, object_hook=hook, use_list=False, strict_map_key=False)
     read = msgpack.unpackb
     if len(packed) >= _MIN_STEPPED and _CAN_STEP:
+        _check_memory(packed, policy)
         read = partial(_unpack_in_steps, restart)
     try:
         return read(packed, object_hook=hook, use_list=False, strict_map_key=True)
@@ -105,6 +127,55 @@ def count_containers(packed: Any) -> int:
     # The second sample is for data whose period divides the first step.
     sample = bytes(packed[start::step]) + bytes(packed[start :: step + 1])
     return len(sample.translate(None, _NO_CONTAINERS)) * step // 2
+
+
+def _containers(packed: Any) -> int:
+    """Return an estimate of the number of maps and arrays in *packed*, mostly an upper bound.
+
+    Text and bytes may look like maps and arrays.  The windows are at random places, so a sender
+    cannot arrange its message around them.
+    """
+    stratum = len(packed) // _WINDOWS
+    sample = bytearray()
+    for start in range(0, stratum * _WINDOWS, stratum):
+        start += random.randrange(stratum - _WINDOW)
+        sample += packed[start : start + _WINDOW]
+    found = len(sample.translate(None, _NO_CONTAINERS))
+    return found * len(packed) // len(sample)
+
+
+def _check_memory(packed: Any, policy: LoadPolicy | None) -> None:
+    """Raise an error if the maps and arrays in *packed* need more memory than a message may take.
+
+    Raises
+    ------
+    CompressionError
+        See `unpack`.
+    """
+    with reading(policy, len(packed)) as message:
+        room = message.room
+        # The estimate may be a few percent too low.
+        if room is None or 1.25 * _containers(packed) * _BYTES_PER_MAP <= room:
+            return
+        # Read it with maps and arrays replaced by None, so that few exist at a time.  Hooks count
+        # in C: next(numbers, default) returns None until `refuse` raises the error.
+        what = f"the maps and arrays in {len(packed):,} bytes of msgpack take too much memory"
+
+        def refuse() -> NoReturn:
+            raise message.no_room(what)
+
+        maps = repeat(None, room // _BYTES_PER_MAP)
+        arrays = repeat(None, room // _BYTES_PER_ARRAY)
+        _unpack_in_steps(
+            None,
+            packed,
+            object_hook=partial(next, chain(maps, iter(refuse, None))),
+            list_hook=partial(next, chain(arrays, iter(refuse, None))),
+            strict_map_key=False,
+        )
+        left = length_hint(maps) * _BYTES_PER_MAP + length_hint(arrays) * _BYTES_PER_ARRAY
+        if left < room:
+            raise message.no_room(what)
 
 
 def _unpack_in_steps(restart: Callable[[], None] | None, packed: Any, **options: Any) -> Any:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import html
 import os
 import ssl
-import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from distributed.base import config
-from distributed.base.arguments import check_flag, did_you_mean
+from distributed.base.arguments import check_flag, did_you_mean, warn_of_guessable
 from distributed.security.certificates import load_authority, load_identity, make_certificate, shown
 
 __all__ = ["Security"]
@@ -26,10 +25,6 @@ _ROLES: Final = ("client", "scheduler", "worker")
 #: The roles in which an object without a role of its own listens and connects, by preference.
 _ROLES_TO_LISTEN: Final = ("scheduler", "worker", "client")
 _ROLES_TO_CONNECT: Final = ("client", "worker", "scheduler")
-
-#: Minimum number of characters of a token that is used without a warning.  A random token then has
-#: at least 60 bits, and cannot be guessed.
-MIN_TOKEN_LENGTH: Final = 16
 
 _VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, None)
 _CONFIGURED_VERSIONS: Final = dict(zip((1.2, 1.3, None), _VERSIONS, strict=True))
@@ -316,12 +311,7 @@ def _token(token: Any) -> str | bytes | None:
         raise TypeError(f"token must be text or bytes, not {type(token).__name__}")
     if not token.strip():
         raise ValueError("token must not be empty: every peer would know it")
-    if len(token) < MIN_TOKEN_LENGTH:
-        warnings.warn(
-            f"a token of {len(token)} characters can be guessed; use at least {MIN_TOKEN_LENGTH} "
-            "at random, such as secrets.token_urlsafe(32)",
-            stacklevel=3,
-        )
+    warn_of_guessable(token, stacklevel=3)
     return token
 
 

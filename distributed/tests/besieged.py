@@ -50,6 +50,9 @@ LASTING = 6 * MB
 #: With this, the C library maps each large block separately, and so returns it to the kernel.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
+#: The name of this module, as a program.
+MODULE = "distributed.tests.besieged"
+
 #: The address from which attackers connect; honest clients have another one.
 ATTACKERS = "127.0.0.2"
 
@@ -57,7 +60,7 @@ ATTACKERS = "127.0.0.2"
 # The server's process
 
 
-async def _chunks(comm: Comm, count: int, size: int) -> Status:
+async def chunks(comm: Comm, count: int, size: int) -> Status:
     chunk = b"x" * size
     for _ in range(count):
         await comm.write(to_serialize(chunk))
@@ -82,13 +85,13 @@ async def _ignore(comm: Comm) -> None:
     await asyncio.Event().wait()
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Return unused memory to the kernel."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _blob(size: int) -> Any:
+def blob(size: int) -> Any:
     return to_serialize(b"x" * size)
 
 
@@ -101,7 +104,7 @@ def _tls_args(role: str, address: str) -> dict[str, Any]:
     return security.get_connection_args(role)
 
 
-async def _end_of_input() -> None:
+async def end_of_input() -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), ended.set)
@@ -109,7 +112,7 @@ async def _end_of_input() -> None:
     loop.remove_reader(sys.stdin.fileno())
 
 
-def _report(**what: Any) -> None:
+def report(**what: Any) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -118,20 +121,20 @@ async def _serve(address: str) -> None:
     logging.basicConfig(level=logging.INFO)
     server = Server(
         {
-            "blob": _blob,
+            "blob": blob,
             "block": _block,
-            "chunks": _chunks,
+            "chunks": chunks,
             "first": _first,
             "ignore": _ignore,
             "wait": _wait,
         },
         stream_handlers={"note": lambda x=None: None},
     )
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _give_memory_back)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, give_memory_back)
     async with server:
         await server.listen(address, **_tls_args("scheduler", address))
-        _report(address=server.address)
-        await _end_of_input()
+        report(address=server.address)
+        await end_of_input()
 
 
 # The honest client's process
@@ -139,7 +142,7 @@ async def _serve(address: str) -> None:
 
 async def _call(address: str, server: int) -> None:
     args = _tls_args("client", address)
-    ended = asyncio.create_task(_end_of_input())
+    ended = asyncio.create_task(end_of_input())
     kept = await connect(address, **args)
     calls, slowest = 0, 0.0
     while not ended.done():
@@ -155,10 +158,10 @@ async def _call(address: str, server: int) -> None:
             slowest = max(slowest, min(waited, cpu_seconds(server) - used))
         calls += 1
         if calls == 5:
-            _report(ready=True)
+            report(ready=True)
         await asyncio.sleep(0.01)
     await kept.close()
-    _report(calls=calls, slowest=slowest)
+    report(calls=calls, slowest=slowest)
 
 
 # Measurements from outside
@@ -172,12 +175,12 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Process:
-    """A process that runs this module, and ends when its standard input does."""
+    """A process that runs a module, by default this one, and ends when its standard input does."""
 
-    def __init__(self, *argv: str, env: dict[str, str] | None = None):
+    def __init__(self, *argv: str, env: dict[str, str] | None = None, module: str = MODULE):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "distributed.tests.besieged", *argv],
+            [sys.executable, "-m", module, *argv],
             cwd=ROOT,
             env=clean_environ(env),
             stdin=subprocess.PIPE,
@@ -308,9 +311,11 @@ class Siege:
 
 
 @contextlib.contextmanager
-def running(*argv: str, env: dict[str, str] | None = None) -> Iterator[Process]:
+def running(
+    *argv: str, env: dict[str, str] | None = None, module: str = MODULE
+) -> Iterator[Process]:
     """Run a process for the duration of a block."""
-    process = Process(*argv, env=env)
+    process = Process(*argv, env=env, module=module)
     try:
         yield process
     finally:
@@ -325,9 +330,9 @@ async def honest_client(address: str, server: Process, env: dict[str, str]) -> A
         yield
         assert client.popen.stdin is not None
         client.popen.stdin.close()
-        report = await client.next_report()
-    assert report["calls"] >= 5
-    assert report["slowest"] < PATIENCE
+        result = await client.next_report()
+    assert result["calls"] >= 5
+    assert result["slowest"] < PATIENCE
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,9 @@ believes protected.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import secrets
 import warnings
 from typing import Any
 
@@ -285,14 +287,46 @@ def test_a_token_is_text_or_bytes(token):
         Security(token=token)
 
 
-def test_a_short_token_causes_a_warning_that_does_not_show_it():
-    with pytest.warns(UserWarning, match="a token of 15 characters can be guessed") as caught:
-        Security(token="sesame sesame s")
+def short_token():
+    """Return a token of 15 characters, of which no test has seen a warning yet."""
+    return f"sesame-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def one_warning_of_a_token():
+    with pytest.warns(UserWarning, match="a token of 15 characters.* can be guessed") as caught:
+        yield caught
+    assert len(caught) == 1
     assert "sesame" not in str(caught[0].message)
     assert caught[0].filename == __file__
+
+
+def test_a_short_token_causes_a_warning_that_does_not_show_it():
+    with one_warning_of_a_token():
+        Security(token=short_token())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Security(token="sesame sesame se")
+        Security(token=short_token() + "x")
+
+
+@pytest.mark.parametrize("where", ["argument", "configuration", "file"])
+@gen_test()
+async def test_a_short_token_causes_one_warning_wherever_it_is_given(where, tmp_path):
+    token = short_token()
+    arguments, settings, key = {}, {}, "distributed.comm.auth.token"
+    if where == "argument":
+        arguments["token"] = token
+    elif where == "configuration":
+        settings[key] = token
+    else:
+        (tmp_path / "token").write_text(token)
+        settings[f"{key}-file"] = str(tmp_path / "token")
+    with config.set(settings), one_warning_of_a_token() as caught:
+        async with listen("tcp://127.0.0.1:0", echo, **arguments) as listener:
+            for _ in range(2):
+                comm = await connect(listener.contact_address, **arguments)
+                comm.abort()
+    assert (key in str(caught[0].message)) == (where != "argument")
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "ws", "unix"])

@@ -164,7 +164,7 @@ STAGES = pytest.mark.parametrize("stage", ["handshake", "request", "body of a re
 @STAGES
 @gen_test(timeout=60)
 async def test_garbage_at_every_stage(stage):
-    async with besieged(**DEADLINE) as siege:
+    async with besieged() as siege:
         for data in GARBAGE:
             await asyncio.gather(*(give(siege, stage, data) for _ in range(5)))
 
@@ -172,7 +172,7 @@ async def test_garbage_at_every_stage(stage):
 @STAGES
 @gen_test(timeout=60)
 async def test_nonsense_in_a_frame_at_every_stage(stage):
-    async with besieged(**DEADLINE) as siege:
+    async with besieged() as siege:
         for data in NONSENSE:
             await asyncio.gather(*(give(siege, stage, packed(data)) for _ in range(3)))
 
@@ -180,7 +180,7 @@ async def test_nonsense_in_a_frame_at_every_stage(stage):
 @pytest.mark.parametrize("stage", ["handshake", "request", "stream"])
 @gen_test(timeout=60)
 async def test_lengths_and_counts_that_lie_in_the_prelude(stage):
-    async with besieged(**DEADLINE) as siege:
+    async with besieged() as siege:
         for data in LIES:
             await asyncio.gather(
                 *(give(siege, stage, data + bytes(more)) for more in (0, 10, 100_000))
@@ -284,7 +284,7 @@ async def test_a_pickle_in_the_handshake_is_not_unpickled(tmp_path):
             for frame in wrapped
         ),
     ]
-    async with besieged(**DEADLINE) as siege:
+    async with besieged() as siege:
         for data in attacks:
             await give(siege, "handshake", data)
         assert not marker.exists()
@@ -297,7 +297,7 @@ async def test_a_pickle_in_the_handshake_is_not_unpickled(tmp_path):
 async def test_a_pickle_from_a_peer_without_the_token_is_not_unpickled(tmp_path):
     marker = tmp_path / "exploded"
     request = message({"op": "echo", "data": ToPickle(Bomb(marker))})
-    async with besieged(auth__token="0123456789abcdef", **DEADLINE) as siege:
+    async with besieged(auth__token="0123456789abcdef") as siege:
         for data in (HELLO + request, request, request + HELLO):
             for _ in range(20):
                 await give(siege, "handshake", data)
@@ -358,7 +358,7 @@ async def test_a_slow_reader_of_2_gb_of_replies(how):
     call = message({"op": "blob", "size": MB})
     total = count * MB
 
-    async with besieged(max_growth=100 * MB) as siege:
+    async with besieged(max_growth=64 * MB) as siege:
         peer = await siege.after_handshake(receive_buffer=2**16)
         if how == "one call":
             await peer.send(one)
@@ -439,7 +439,8 @@ MIDDLES = {
 @gen_test(timeout=60)
 async def test_resets_at_every_stage(middle):
     data, size = MIDDLES[middle]
-    async with besieged(max_growth=200 * MB, **DEADLINE) as siege:
+    # Up to 30 answers at a time.
+    async with besieged(max_growth=64 * MB + 30 * LARGE) as siege:
         for _ in range(30):
             peer = await siege.connect()
             await peer.send(data)

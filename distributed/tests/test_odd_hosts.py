@@ -84,6 +84,16 @@ def test_a_server_on_all_interfaces_of_a_host_without_a_network_has_a_loopback_a
     assert tcp[0].startswith("tcp://127.0.0.1:")
 
 
+@pytest.mark.parametrize("route", ["", "; ip -6 route add default dev net0"])
+def test_a_server_on_all_interfaces_of_a_host_with_ipv6_only_has_its_address(route):
+    schemes = ("tcp", "tls", "ws")
+    results = serve_on(ONLY_IPV6 + route, *(f"{scheme}://:0" for scheme in schemes))
+    for scheme, found in zip(schemes, results, strict=True):
+        assert found[0].startswith(f"{scheme}://[fd01::5]:")
+    (link_local,) = serve_on(LINK_LOCAL, "tcp://:0")
+    assert link_local[0].startswith("tcp://[fe80::5%net0]:")
+
+
 def test_inproc_and_unix_servers_do_not_warn_on_a_host_with_ipv6_only():
     inproc, unix = serve_on(ONLY_IPV6, "inproc://", "unix://:0")
     # What the name of this host resolves to depends on the machine.

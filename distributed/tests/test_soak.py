@@ -1,7 +1,7 @@
-"""Ten thousand calls, and ten thousand connections, leak nothing.
+"""Ten thousand calls or connections leak nothing; and short runs of ``make soak``.
 
-Each test does a part of its work first, to create the objects that are created once.  It then
-measures the objects, memory, tasks and file descriptors that the rest adds.
+Each of the first tests does a part of its work first, to create the objects that are created once.
+It then measures the objects, memory, tasks and file descriptors that the rest adds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import sys
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import pytest
 
 from distributed.comm.core import Comm
 from distributed.core import ConnectionPool, connect, rpc
+from distributed.tests import soak
+from distributed.tests.besieged import MB
 from distributed.tests.servers import TCP, serving
 from distributed.utils_test import async_poll_for, gen_test, inc
 
@@ -131,3 +134,58 @@ async def test_thousands_of_connections_of_a_pool_leak_nothing(listen_at):
 
         await assert_leaks_nothing(call_and_collect, open_comms=0, rounds=3000)
         assert not pool._connecting
+
+
+# The program of ``make soak``
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+FLAT = {"memory": 50 * MB, "descriptors": 9, "tasks": 2, "blocks": 200_000}
+
+
+def rounds_with(side, **growing):
+    """Return nine rounds in which these resources of one side grow by a step each time."""
+    rounds = []
+    for i in range(9):
+        used = {"server": dict(FLAT), "client": dict(FLAT)}
+        for kind, step in growing.items():
+            used[side][kind] += i * step
+        rounds.append(soak.Round(1.0, soak.Counter(calls=1), 1, **used))
+    return rounds
+
+
+@linux
+@gen_test(timeout=60)
+async def test_a_short_run_of_make_soak(capsys):
+    assert await soak.soak(calls=600, rounds=2, warm_up=1) == []
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 4
+    assert table[-1].startswith("600 calls")
+
+
+@linux
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("kind", FLAT)
+def test_the_soak_run_fails_if_something_grows_in_each_round(side, kind):
+    step = {"memory": 10 * MB, "descriptors": 1, "tasks": 1, "blocks": 1_000}[kind]
+    (failure,) = soak.growths(rounds_with(side, **{kind: step}))
+    assert failure.startswith(f"{kind} of the {side} grew from ")
+    assert soak.growths(rounds_with(side)) == []
+
+
+@linux
+@gen_test(timeout=60)
+async def test_the_soak_run_fails_if_an_answer_is_wrong():
+    async def wrong(**kwargs):
+        return b"wrong"
+
+    async with serving(TCP, {"echo": wrong}) as server, ConnectionPool() as pool:
+        client = soak.Client(server.address, pool, random.Random(1))
+        with pytest.raises(AssertionError, match="got b'wrong' in the place of"):
+            await client.echo(1000)
+
+
+@linux
+def test_the_soak_run_fails_if_an_error_reached_no_caller():
+    assert soak.is_fault("ERROR:asyncio:Task exception was never retrieved")
+    assert not soak.is_fault("INFO:distributed.core:Connection has been closed")

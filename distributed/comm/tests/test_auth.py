@@ -184,7 +184,7 @@ async def test_the_token_of_the_configuration_is_used_by_both_sides(transport):
 @pytest.mark.parametrize(
     ("theirs", "ours", "reason"),
     [
-        (TOKEN, "wrong", "refused this side: the token is wrong"),
+        (TOKEN, "wrong, but long enough", "refused this side: the token is wrong"),
         (TOKEN, None, "requires a token, and none is given here"),
         (None, TOKEN, "has no token, and one is required here"),
     ],
@@ -206,7 +206,7 @@ async def test_the_server_logs_the_reason_of_a_refusal():
     with captured_logger("distributed.comm") as log:
         async with listen("tcp://127.0.0.1:0", lambda comm: None, token=TOKEN) as listener:
             with pytest.raises(FatalCommClosedError):
-                await connect(listener.contact_address, token="wrong")
+                await connect(listener.contact_address, token="a wrong token, but long")
     assert "is not trusted by" in log.getvalue()
     assert "the token is wrong" in log.getvalue()
 
@@ -235,7 +235,9 @@ async def test_a_security_object_gives_its_token_to_both_sides():
             await connect(server.address)
 
 
-@pytest.mark.parametrize(("token", "error"), [("", ValueError), (b"", ValueError), (7, TypeError)])
+@pytest.mark.parametrize(
+    ("token", "error"), [("", ValueError), (b" \n", ValueError), (7, TypeError)]
+)
 @gen_test()
 async def test_an_invalid_token_is_an_error(token, error):
     with pytest.raises(error, match="token"):
@@ -246,7 +248,10 @@ async def test_an_invalid_token_is_an_error(token, error):
 
 @gen_test()
 async def test_a_token_may_be_bytes(transport):
-    async with transport.pair({"token": b"\xff\x00"}, token=b"\xff\x00") as (client, server):
+    async with transport.pair({"token": b"\xff\x00" * 8}, token=b"\xff\x00" * 8) as (
+        client,
+        server,
+    ):
         await client.write(1)
         assert await server.read() == 1
 
@@ -258,7 +263,7 @@ async def test_a_host_that_failed_waits_longer_each_time():
         for _ in range(3):
             delays.append(listener._penalties.delay("127.0.0.1"))
             with pytest.raises(FatalCommClosedError):
-                await connect(listener.contact_address, token="wrong")
+                await connect(listener.contact_address, token="a wrong token, but long")
         assert delays == [0, 0.1, 0.2]
 
 

@@ -30,7 +30,7 @@ from distributed.comm.tests.raw_peers import HANDSHAKE, connect_raw, packed, raw
 from distributed.comm.tests.transports import TRANSPORTS
 from distributed.utils_test import async_poll_for, captured_logger, gen_test, tls_security
 
-TOKEN = "the token"
+TOKEN = "the token of this test"
 
 #: The stages at which a peer may leave.  At a stage that begins with "half", it has sent half of
 #: its bytes.

@@ -20,6 +20,7 @@ from distributed.comm.offloading import (
     ExpensiveMessageError,
     from_frames,
     loads_is_expensive,
+    pack_bytes,
     reading_budget,
     to_frames,
     weigh,
@@ -383,10 +384,11 @@ async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkey
             assert await remote.size(data=to_serialize("." * size)) == size
             assert offloaded == [loads]
             assert await remote.size(data=ToPickle(dict.fromkeys(range(10**6)))) == 10**6
-            assert offloaded == [loads, dumps]
+            # The pickle is in the header.
+            assert [call.__name__ for call in offloaded] == ["loads", "dumps", "finish"]
             nested = [{"x": [ToPickle(dict.fromkeys(range(10**6)))]}]
             assert await remote.size(data=nested) == 1
-            assert offloaded == [loads, dumps, dumps]
+            assert [call.__name__ for call in offloaded[3:]] == ["dumps", "finish"]
 
 
 @pytest.mark.parametrize(
@@ -411,3 +413,32 @@ def test_the_modules_have_the_names_of_the_original():
     assert comm_utils.get_tcp_server_addresses is addressing.get_tcp_server_addresses
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         offloading.missing  # noqa: B018
+
+
+@pytest.mark.parametrize("threshold", [0, 1])
+@pytest.mark.parametrize("size", [0, 255, 2**16 - 1, 2**16, 10**6])
+@gen_test()
+async def test_bytes_that_are_a_message_have_the_frame_of_msgpack(monkeypatch, size, threshold):
+    monkeypatch.setattr(offloading, "OFFLOAD_THRESHOLD", threshold, raising=False)
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    assert [await pack_bytes(data)] == dumps(data)
+
+
+@gen_test()
+async def test_a_large_answer_of_bytes_is_packed_in_a_thread(monkeypatch):
+    threads = []
+
+    def packed(data):
+        threads.append(threading.current_thread().name)
+        return original(data)
+
+    original = offloading._packed
+    monkeypatch.setattr(offloading, "_packed", packed)
+    answer = bytes(range(256)) * (12 * 4 * KIB)
+    async with Server({"get": lambda: answer}) as server:
+        await server.listen("tcp://127.0.0.1:0")
+        async with rpc(server.address) as remote:
+            assert await remote.get() == answer
+            assert await remote.echo(data=b"few bytes") == b"few bytes"
+    (thread,) = threads
+    assert thread.startswith(OFFLOAD_THREAD_NAME)

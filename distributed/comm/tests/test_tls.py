@@ -139,8 +139,12 @@ async def test_both_ends_have_the_same_channel_binding_and_each_channel_another(
 
 @gen_test()
 async def test_a_token_may_be_required_in_addition_to_the_certificate(version):
-    async with await listen(LOCALHOST, echo, token="sesame", **server(**version)) as listener:
-        comm = await connect(listener.contact_address, token="sesame", **client(**version))
+    async with await listen(
+        LOCALHOST, echo, token="open sesame, please", **server(**version)
+    ) as listener:
+        comm = await connect(
+            listener.contact_address, token="open sesame, please", **client(**version)
+        )
         await comm.write("hello")
         assert await comm.read() == "hello"
         await comm.close()
@@ -148,7 +152,7 @@ async def test_a_token_may_be_required_in_addition_to_the_certificate(version):
             captured_logger("distributed.comm"),
             pytest.raises(FatalCommClosedError, match="token"),
         ):
-            await connect(listener.contact_address, token="simsalabim", **client(**version))
+            await connect(listener.contact_address, token="simsalabim, please", **client(**version))
 
 
 @gen_test()

@@ -42,6 +42,7 @@ from distributed.comm import (
 from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.tests.raw_peers import HANDSHAKE, RawPeer, raw_peer, raw_server, resident
 from distributed.comm.tests.transports import TRANSPORTS, echo
+from distributed.comm.websocket_pings import Turns
 from distributed.protocol import dumps, to_serialize
 from distributed.tests.environments import run_in
 from distributed.utils_test import (
@@ -483,6 +484,58 @@ async def test_an_idle_connection_sends_pings():
             comm = await connect(address)
         await async_poll_for(lambda: len(log["pings"]) >= 3, timeout=5)
         await comm.close()
+
+
+class FakeWebsocket:
+    """A websocket whose turns are called by the test."""
+
+    def __init__(self, sent: int | None = 0) -> None:
+        self.sent = sent
+        self.pings = 0
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def bytes_sent(self) -> int | None:
+        return self.sent
+
+    def send_ping(self) -> None:
+        self.pings += 1
+
+
+@gen_test()
+async def test_the_websockets_of_an_event_loop_share_one_timer():
+    loop = asyncio.get_running_loop()
+    with config.set({"distributed.comm.timeouts.tcp": "1h"}):
+        async with listen("ws://127.0.0.1:0", lambda comm: comm.read()) as listener:
+            comms = [await connect(listener.contact_address) for _ in range(10)]
+            timers = [handle for handle in loop._scheduled if not handle.cancelled()]
+            assert len([handle for handle in timers if handle.when() > loop.time() + 600]) == 1
+            await asyncio.gather(*(comm.close() for comm in comms))
+    timers = [handle for handle in loop._scheduled if not handle.cancelled()]
+    assert [handle for handle in timers if handle.when() > loop.time() + 600] == []
+
+
+@gen_test()
+async def test_only_idle_websockets_get_pings():
+    turns = Turns(0.001)
+    idle, busy, waiting = FakeWebsocket(), FakeWebsocket(), FakeWebsocket(None)
+    many = [FakeWebsocket() for _ in range(250)]
+    closing = FakeWebsocket()
+    closing.closing = True
+    for websocket in (idle, busy, waiting, closing, *many):
+        turns.add(websocket)
+    for _ in range(3):
+        pings = idle.pings
+        busy.sent += 1
+        await async_poll_for(lambda pings=pings: idle.pings > pings, timeout=5, period=0)
+    await async_poll_for(lambda: all(each.pings for each in many), timeout=5)
+    assert busy.pings <= idle.pings - 3
+    assert waiting.pings == closing.pings == 0
+    for websocket in (idle, busy, waiting, *many):
+        turns.discard(websocket)
+    assert turns._timer is None
 
 
 @gen_test()

@@ -9,8 +9,8 @@ import pytest
 
 from distributed.protocol import ToPickle, deserialize_bytes, dumps, limits, loads, serialize_bytes
 from distributed.protocol.collisions import make_dict, make_set
-from distributed.protocol.exceptions import MessageError
-from distributed.protocol.unpacking import unpack
+from distributed.protocol.exceptions import CompressionError, MessageError
+from distributed.protocol.unpacking import _containers, unpack
 
 #: Tuples with the same hash.
 COLLIDING = list(itertools.islice(itertools.product((-1, -2), repeat=10), 500))
@@ -35,6 +35,57 @@ def test_large_values_are_read_as_msgpack_reads_them(value):
     for invalid in (packed[:-1], packed + b"x"):
         with pytest.raises(ValueError, match=r"incomplete|extra"):
             unpack(invalid)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 5, 6588])
+def test_the_estimate_of_maps_and_arrays_is_at_most_a_fifth_too_low(padding):
+    # A sample with a fixed step could find all maps of such a message, or none.
+    item = b"\x81\xa0\x00" * (1 + padding // 3) + bytes(padding % 3)
+    count = 13_500_000 // len(item)
+    packed = item * count
+    maps = count * (1 + padding // 3)
+    assert all(1.25 * _containers(packed) >= maps for _ in range(100))
+
+
+#: Values whose maps and arrays take more than 4 MB of memory.
+MANY = {
+    "maps": [{}] * 20_000 + ["x"] * 600_000,
+    "arrays": [[0]] * 70_000 + ["x"] * 600_000,
+    "both": [[{}]] * 15_000 + ["x"] * 600_000,
+    "nested": [[[[{0: [1]}]]]] * 13_000 + ["x"] * 600_000,
+    "arrays as keys": [{(i, (1,)): 0} for i in range(20_000)] + ["x"] * 600_000,
+    "at the end": ["x" * 1_200_000, [{}] * 20_000],
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_maps_and_arrays_that_take_too_much_memory_are_refused(what):
+    policy = limits.LoadPolicy(max_inflated_size=4 * 10**6)
+    packed = msgpack.packb(MANY[what])
+    for read in (
+        lambda: loads([packed], policy=policy),
+        lambda: loads([packed, b""], policy=policy),
+        lambda: loads([msgpack.packb({"x": {"__Serialized__": 1}}), packed], policy=policy),
+    ):
+        with pytest.raises(CompressionError, match=r"max-inflated-size' allows 4,000,000 bytes"):
+            read()
+    assert loads([packed]) == loads([packed], policy=policy._replace(max_inflated_size=None))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{}] * 15_000 + ["x"] * 600_000,
+        ["汉字" * 10] * 50_000,
+        [bytes(range(256)) * 16] * 500,
+    ],
+    ids=["fewer maps", "text that looks like maps", "bytes that look like maps"],
+)
+def test_values_that_take_less_memory_are_read(value):
+    policy = limits.LoadPolicy(max_inflated_size=4 * 10**6)
+    packed = msgpack.packb(value)
+    assert len(packed) > 2**20
+    assert loads([packed], policy=policy) == tuple(value)
 
 
 def test_keys_with_equal_hashes_are_refused():

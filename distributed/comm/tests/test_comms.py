@@ -393,7 +393,7 @@ async def test_a_read_cancelled_while_it_deserializes_closes_the_comm(
 @gen_test()
 async def test_a_cancelled_write_closes_the_comm(serializing_transport):
     async with serializing_transport.pair() as (client, server):
-        writing = asyncio.create_task(client.write(b"x" * 100_000_000))
+        writing = asyncio.create_task(client.write(to_serialize(b"x" * 100_000_000)))
         await turns()
         assert not writing.done()
         writing.cancel()

@@ -279,7 +279,8 @@ async def slow_path_to(address: str, delay: float) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "token"), [("tcp", "a token"), ("tls", None), ("wss", "a token")]
+    ("scheme", "token"),
+    [("tcp", "a token of this test"), ("tls", None), ("wss", "a token of this test")],
 )
 @gen_test()
 async def test_an_answer_may_take_most_of_the_timeout(scheme, token):

@@ -106,6 +106,9 @@ class TLSStream(TLSMessageStream):
         """
         # For a stream that is already closed, Tornado's future would never be done.
         if not self.closed():
+            if self._state is None:
+                # The peer had disconnected when the stream was made, so Tornado began nothing.
+                self._add_io_state(self.io_loop.WRITE)
             # The error is also that of the stream, which is closed by it.
             with contextlib.suppress(OSError, AttributeError):
                 # Tornado's futures must not be cancelled.

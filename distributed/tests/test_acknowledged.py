@@ -16,6 +16,7 @@ from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core import Status, receipts
+from distributed.protocol import to_serialize
 from distributed.tests.relays import Relay, random_cuts
 from distributed.tests.servers import (
     ADDRESSES,
@@ -506,10 +507,13 @@ async def test_an_invalid_session_closes_its_comm(args):
 @gen_test()
 async def test_a_peer_that_does_not_read_cannot_fill_memory_with_answers(transport):
     async with reading(transport) as (stream, comm):
-        writing = asyncio.ensure_future(stream.comm.write(bytes(30_000_000)))
+        # The peer receives one message before a task reads it.
+        await stream.comm.write("unread")
+        writing = asyncio.ensure_future(stream.comm.write(to_serialize(bytes(30_000_000))))
         await async_poll_for(lambda: not stream.comm.post_control("ack"))
         assert not writing.done()
         # A receiver answers when it is asked again, or after some time.
+        assert await comm.read() == "unread"
         assert len(await comm.read()) == 30_000_000
         await writing
         assert stream.comm.post_control("ack")

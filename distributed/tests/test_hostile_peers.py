@@ -609,7 +609,7 @@ async def test_streams_whose_items_are_not_consumed():
 
 @gen_test(timeout=60)
 async def test_peers_without_the_token_that_may_ask_for_the_health():
-    settings = {"auth__token": "a secret", "auth__allow_health": "true"}
+    settings = {"auth__token": "a secret of this test", "auth__allow_health": "true"}
     health = message({"op": "health"})
     nonsense = [health * 1000, packed(b"\xc1"), message({"op": "x"}) * 1000, u64(2**60) * 3, b"\0"]
 

@@ -8,11 +8,13 @@ import os
 import re
 import socket
 import ssl
+import struct
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tornado.iostream import StreamClosedError
 
 from distributed.base import config
 from distributed.comm import connect, listen, tcp
@@ -527,4 +529,28 @@ async def test_waiting_for_the_handshake_of_a_closed_stream_raises():
     stream = TLSStream(socket.socket(), ssl_options=client()["ssl_context"])
     stream.close()
     with pytest.raises(OSError, match="closed"):
+        await stream.do_handshake()
+
+
+@gen_test()
+async def test_the_handshake_with_a_peer_that_has_left_before_the_stream_was_made_fails_at_once():
+    context = server()["ssl_context"]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        peer = socket.create_connection(listening.getsockname())
+        accepted, _ = listening.accept()
+    accepted.setblocking(False)
+    wrapped = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+    def is_disconnected() -> bool:
+        try:
+            wrapped.getpeername()
+        except OSError:
+            return True
+        return False
+
+    await async_poll_for(is_disconnected, timeout=10)
+    stream = TLSStream(wrapped, ssl_options=context)
+    with pytest.raises(StreamClosedError):
         await stream.do_handshake()

@@ -61,6 +61,7 @@ PRIVATE_NAMES = {
     "WebSocketProtocol13._handle_message(opcode, data)": "answers control frames",
     "WebSocketProtocol13._read_bytes(n)": "counts the bytes, so that Tornado's loop yields",
     "WebSocketProtocol13._receive_frame()": "checks frames, and closes with a code",
+    "WebSocketProtocol13._wire_bytes_out": "tells whether a websocket was used since its last ping",
     "WebSocketProtocol._abort()": "disconnects a peer that does not answer a close frame",
 }
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from distributed.core import CommClosedError, rpc, run_to_completion
+from distributed.protocol import to_serialize
 from distributed.tests.servers import TCP, TRANSPORTS, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
 
@@ -182,7 +183,9 @@ async def test_the_deadline_ends_a_conversation_whose_last_data_cannot_be_sent()
     async def converse(remote):
         async with remote.within("100ms").busy.open() as comm:
             await entered.wait()
-            writes.append(asyncio.create_task(comm.write(bytes(64 * 2**20))))
+            # The other side receives one message before the handler reads it.
+            await comm.write("unread")
+            writes.append(asyncio.create_task(comm.write(to_serialize(bytes(64 * 2**20)))))
             # Let the write begin; closing the comm waits for it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)

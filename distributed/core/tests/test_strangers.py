@@ -24,7 +24,7 @@ from distributed.tests.servers import (
 )
 from distributed.utils_test import async_poll_for, captured_logger, gen_test, tls_security
 
-TOKEN = {"token": "a secret"}
+TOKEN = {"token": "a secret of this test"}
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +113,7 @@ async def test_by_default_a_peer_without_the_token_is_disconnected(transport):
 @gen_test()
 async def test_a_peer_with_a_wrong_token_is_disconnected(transport):
     async with guarded(transport) as server:
-        args = {"token": "a guess"}
+        args = {"token": "a guess of this test"}
         async with rpc(server.address, connection_args=args) as remote:
             with captured_logger("distributed.comm"), pytest.raises(OSError, match="token"):
                 await remote.health()

@@ -10,6 +10,7 @@ Any failure on the way closes the comm.  The transports are in :mod:`distributed
 from __future__ import annotations
 
 import asyncio
+import functools
 from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
@@ -20,7 +21,13 @@ from tornado.iostream import StreamClosedError
 from distributed.base.event_loop import offload
 from distributed.base.text import shown
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.offloading import LARGE_HEAD, ExpensiveMessageError, reading_budget, weigh
+from distributed.comm.offloading import (
+    LARGE_HEAD,
+    ExpensiveMessageError,
+    read_in_thread,
+    reading_budget,
+    weigh,
+)
 from distributed.comm.settings import CommSettings, settings
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.exceptions import DeserializationError, FramingError, MessageError
@@ -171,10 +178,10 @@ class FramedComm(Comm):
             except (EOFError, DeserializationError) as exc:
                 self._end_if_truncated(exc)
                 raise
+        if finish is None:
+            finish = functools.partial(loads, frames, deserialize, deserializers, self.load_policy)
         try:
-            if finish is not None:
-                return await offload(finish)
-            return await offload(loads, frames, deserialize, deserializers, self.load_policy)
+            return await read_in_thread(finish, frames)
         except (EOFError, DeserializationError) as exc:
             self._end_if_truncated(exc)
             raise

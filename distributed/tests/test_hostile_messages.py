@@ -180,6 +180,18 @@ async def test_many_messages_that_each_inflate_to_a_few_megabytes():
             assert b"nop!" in b"".join(await peer.read_message())
 
 
+@gen_test(timeout=60)
+async def test_messages_that_inflate_to_much_are_inflated_one_after_the_other():
+    data = inflating("zlib", [zeros("zlib", 250 * MB)])
+    # Inflating takes twice the memory of the result.  The results before it may still be in use.
+    async with besieged(max_growth=1300 * MB, lasting=32 * MB) as siege:
+        peers = [await siege.after_handshake() for _ in range(4)]
+        for peer in peers:
+            await peer.send(data)
+        for peer in peers:
+            assert b"nop!" in b"".join(await peer.read_message())
+
+
 # Many frames
 
 

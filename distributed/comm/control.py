@@ -23,12 +23,14 @@ import msgpack
 from distributed.base.logs import get_logger
 from distributed.protocol.exceptions import ProtocolError
 
-__all__ = ["MAX_CONTROL_SIZE", "ControlError", "Controls", "pack_control"]
+__all__ = ["MAX_CONTROL_SIZE", "MAX_UNREAD_CONTROLS", "ControlError", "Controls", "pack_control"]
 
 logger = get_logger(__name__)
 
 #: Maximum size of a control message in bytes.
 MAX_CONTROL_SIZE = 1024
+#: Maximum number of control messages that are received before a large message while no task reads.
+MAX_UNREAD_CONTROLS = 1000
 
 
 class ControlError(ProtocolError):

@@ -97,7 +97,7 @@ class StreamComm(FramedComm):
     def has_unread(self) -> bool:
         stream = self.stream
         return stream is not None and (
-            stream._read_buffer_size > 0 or stream._held is not None or self._decoder.in_message
+            stream._read_buffer_size > 0 or len(stream._held) > 0 or self._decoder.in_message
         )
 
     def notify_end(self, callback: Callable[[], object] | None) -> None:

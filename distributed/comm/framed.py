@@ -161,7 +161,8 @@ class FramedComm(Comm):
                 raise
             finally:
                 self._reading = False
-            if len(frames) == 1 or len(frames[0]) or self.controls is None:
+            # As in `MessageStream`, only a message of two frames is a control message.
+            if len(frames) != 2 or len(frames[0]) or self.controls is None:
                 break
             self.controls.receive(frames[1], in_order=True)
         deserialize = self.deserialize

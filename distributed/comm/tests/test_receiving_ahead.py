@@ -9,9 +9,10 @@ import pytest
 
 from distributed.base import config
 from distributed.comm.acknowledgements import FEATURE
-from distributed.comm.control import MAX_UNREAD_CONTROLS
+from distributed.comm.control import MAX_UNREAD_CONTROLS, pack_control
 from distributed.comm.core import CommClosedError
 from distributed.comm.tests.transports import TRANSPORTS
+from distributed.protocol.exceptions import MessageError
 from distributed.protocol.serialize import to_serialize
 from distributed.utils_test import async_poll_for, gen_test
 
@@ -141,6 +142,24 @@ async def test_the_control_messages_that_are_received_before_a_large_one_are_lim
         assert fills(await one.read(), TOO_MANY) == {2}
         assert [i for i, _ in seen] == list(range(count))
         await second
+
+
+@pytest.mark.parametrize("watching", [False, True])
+@gen_test()
+async def test_only_a_message_of_two_frames_is_a_control_message(stream_transport, watching):
+    async with stream_transport.pair() as (one, two):
+        seen = []
+        one.controls.handlers["test"] = seen.append
+        if watching:
+            # The stream receives what comes, and leaves to the reader what is not a control message.
+            one.controls.watch(lambda: None)
+        for i, rest in enumerate([[], [b""]]):
+            await two._write_frames([b"", pack_control("test", True, (i,)), *rest])
+        if watching:
+            await async_poll_for(lambda: one.stream._holds_message)
+        with pytest.raises(MessageError):
+            await one.read()
+        assert seen == [(0,)]
 
 
 @gen_test()

@@ -151,7 +151,7 @@ async def test_only_a_message_of_two_frames_is_a_control_message(stream_transpor
         seen = []
         one.controls.handlers["test"] = seen.append
         if watching:
-            # The stream receives what comes, and leaves to the reader what is not a control message.
+            # The stream receives all, and leaves to the reader what is not a control message.
             one.controls.watch(lambda: None)
         for i, rest in enumerate([[], [b""]]):
             await two._write_frames([b"", pack_control("test", True, (i,)), *rest])

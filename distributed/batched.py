@@ -363,7 +363,8 @@ class BatchedSend:
     async def _flush(self, comm: Comm, seconds: float | None) -> bool:
         """Wait until all messages are delivered or *comm* is closed; return whether it was in time.
 
-        Messages that the peer does not acknowledge within `Delivery.patience` are left.
+        Messages that the peer does not acknowledge within `Delivery.patience` are left.  The writer
+        may call this too, for what it has written.
         """
         now = asyncio.get_running_loop().time
         end = None if seconds is None else now() + seconds
@@ -371,7 +372,7 @@ class BatchedSend:
         begun = None
         while True:
             writer = self._writer
-            if writer is not None and not writer.done():
+            if writer not in (None, asyncio.current_task()) and not writer.done():
                 # asyncio.wait() does not cancel the writer when this task is cancelled.
                 await asyncio.wait({writer}, timeout=None if end is None else max(end - now(), 0))
                 if not writer.done():
@@ -519,9 +520,7 @@ class BatchedSend:
                 )
                 if self.comm is comm and self._epoch == epoch:
                     self._ended, self._failure = True, exc
-                if not self._delivery.awaits():
-                    # The peer may not acknowledge at all.
-                    self._delivery.forget()
+                await self._flush(comm, None)
                 await comm.close()
         finally:
             self._is_writing = False

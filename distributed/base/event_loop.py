@@ -1,4 +1,4 @@
-"""Functions for code on an event loop: run work in the offload thread, wait with a timeout."""
+"""Functions for code on an event loop: run work in an offload thread, wait with a timeout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from tornado.ioloop import IOLoop
 from distributed.base import metering
 
 __all__ = [
+    "EXPENSIVE_THREAD_NAME",
     "OFFLOAD_THREAD_NAME",
     "AsyncTaskGroupClosedError",
     "asyncio_loop_of",
     "offload",
+    "offload_expensive",
     "shutdown_offload",
     "wait_for",
 ]
@@ -57,23 +59,25 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | None) -> T:
         return await awaitable
 
 
+#: How the names of both threads begin.
 OFFLOAD_THREAD_NAME = "Dask-Offload"
+#: How the name of the thread of `offload_expensive` begins.
+EXPENSIVE_THREAD_NAME = "Dask-Offload-Expensive"
 
-# The executor of this process, created by the first `offload`.  None before that, after
-# `shutdown_offload`, and in a forked child, where the parent's thread does not run.
-_offload_executor: ThreadPoolExecutor | None = None
-# Guards `_offload_executor`.
+# The executors of this process, by the names of their threads; each is created by the first call
+# that needs it.  Empty before that, after `shutdown_offload`, and in a forked child, where the
+# parent's threads do not run.
+_executors: dict[str, ThreadPoolExecutor] = {}
+# Guards `_executors`.
 _offload_lock = threading.Lock()
 
 
-def _get_offload_executor() -> ThreadPoolExecutor:
-    global _offload_executor
+def _get_executor(name: str) -> ThreadPoolExecutor:
     with _offload_lock:
-        if _offload_executor is None:
-            _offload_executor = ThreadPoolExecutor(
-                max_workers=1, thread_name_prefix=OFFLOAD_THREAD_NAME
-            )
-        return _offload_executor
+        executor = _executors.get(name)
+        if executor is None:
+            executor = _executors[name] = ThreadPoolExecutor(1, thread_name_prefix=name)
+        return executor
 
 
 async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -90,22 +94,35 @@ async def offload(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
         call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
         # No variable refers to the future: it would form a cycle with an error and its traceback,
         # which has this frame, so memory of a refused message would stay until a collection.
-        return await asyncio.get_running_loop().run_in_executor(_get_offload_executor(), call)
+        executor = _get_executor(OFFLOAD_THREAD_NAME)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+async def offload_expensive(func: Callable[[], T], /) -> T:
+    """Call *func* in a second thread, where calls of `offload` do not wait for it.
+
+    For work that takes much longer than an honest peer would cause.  It is measured like that of
+    `offload`.
+    """
+    with metering.measure("offload") if metering.is_metered() else nullcontext():
+        call = functools.partial(contextvars.copy_context().run, func)
+        executor = _get_executor(EXPENSIVE_THREAD_NAME)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
 def shutdown_offload() -> None:
-    """End the offload thread after its pending calls; the next `offload` starts a new one."""
-    global _offload_executor
+    """End the offload threads after their pending calls; the next call starts a new one."""
     with _offload_lock:
-        executor, _offload_executor = _offload_executor, None
-    if executor is not None:
+        executors = list(_executors.values())
+        _executors.clear()
+    for executor in executors:
         executor.shutdown(wait=True)
 
 
 def _forget_offload_after_fork() -> None:
-    global _offload_executor, _offload_lock
+    global _offload_lock
     _offload_lock = threading.Lock()
-    _offload_executor = None
+    _executors.clear()
 
 
 os.register_at_fork(after_in_child=_forget_offload_after_fork)

@@ -24,12 +24,22 @@ import msgpack
 from distributed.base.logs import get_logger
 from distributed.protocol.exceptions import ProtocolError
 
-__all__ = ["MAX_CONTROL_SIZE", "ControlError", "Controls", "common_handlers", "pack_control"]
+__all__ = [
+    "CONTROLS_AT_ONCE",
+    "MAX_CONTROL_SIZE",
+    "MAX_UNREAD_CONTROLS",
+    "ControlError",
+    "Controls",
+    "common_handlers",
+    "pack_control",
+]
 
 logger = get_logger(__name__)
 
 #: Maximum size of a control message in bytes.
 MAX_CONTROL_SIZE = 1024
+#: Maximum number of control messages that are received before a large message while no task reads.
+MAX_UNREAD_CONTROLS = 1000
 
 
 #: Maximum number of control messages that take effect in one callback of the event loop.

@@ -10,6 +10,7 @@ Any failure on the way closes the comm.  The transports are in :mod:`distributed
 from __future__ import annotations
 
 import asyncio
+import functools
 from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from distributed.comm.offloading import (
     LARGE_HEAD,
     ExpensiveMessageError,
     pack_bytes,
+    read_in_thread,
     reading_budget,
     weigh,
 )
@@ -161,7 +163,8 @@ class FramedComm(Comm):
                 raise
             finally:
                 self._reading = False
-            if len(frames) == 1 or len(frames[0]) or self.controls is None:
+            # As in `MessageStream`, only a message of two frames is a control message.
+            if len(frames) != 2 or len(frames[0]) or self.controls is None:
                 break
             self.controls.receive(frames[1], in_order=True)
         deserialize = self.deserialize
@@ -178,10 +181,10 @@ class FramedComm(Comm):
             except (EOFError, DeserializationError) as exc:
                 self._end_if_truncated(exc)
                 raise
+        if finish is None:
+            finish = functools.partial(loads, frames, deserialize, deserializers, self.load_policy)
         try:
-            if finish is not None:
-                return await offload(finish)
-            return await offload(loads, frames, deserialize, deserializers, self.load_policy)
+            return await read_in_thread(finish, frames)
         except (EOFError, DeserializationError) as exc:
             self._end_if_truncated(exc)
             raise

@@ -11,7 +11,8 @@
 * One system call writes all buffers of a message, without joining them; not over TLS.
 
 The stream also receives control messages (:mod:`distributed.comm.control`) while no task reads, if
-the comm watches for them, and holds the first message of another kind.
+the comm watches for them, and holds the first message of another kind.  An ordered control message
+is held too, with all that follow it, until a task reads.
 
 While a write waits for the socket and no task reads, the stream receives the peer's next message
 and holds it for the next read.  Otherwise two peers that each write a large message before they
@@ -25,6 +26,7 @@ with reasons, in ``tests/test_tornado_names.py``.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +34,12 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
-from distributed.comm.control import CONTROLS_AT_ONCE, Controls
+from distributed.comm.control import (
+    CONTROLS_AT_ONCE,
+    MAX_CONTROL_SIZE,
+    MAX_UNREAD_CONTROLS,
+    Controls,
+)
 from distributed.comm.inline_future import InlineFuture
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
@@ -68,9 +75,11 @@ class MessageStream(IOStream):
         self.decoder = MessageDecoder()
         # The next message; the reader waits for it if it is not complete.
         self._waiter = InlineFuture(asyncio_loop_of(self.io_loop))
-        # The message, or the error, that was received while a write waited; None if there is none.
-        # While it is set, the decoder gets no more bytes.
-        self._held: Frames | FramingError | None = None
+        # What was received while no task read: control messages that have to wait for a reader, and
+        # then at most one other message, or an error.
+        self._held: deque[Frames | FramingError] = deque()
+        # Whether `_held` ends with that message or error.  Then the decoder gets no more bytes.
+        self._holds_message = False
         # Whether a call of `send` has waited: Tornado's websockets read from the stream themselves.
         self._may_hold = False
         # Whether `_continue` will be called.
@@ -94,7 +103,7 @@ class MessageStream(IOStream):
         StreamClosedError
             If the stream has ended.
         """
-        if self._held is not None:
+        if self._held:
             return self._take_held()
         frames = self.decoder.next_message()
         if frames is None and (self._read_buffer_size or self._closed or not self._is_plain):
@@ -157,7 +166,7 @@ class MessageStream(IOStream):
         waits for that.
         """
         return (
-            self._held is None
+            not self._holds_message
             and self._waiter.wake is None
             and not self._closed
             and (
@@ -170,28 +179,29 @@ class MessageStream(IOStream):
         """Receive the control messages that are available, unless a task reads."""
         if self._receives_ahead():
             self._hold_message()
-            if self._held is None and not self._closed:
+            if not self._holds_message and not self._closed:
                 self._add_io_state(_READ)
 
     def _receive_ahead(self) -> None:
         """Receive the next message as far as it is available, and the rest when it comes."""
         if self._read_buffer_size or not self._is_plain:
             self._hold_message()
-        if self._held is None and not self._closed:
+        if not self._holds_message and not self._closed:
             self._add_io_state(_READ)
 
     def _hold_message(self) -> None:
         """Receive available bytes; hold the message, or the error, that they complete.
 
-        Control messages that are not ordered take effect instead.
+        Control messages before it take effect, or are held too if they have to wait for a reader.
         """
         try:
             for _ in range(CONTROLS_AT_ONCE):
                 frames = self.decoder.next_message() or self._fill_decoder()
-                if frames is None or not self._is_control(frames):
-                    self._held = frames
-                    if frames is not None and self.controls is not None:
-                        self.controls.note_unread()
+                if frames is None:
+                    return
+                if not self._is_control(frames):
+                    self._hold(frames)
+                    self._holds_message = True
                     return
                 if self._closed:
                     return
@@ -199,7 +209,8 @@ class MessageStream(IOStream):
             self._continue_later()
         except FramingError as exc:
             # The traceback would refer to this stream.
-            self._held = exc.with_traceback(None)
+            self._held.append(exc.with_traceback(None))
+            self._holds_message = True
         except StreamClosedError:
             # The write that waits gets the error.
             return
@@ -217,22 +228,35 @@ class MessageStream(IOStream):
             self._hold_message()
 
     def _is_control(self, frames: Frames) -> bool:
-        """Let *frames* take effect if they are a control message; return whether they have."""
-        return (
-            len(frames) == 2
-            and not frames[0]
-            and self.controls is not None
-            and self.controls.receive(frames[1], in_order=False)
-        )
+        """Let *frames* take effect, or hold them, if they are a control message; return whether.
+
+        If there are too many of them, they count as another message.
+        """
+        controls, held = self.controls, self._held
+        if controls is None or len(frames) != 2 or frames[0]:
+            return False
+        # Control messages stay in order.
+        if not held and controls.receive(frames[1], in_order=False):
+            return True
+        if len(held) >= MAX_UNREAD_CONTROLS or len(frames[1]) > MAX_CONTROL_SIZE:
+            return False
+        self._hold(frames)
+        return True
+
+    def _hold(self, frames: Frames) -> None:
+        self._held.append(frames)
+        if self.controls is not None:
+            self.controls.note_unread()
 
     def _take_held(self) -> Frames:
-        """Return the held message, or raise the held error."""
-        held, self._held = self._held, None
+        """Return the oldest message that is held, or raise the held error."""
+        held = self._held.popleft()
+        if not self._held:
+            self._holds_message = False
         if isinstance(held, FramingError):
             raise held
         if self._receives_ahead():
             self._receive_ahead()
-        assert held is not None
         return held
 
     def _fill_decoder(self) -> Frames | None:

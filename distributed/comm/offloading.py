@@ -3,19 +3,25 @@
 A conversion runs in the offload thread if it has to parse, pickle, compress, inflate or copy more
 than `OFFLOAD_THRESHOLD` bytes, so that it does not block the other comms of the event loop.  An
 array that becomes a frame as it is, or a view of one, does not count, however large it is.
+
+There are two threads.  The first one reads each message for a time in proportion to its size.  If
+that does not suffice, because a few bytes inflate to many, or stand for many small objects, the
+second one reads the rest.  Otherwise a few such messages would delay all others for minutes.  The
+frames of a codec that does not state their size when inflated (zlib) count with the worst ratio.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
 from distributed.base import config
 from distributed.base.buffers import nbytes, size_of
-from distributed.base.event_loop import offload
+from distributed.base.event_loop import offload, offload_expensive
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.limits import LoadPolicy
 from distributed.protocol.pieces import header_containers
@@ -30,6 +36,7 @@ __all__ = [
     "from_frames",
     "loads_is_expensive",
     "pack_bytes",
+    "read_in_thread",
     "reading_budget",
     "to_frames",
     "weigh",
@@ -53,6 +60,10 @@ _BYTES_PER_COMPRESSED_BYTE: Final = 4
 _BYTES_PER_INFLATED_BYTE: Final = 8
 #: Number of bytes that are copied in the time in which one map or array is read.
 _BYTES_PER_CONTAINER: Final = 512
+#: Maximum number of bytes that the first thread inflates for each byte of a message.
+_PROPORTION: Final = 10
+#: Number of bytes that are inflated in the time in which one map or array is read.
+_INFLATED_PER_CONTAINER: Final = _BYTES_PER_CONTAINER // _BYTES_PER_INFLATED_BYTE
 #: Minimum size (bytes) of a head whose maps and arrays are counted.
 LARGE_HEAD: Final = 2**16
 #: Minimum size of bytes that are copied in a thread if they are a whole message, such as an answer.
@@ -133,13 +144,41 @@ async def from_frames(
     if not allow_offload:
         return loads(frames, deserialize, deserializers, policy)
     budget = reading_budget(frames, deserialize)
-    if budget == 0:
-        return await offload(loads, frames, deserialize, deserializers, policy)
+    read: Callable[..., Any] = functools.partial(loads, frames, deserialize, deserializers, policy)
+    if budget != 0:
+        try:
+            return read(budget)
+        except UnfinishedMessageError as exc:
+            read = exc.finish
+    return await read_in_thread(read, frames)
+
+
+async def read_in_thread(read: Callable[..., Any], frames: Sequence[Any]) -> Any:
+    """Deserialize a message in the first thread, or in the second one if that takes too long.
+
+    Parameters
+    ----------
+    read
+        A function that returns the message.  Its parameter is the maximum number of bytes to
+        inflate, as that of `UnfinishedMessageError.finish`.
+    frames
+        All frames of the message.
+    """
     try:
-        return loads(frames, deserialize, deserializers, policy, budget)
+        return await offload(_read_in_proportion, read, frames)
     except UnfinishedMessageError as exc:
-        finish = exc.finish
-    return await offload(finish)
+        read = exc.finish
+    return await offload_expensive(read)
+
+
+def _read_in_proportion(read: Callable[..., Any], frames: Sequence[Any]) -> Any:
+    budget = _PROPORTION * sum(map(nbytes, frames))
+    head = frames[0]
+    if len(head) >= LARGE_HEAD:
+        budget -= count_containers(head) * _INFLATED_PER_CONTAINER
+        if budget < 0:
+            raise UnfinishedMessageError(read)
+    return read(budget)
 
 
 async def pack_bytes(data: bytes) -> bytes:

@@ -106,7 +106,7 @@ class StreamComm(FramedComm):
         return self.stream is not None and self.stream.writing()
 
     def unread(self) -> object:
-        if self.stream is None or self.stream._held is None or self.controls is None:
+        if self.stream is None or not self.stream._held or self.controls is None:
             return None
         return self.controls.unread_count
 
@@ -125,7 +125,7 @@ class StreamComm(FramedComm):
     def has_unread(self) -> bool:
         stream = self.stream
         return stream is not None and (
-            stream._read_buffer_size > 0 or stream._held is not None or self._decoder.in_message
+            stream._read_buffer_size > 0 or len(stream._held) > 0 or self._decoder.in_message
         )
 
     @property
@@ -136,7 +136,7 @@ class StreamComm(FramedComm):
             stream is None
             or stream._closed
             or stream._read_buffer_size
-            or stream._held is not None
+            or stream._held
             or self._decoder.in_message
             or self._loop.is_closed()
         )

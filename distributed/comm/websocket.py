@@ -133,10 +133,12 @@ class Inbox:
         self._messages: deque[str | bytes] = deque()
         # Memory of `_messages`, in bytes.
         self._size = 0
+        # Number of websocket messages of text in `_messages`.
+        self._texts = 0
         #: Not None while a write waits: the peer's next message may then exceed `room`.  The
-        #: function takes the unread websocket messages and their size in bytes, and returns whether
-        #: they begin with a complete message, or an invalid one.
-        self.is_complete: Callable[[Sequence[str | bytes], int], bool] | None = None
+        #: function takes the unread websocket messages, their size in bytes, and how many of them
+        #: are text.  It returns whether they begin with a complete message, or an invalid one.
+        self.is_complete: Callable[[Sequence[str | bytes], int, int], bool] | None = None
         # Whether the write is done, and only the rest of the message is received.
         self._ahead_ends = False
         # Whether no more messages are accepted.
@@ -162,6 +164,7 @@ class Inbox:
         self._messages.append(message)
         self._size += len(message) + _OVERHEAD
         if type(message) is str:
+            self._texts += 1
             self.receive_controls()
         self._wake(self._reader)
         if self._size <= self.room or not self._holds_enough():
@@ -183,6 +186,7 @@ class Inbox:
                 # The message was invalid, and the connection is closed.
                 return
             messages.popleft()
+            self._texts -= 1
             self._size -= len(message) + _OVERHEAD
         if not messages:
             self._wake(self._paused)
@@ -204,6 +208,8 @@ class Inbox:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         message = self._messages.popleft()
+        if type(message) is str:
+            self._texts -= 1
         self._size -= len(message) + _OVERHEAD
         if self._size < self.room // 2:
             self._wake(self._paused)
@@ -223,13 +229,13 @@ class Inbox:
         """Return whether `room` limits what is received now."""
         if self.is_complete is not None:
             size = self._size - _OVERHEAD * len(self._messages)
-            if not self.is_complete(self._messages, size):
+            if not self.is_complete(self._messages, size, self._texts):
                 return False
             if self._ahead_ends:
                 self.is_complete = None
         return True
 
-    def start_ahead(self, is_complete: Callable[[Sequence[str | bytes], int], bool]) -> None:
+    def start_ahead(self, is_complete: Callable[[Sequence[str | bytes], int, int], bool]) -> None:
         """Begin to receive until *is_complete* returns true for the unread websocket messages."""
         self.is_complete = is_complete
         self._ahead_ends = False
@@ -264,6 +270,7 @@ class Inbox:
     def drop(self) -> None:
         """Accept no more messages, and discard the unread ones."""
         self._messages.clear()
+        self._texts = 0
         self.on_end = None
         self.end()
 

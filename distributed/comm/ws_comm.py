@@ -18,7 +18,13 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from distributed.base.logs import get_logger
-from distributed.comm.control import control_content, control_text, pack_control
+from distributed.comm.control import (
+    MAX_CONTROL_SIZE,
+    MAX_UNREAD_CONTROLS,
+    control_content,
+    control_text,
+    pack_control,
+)
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.framed import UNINTERRUPTED_READS, FramedComm
 from distributed.comm.settings import CommSettings
@@ -256,17 +262,25 @@ class WS(FramedComm):
     def notify_end(self, callback: Callable[[], object] | None) -> None:
         self._inbox.on_end = callback
 
-    def _is_complete(self, parts: Sequence[str | bytes], size: int) -> bool:
-        """Return whether *parts*, of *size* bytes, begin with a complete message or an error."""
+    def _is_complete(self, parts: Sequence[str | bytes], size: int, texts: int) -> bool:
+        """Return whether *parts*, of *size* bytes, begin with a complete message or an error.
+
+        The control messages before and in that message do not count, unless there are too many.
+        """
         limits = self._accepted
-        if not parts:
+        if texts and (self.controls is None or texts > MAX_UNREAD_CONTROLS):
+            return True
+        if len(parts) == texts:
             return False
+        head = parts[0] if not texts else next(part for part in parts if type(part) is not str)
         try:
-            count = _read_count(parts[0], limits)
+            count = _read_count(head, limits)
         except FramingError:
             return True
         limit = limits.max_message_size
-        return len(parts) > count or (limit is not None and size > limit + len(parts[0]))
+        if limit is not None and size > limit + len(head) + texts * MAX_CONTROL_SIZE:
+            return True
+        return len(parts) - texts > count
 
     async def close(self) -> None:
         self._is_open = False

@@ -237,10 +237,11 @@ class UnfinishedMessageError(Exception):
     Attributes
     ----------
     finish
-        A function without parameters that reads the rest and returns the message; for a thread.
+        A function that reads the rest and returns the message; for a thread.  Its parameter is the
+        budget for that, as in `loads`.
     """
 
-    def __init__(self, finish: Callable[[], Any]):
+    def __init__(self, finish: Callable[..., Any]):
         super().__init__("the message takes long to read")
         self.finish = finish
 
@@ -299,9 +300,9 @@ class _MessageReader:
             raise _not_msgpack(e) from e
         raise UnfinishedMessageError(self.finish)
 
-    def finish(self) -> Any:
-        """Return the message, however long that takes."""
-        self._budget = None
+    def finish(self, budget: int | None = None) -> Any:
+        """Return the message, as `read` does with this budget; by default, without a limit."""
+        self._budget = budget
         self._restart()
         return self.read()
 
@@ -521,7 +522,8 @@ def loads(
     Raises
     ------
     UnfinishedMessageError
-        If the budget is used up.  Its `finish` returns the message.
+        If the budget is used up.  Its `finish` returns the message, or raises the same error if
+        the budget that it gets is used up too.
     ProtocolError
         If the frames are not a valid message; a `ValueError`.
     FamilyNotAllowedError

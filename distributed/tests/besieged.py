@@ -1,8 +1,9 @@
 """A server in another process for tests to attack, and measurements of it from outside.
 
 `besieged` runs the server, and in a third process an honest client that connects and calls all the
-time.  At the end, every call of the client must have been answered in time, and the server must
-have as much memory and as many file descriptors as before.
+time, now and then with a message that the server reads in a thread.  At the end, every call of the
+client must have been answered in time, and the server must have as much memory and as many file
+descriptors as before.
 
 As a program, this module is that server (``python -m distributed.tests.besieged serve ADDRESS``) or
 that client (``… call ADDRESS PID``).  Each ends when its standard input does.
@@ -140,6 +141,10 @@ async def _serve(address: str) -> None:
 # The honest client's process
 
 
+#: The values of a message of 2 MB.  Servers read it in the offload thread, as it has many frames.
+PIECES = (b"x" * 1000,) * 2100
+
+
 async def _call(address: str, server: int) -> None:
     args = _tls_args("client", address)
     ended = asyncio.create_task(end_of_input())
@@ -151,6 +156,10 @@ async def _call(address: str, server: int) -> None:
         for comm in (kept, fresh):
             if await send_recv(comm, op="echo", data=calls) != calls:
                 raise ValueError(f"got the answer to another call than {calls}")
+        if calls % 4 == 0:
+            data = tuple(map(to_serialize, PIECES))
+            if await send_recv(kept, op="echo", data=data) != PIECES:
+                raise ValueError("got the answer to another call than that of 2 MB")
         await fresh.close()
         waited = time.monotonic() - begin
         assert waited < MAX_WAIT

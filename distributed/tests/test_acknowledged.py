@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -74,6 +75,29 @@ async def test_messages_survive_cuts_at_random_bytes(transport):
     assert relay.cuts > 1
     assert connections > 1
     assert log.getvalue() == ""
+
+
+@gen_test()
+async def test_a_message_that_cannot_be_serialized_does_not_lose_those_before_it():
+    got: list[int] = []
+    async with (
+        serving(TCP, stream_handlers={"note": lambda i: got.append(i)}) as server,
+        # It breaks behind the first messages, which the system has accepted.
+        Relay(server.address, lambda: (600, 10**9)).running() as relay,
+    ):
+        stream = BatchedSend("1ms")
+        await open_stream(relay.address, stream)
+        notes = [{"op": "note", "i": i} for i in range(100)]
+        bad = {"op": "note", "i": to_serialize(threading.Lock())}
+        with captured_logger("distributed.batched"):
+            stream.send(*notes[:50], bad, *notes[50:])
+            await async_poll_for(lambda: stream._writer is not None and stream._writer.done())
+        assert stream.closed()
+        assert stream.buffer == notes
+        await open_stream(server.address, stream)
+        await stream.close()
+    assert relay.cuts == 1
+    assert got == list(range(100))
 
 
 @pytest.mark.parametrize("budget", [400, 800, 1200])

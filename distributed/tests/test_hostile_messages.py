@@ -79,14 +79,14 @@ async def test_keys_with_equal_hashes(where):
 #: Messages of 14 MB or less that consist of millions of objects.
 MANY_OBJECTS = {
     "maps": b"\xdd" + (4_500_000).to_bytes(4, "big") + b"\x81\xa0\x00" * 4_500_000,
-    "maps in maps": b"\xdd" + (2_500_000).to_bytes(4, "big") + b"\x81\xa1a\x80" * 2_500_000,
-    "lists": b"\xdd" + (6_000_000).to_bytes(4, "big") + b"\x91\x00" * 6_000_000,
+    "maps in maps": b"\xdd" + (1_200_000).to_bytes(4, "big") + b"\x81\xa1a\x80" * 1_200_000,
+    "lists": b"\xdd" + (3_000_000).to_bytes(4, "big") + b"\x91\x00" * 3_000_000,
     "fewer maps": b"\xdd" + (10**6).to_bytes(4, "big") + b"\x81\xa0\x00" * 10**6,
 }
 
 
 #: Those whose maps and arrays need more than 'distributed.comm.max-inflated-size' allows: 1 GiB.
-TOO_MANY_OBJECTS = {"maps", "maps in maps"}
+TOO_MANY_OBJECTS = {"maps"}
 
 
 @pytest.mark.parametrize("what", MANY_OBJECTS)
@@ -159,11 +159,9 @@ def zeros(name: str, size: int) -> bytes:
     ("name", "count", "size"),
     [
         ("zlib", 1, 1000 * MB),
-        ("zlib", 100, 10 * MB),
         ("zstd", 100, 10 * MB),
         ("zstd?", 100, 10 * MB),
         ("lz4", 100, 10 * MB),
-        ("snappy", 100, 10 * MB),
         ("zlib", 100_000, 0),
     ],
 )
@@ -177,10 +175,9 @@ async def test_messages_that_inflate_to_a_gigabyte(name, count, size):
         assert b"nop!" in b"".join(await peer.read_message())
 
 
-@pytest.mark.parametrize("name", ["zlib", "zstd", "zstd?", "lz4"])
 @gen_test(timeout=60)
-async def test_messages_that_inflate_to_more_are_refused(name):
-    data = inflating(name.rstrip("?"), [zeros(name, 10 * MB)] * 110)
+async def test_messages_that_inflate_to_more_are_refused():
+    data = inflating("zlib", [zeros("zlib", 10 * MB)] * 110)
     async with besieged(max_growth=1200 * MB) as siege:
         peer = await siege.after_handshake()
         await peer.send(data)
@@ -199,6 +196,18 @@ async def test_many_messages_that_each_inflate_to_a_few_megabytes():
             assert b"nop!" in b"".join(await peer.read_message())
 
 
+@gen_test(timeout=60)
+async def test_messages_that_inflate_to_much_are_inflated_one_after_the_other():
+    data = inflating("zlib", [zeros("zlib", 150 * MB)])
+    # Inflating takes twice the memory of the result.  The results before it may still be in use.
+    async with besieged(max_growth=800 * MB, lasting=32 * MB) as siege:
+        peers = [await siege.after_handshake() for _ in range(4)]
+        for peer in peers:
+            await peer.send(data)
+        for peer in peers:
+            assert b"nop!" in b"".join(await peer.read_message())
+
+
 # Many frames
 
 
@@ -211,15 +220,14 @@ async def test_ten_million_empty_frames():
         await peer.wait_closed()
 
 
-@pytest.mark.parametrize("size", [0, 1, 16])
+@pytest.mark.parametrize("size", [0, 1])
 @gen_test(timeout=60)
 async def test_a_million_small_frames(size):
     request = msgpack.packb({"op": "echo", "data": 1})
     frames = [request] + [bytes(size)] * 999_999
     data = packed(*frames)
     # A frame takes 80 bytes however small it is.
-    growth = (80 if size == 1 else 64) * MB
-    async with besieged(max_growth=2 * len(data) + growth, lasting=32 * MB) as siege:
+    async with besieged(max_growth=2 * len(data) + 80 * MB, lasting=32 * MB) as siege:
         peer = await siege.after_handshake()
         for _ in range(2):
             await peer.send(data)

@@ -10,7 +10,13 @@ import weakref
 
 import pytest
 
-from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload, shutdown_offload, wait_for
+from distributed.base.event_loop import (
+    OFFLOAD_THREAD_NAME,
+    offload,
+    offload_expensive,
+    shutdown_offload,
+    wait_for,
+)
 from distributed.tests.environments import run_here
 
 
@@ -51,6 +57,23 @@ def test_offloaded_functions_run_in_one_thread():
 
     (thread,) = asyncio.run(main())
     assert thread.name.startswith(OFFLOAD_THREAD_NAME)
+
+
+def test_expensive_functions_run_in_a_second_thread_that_delays_no_others():
+    async def main():
+        release = threading.Event()
+        expensive = asyncio.create_task(offload_expensive(release.wait))
+        first = await offload(threading.current_thread)
+        release.set()
+        assert await expensive
+        return first, {await offload_expensive(threading.current_thread) for _ in range(3)}
+
+    first, (second,) = asyncio.run(main())
+    assert first is not second
+    assert second.name.startswith(OFFLOAD_THREAD_NAME)
+    shutdown_offload()
+    assert not first.is_alive()
+    assert not second.is_alive()
 
 
 def test_offload_passes_arguments_and_returns_the_result():

@@ -13,7 +13,12 @@ import msgpack
 import pytest
 
 from distributed.base import config
-from distributed.base.event_loop import OFFLOAD_THREAD_NAME, offload
+from distributed.base.event_loop import (
+    EXPENSIVE_THREAD_NAME,
+    OFFLOAD_THREAD_NAME,
+    offload,
+    offload_expensive,
+)
 from distributed.comm import addressing, framed, offloading
 from distributed.comm import utils as comm_utils
 from distributed.comm.offloading import (
@@ -21,6 +26,7 @@ from distributed.comm.offloading import (
     from_frames,
     loads_is_expensive,
     pack_bytes,
+    read_in_thread,
     reading_budget,
     to_frames,
     weigh,
@@ -266,7 +272,43 @@ async def test_frames_that_inflate_to_much_are_inflated_in_a_thread(monkeypatch,
     assert unpickled == threads
     here = threading.current_thread().name
     inflated_here = count * size < 1_000_000
-    assert threads == [here, here if inflated_here else f"{OFFLOAD_THREAD_NAME}_0"]
+    # Few bytes inflate to many, so the first thread does not read the message either.
+    assert threads == [here, here if inflated_here else f"{EXPENSIVE_THREAD_NAME}_0"]
+
+
+@pytest.mark.parametrize(
+    ("value", "thread"),
+    [({"a": "." * 100}, OFFLOAD_THREAD_NAME), ({}, EXPENSIVE_THREAD_NAME)],
+    ids=["in proportion", "out of proportion"],
+)
+@pytest.mark.parametrize("deserialize", [True, False])
+@gen_test()
+async def test_maps_out_of_proportion_to_their_bytes_are_read_in_another_thread(
+    low_threshold, value, thread, deserialize
+):
+    message = [value] * 70_000
+    frames = dumps([message, ToPickle(ThreadTeller())])
+    assert len(frames[0]) >= offloading.LARGE_HEAD
+    result, (_, read_in) = await from_frames(frames, deserialize)
+    assert list(result) == message
+    assert read_in == f"{thread}_0"
+
+
+@gen_test()
+async def test_a_message_out_of_proportion_does_not_delay_those_in_proportion(low_threshold):
+    release = threading.Event()
+    try:
+        waiting = asyncio.create_task(offload_expensive(release.wait))
+        bomb = dumps({"x": to_serialize(bytes(2_000_000))}, context=ZLIB)
+        bomb_read = asyncio.create_task(from_frames(bomb))
+        data = "." * 20 * KIB
+        assert await from_frames(dumps(data)) == data
+        assert not waiting.done()
+        assert not bomb_read.done()
+    finally:
+        release.set()
+    assert (await bomb_read)["x"] == bytes(2_000_000)
+    await waiting
 
 
 #: Maps that the event loop would read in 0.4 s.
@@ -369,7 +411,12 @@ async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkey
         offloaded.append(function)
         return await offload(function, *args)
 
+    async def counting_reads(read, frames):
+        offloaded.append(loads)
+        return await read_in_thread(read, frames)
+
     monkeypatch.setattr(framed, "offload", counting)
+    monkeypatch.setattr(framed, "read_in_thread", counting_reads)
     size = 30 * KIB**2
     async with Server({"size": lambda data: len(data)}) as server:
         await server.listen("tcp://127.0.0.1:0")

@@ -8,8 +8,11 @@ import struct
 import pytest
 
 from distributed.base import config
+from distributed.comm.acknowledgements import FEATURE
+from distributed.comm.control import MAX_UNREAD_CONTROLS, pack_control
 from distributed.comm.core import CommClosedError
 from distributed.comm.tests.transports import TRANSPORTS
+from distributed.protocol.exceptions import MessageError
 from distributed.protocol.serialize import to_serialize
 from distributed.utils_test import async_poll_for, gen_test
 
@@ -102,6 +105,64 @@ async def test_only_one_message_is_received_ahead(transport):
 
 
 @gen_test()
+async def test_control_messages_that_wait_for_a_reader_do_not_stop_a_large_one(transport):
+    async with transport.pair() as (one, two):
+        assert FEATURE in one.features
+        seen = []
+        for comm in (one, two):
+            comm.controls.handlers["test"] = seen.append
+        for _ in range(2):
+            for comm in (one, two):
+                for i in range(3):
+                    comm.post_control("test", 2 * i, ordered=True)
+                    comm.post_control("test", 2 * i + 1)
+            await asyncio.gather(one.write(large(1, TOO_MANY)), two.write(large(2, TOO_MANY)))
+            assert seen == []
+            assert fills(await one.read(), TOO_MANY) == {2}
+            assert seen == [(i,) for i in range(6)]
+            assert fills(await two.read(), TOO_MANY) == {1}
+            assert seen == [(i,) for i in range(6)] * 2
+            seen.clear()
+
+
+@gen_test()
+async def test_the_control_messages_that_are_received_before_a_large_one_are_limited(transport):
+    async with transport.pair() as (one, two):
+        assert FEATURE in one.features
+        seen = []
+        one.controls.handlers["test"] = seen.append
+        writing = asyncio.create_task(one.write(large(1, TOO_MANY)))
+        count = MAX_UNREAD_CONTROLS + 1
+        for i in range(count):
+            two.post_control("test", i, "." * 500, ordered=True)
+        second = asyncio.create_task(two.write(large(2, TOO_MANY)))
+        assert fills(await two.read(), TOO_MANY) == {1}
+        await writing
+        assert not second.done()
+        assert fills(await one.read(), TOO_MANY) == {2}
+        assert [i for i, _ in seen] == list(range(count))
+        await second
+
+
+@pytest.mark.parametrize("watching", [False, True])
+@gen_test()
+async def test_only_a_message_of_two_frames_is_a_control_message(stream_transport, watching):
+    async with stream_transport.pair() as (one, two):
+        seen = []
+        one.controls.handlers["test"] = seen.append
+        if watching:
+            # The stream receives all, and leaves to the reader what is not a control message.
+            one.controls.watch(lambda: None)
+        for i, rest in enumerate([[], [b""]]):
+            await two._write_frames([b"", pack_control("test", True, (i,)), *rest])
+        if watching:
+            await async_poll_for(lambda: one.stream._holds_message)
+        with pytest.raises(MessageError):
+            await one.read()
+        assert seen == [(0,)]
+
+
+@gen_test()
 async def test_an_array_may_be_changed_after_its_write(transport):
     async with transport.pair() as (one, two):
         arrays = [bytearray([n]) * (MANY * SIZE) for n in (1, 2)]
@@ -136,7 +197,7 @@ async def test_an_invalid_message_does_not_disturb_the_write(stream_transport):
     async with stream_transport.pair() as (one, two):
         writing = asyncio.create_task(one.write(large(1)))
         await two.stream.write(struct.pack("<QQ", 0, 5))
-        await async_poll_for(lambda: isinstance(one.stream._held, Exception))
+        await async_poll_for(lambda: one.stream._holds_message)
         assert fills(await two.read()) == {1}
         await writing
         with pytest.raises(CommClosedError, match="received no valid message"):

@@ -306,7 +306,7 @@ class PoolMachine(RuleBasedStateMachine):
 @pytest.mark.timeout(600)
 def test_the_pool_keeps_its_invariants_under_any_interleaving():
     run_state_machine_as_test(
-        PoolMachine, settings=settings(PROFILE, max_examples=250, stateful_step_count=60)
+        PoolMachine, settings=settings(PROFILE, max_examples=100, stateful_step_count=60)
     )
 
 

@@ -101,10 +101,10 @@ KEYS: Mapping[str, Key] = {
     # Time that sent data may stay unacknowledged before the connection is closed; null: unlimited.
     "distributed.comm.timeouts.tcp": Key("30s", Duration(null=True, maximum=_MAX_TCP_TIMEOUT)),
     # Time between the probes that a peer gets while a call or a write waits for it; null: none.
-    "distributed.comm.keepalive.interval": Key("15s", Duration(null=True, zero=False)),
+    "distributed.comm.keepalive.interval": Key("15s", Duration(null=True, minimum=_SHORTEST)),
     # Time without a sign of life of that peer before the connection is closed.  It must be longer
     # than handlers block an event loop; less than two intervals count as two.
-    "distributed.comm.keepalive.timeout": Key("5 minutes", Duration(zero=False)),
+    "distributed.comm.keepalive.timeout": Key("5 minutes", Duration(minimum=_SHORTEST)),
     # true or false; null: true if TLS is configured.
     "distributed.comm.require-encryption": Key(None, Flag(null=True)),
     # Ciphers up to TLS 1.2, in OpenSSL's syntax; null: those of Python.

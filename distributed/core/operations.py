@@ -8,7 +8,7 @@ a conversation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FunctionType
 from typing import Any, ClassVar, Self
@@ -410,16 +410,25 @@ class ConfiguredCalls(RemoteCalls):
         """The interceptors of the other object."""
         return self._remote.interceptors
 
+    async def describe(self) -> dict[str, Any]:
+        description: dict[str, Any] = await self._run("describe", self._remote.describe)
+        return description
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._remote.__dict__.get("_described", ())]
+
     async def _call(
         self, name: str, kwargs: dict[str, Any], metadata: dict[str, str] | None = None
     ) -> Any:
+        return await self._run(name, lambda: self._remote._call(name, dict(kwargs), metadata))
+
+    async def _run(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of *call*, made within the time limit and with the retries."""
         seconds, retries = self._configuration
         limit = timeout(seconds)
         try:
             async with limit:
-                if retries is None:
-                    return await self._remote._call(name, kwargs, metadata)
-                return await retries.run(lambda: self._remote._call(name, dict(kwargs), metadata))
+                return await (call() if retries is None else retries.run(call))
         except TimeoutError as exc:
             if limit.expired() and not exc.args:
                 raise TimeoutError(f"{name!r} took longer than {seconds:g} s") from exc

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from distributed.base import config
 
-__all__ = ["Retries", "not_executed"]
+__all__ = ["Retries", "not_executed", "unmarked"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -18,6 +18,12 @@ E = TypeVar("E", bound=BaseException)
 def not_executed(exc: E) -> E:
     """Mark *exc* as raised by a call whose handler was not started, and return it."""
     exc._handler_was_not_started = True  # type: ignore[attr-defined]
+    return exc
+
+
+def unmarked(exc: E) -> E:
+    """Return *exc*, the exception of a handler, without the mark of :func:`not_executed`."""
+    vars(exc).pop("_handler_was_not_started", None)
     return exc
 
 

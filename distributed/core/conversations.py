@@ -103,7 +103,7 @@ class Conversing(LongCall):
         self._timeout = timeout(None)
 
     async def __aenter__(self) -> Comm:
-        self._set_deadline()
+        self.begin_time()
         self._timeout = timeout(self._time_left())
         await self._timeout.__aenter__()
         try:

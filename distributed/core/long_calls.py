@@ -89,8 +89,10 @@ class LongCall:
         # The serialization families that this side accepts.
         self._deserializers: Sequence[str] | None = None
 
-    def _set_deadline(self) -> None:
-        """Begin to count the time of the call."""
+    def begin_time(self) -> None:
+        """Begin to count the time of the call, unless it is counted already."""
+        if self._deadline is not None:
+            return
         deadline, limit = current_deadline(), self._configuration.limit
         if limit is not None:
             own = monotonic() + limit

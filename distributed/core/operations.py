@@ -307,7 +307,8 @@ class RemoteCalls(ABC):
         """Make a call through the interceptors."""
 
         async def make(call: Call) -> Any:
-            return await self._call(call.op, dict(call.arguments), call.metadata)
+            # Not None, which would call the interceptors again.
+            return await self._call(call.op, dict(call.arguments), call.metadata or {})
 
         call = Call(name, kwargs, self.address, "client")
         return await intercept(self.interceptors, call, make)
@@ -323,10 +324,18 @@ class RemoteCalls(ABC):
         async def make(call: Call) -> RemoteStream:
             arguments = dict(call.arguments)
             self._with_families(arguments)
-            return RemoteStream(self, call.op, arguments, configuration, call.metadata)
+            stream = RemoteStream(self, call.op, arguments, configuration, call.metadata)
+            stream.begin_time()
+            return stream
+
+        async def begin() -> AsyncIterator[Any]:
+            # The time of the interceptors counts, too.
+            async with timeout(configuration.limit):
+                items: AsyncIterator[Any] = await intercept(self.interceptors, call, make)
+                return items
 
         call = Call(name, kwargs, self.address, "client", "stream")
-        return InterceptedStream(lambda: intercept(self.interceptors, call, make))
+        return InterceptedStream(begin)
 
     def _converse(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
@@ -344,7 +353,8 @@ class RemoteCalls(ABC):
         call = Call(name, kwargs, self.address, "client", "conversation")
         failure: BaseException | None = None
         try:
-            async with AsyncExitStack() as stack:
+            # The time of the interceptors counts, too.
+            async with timeout(configuration.limit), AsyncExitStack() as stack:
 
                 async def make(call: Call) -> Comm:
                     arguments = dict(call.arguments)

@@ -51,7 +51,7 @@ class RemoteStream(LongCall):
         if not self._begun:
             self._begun = True
             self._loop = asyncio.get_running_loop()
-            self._set_deadline()
+            self.begin_time()
             # A peer of the original ignores the rest of the request.
             await self._in_time(self._send_request({}, CallInfo(stream=_WINDOW)))
             if self._closed:

@@ -89,6 +89,9 @@ class LongCall:
         # The serialization families that this side accepts.
         self._deserializers: Sequence[str] | None = None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._op!r} of {self._remote!r}>"
+
     def begin_time(self) -> None:
         """Begin to count the time of the call, unless it is counted already."""
         if self._deadline is not None:

@@ -68,13 +68,10 @@ class Operation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if args:
-            raise TypeError(
-                f"{self._remote._call_name}() takes 0 positional arguments but {len(args)} "
-                f"{'was' if len(args) == 1 else 'were'} given: pass the handler's arguments by name"
-            )
+            raise _positional(self._remote._call_name, args)
         return self._remote._call(self._name, kwargs)
 
-    def stream(self, **kwargs: Any) -> RemoteStream | InterceptedStream:
+    def stream(self, *args: Any, **kwargs: Any) -> RemoteStream | InterceptedStream:
         """Call a handler that yields items; iterate over the result with ``async for``.
 
         The items arrive as the handler yields them.  A handler that takes ``comm`` can write its
@@ -90,9 +87,11 @@ class Operation:
         OSError
             While iterating: if connecting fails, or if the connection breaks.
         """
+        if args:
+            raise _positional("stream", args)
         return self._remote._stream(self._name, kwargs)
 
-    def open(self, **kwargs: Any) -> AbstractAsyncContextManager[Comm]:
+    def open(self, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Comm]:
         """Call a handler that takes ``comm``, for a conversation with it.
 
         Returns
@@ -102,6 +101,8 @@ class Operation:
             the handler fails, the next `read` raises its exception.  The comm is closed at the end
             of the block, or when the handler returns; the return value is dropped.
         """
+        if args:
+            raise _positional("open", args)
         return self._remote._converse(self._name, kwargs)
 
     def __repr__(self) -> str:
@@ -459,6 +460,14 @@ class ConfiguredCalls(RemoteCalls):
         within = "" if limit is None else f" within {limit:g} s"
         attempts = "" if retries is None else f", {retries.attempts} attempts"
         return f"<calls of {self._remote!r}{within}{attempts}>"
+
+
+def _positional(function: str, args: Sequence[Any]) -> TypeError:
+    """Return the error for arguments without a name."""
+    return TypeError(
+        f"{function}() takes 0 positional arguments but {len(args)} "
+        f"{'was' if len(args) == 1 else 'were'} given: pass the handler's arguments by name"
+    )
 
 
 def _failed(name: str) -> str:

@@ -182,6 +182,17 @@ async def test_an_argument_that_is_a_key_of_requests_is_an_error(numbers, name):
 
 
 @gen_test()
+async def test_an_argument_without_a_name_is_an_error_that_says_what_to_do(numbers):
+    async with serving(TCP, numbers.handlers()) as server, rpc(server.address) as remote:
+        for method in (remote.count, remote.count.stream, remote.count.open):
+            with pytest.raises(
+                TypeError, match="1 was given: pass the handler's arguments by name"
+            ):
+                method(10)
+        assert "RemoteStream of 'count' of <rpc to" in repr(remote.count.stream(n=10))
+
+
+@gen_test()
 async def test_a_stream_that_is_closed_before_it_began_sends_nothing(numbers):
     async with serving(TCP, numbers.handlers()) as server, rpc(server.address) as remote:
         stream = remote.count.stream(n=10)

@@ -181,9 +181,8 @@ def test_all_attributes_of_remote_objects_are_reserved():
     remote = rpc("tcp://127.0.0.1:1")
     pooled = ConnectionPool()("tcp://127.0.0.1:1")
     assert isinstance(pooled, PooledRPCCall)
-    # "describe" is the operation of that name.
     for one in (remote, pooled, remote.within(1)):
-        public = {name for name in dir(one) if not name.startswith("_")} - {"describe"}
+        public = {name for name in dir(one) if not name.startswith("_")}
         assert public <= RESERVED_OPERATIONS
 
 

@@ -23,7 +23,7 @@ from distributed.core.deadlines import current, current_deadline, time_left, tim
 from distributed.core.interceptors import Call, InterceptedStream, Interceptor, intercept
 from distributed.core.long_calls import DEFAULT, Configuration
 from distributed.core.remote_streams import RemoteStream
-from distributed.core.retries import Retries, not_executed
+from distributed.core.retries import Retries, is_marked, not_executed, unmarked
 from distributed.core.tasks import NoOpAwaitable
 
 __all__ = ["Operation", "RemoteCalls", "discard"]
@@ -307,12 +307,27 @@ class RemoteCalls(ABC):
     async def _intercepted(self, name: str, kwargs: dict[str, Any]) -> Any:
         """Make a call through the interceptors."""
 
+        may_have_run = False
+
         async def make(call: Call) -> Any:
-            # Not None, which would call the interceptors again.
-            return await self._call(call.op, dict(call.arguments), call.metadata or {})
+            nonlocal may_have_run
+            try:
+                # Not None, which would call the interceptors again.
+                result = await self._call(call.op, dict(call.arguments), call.metadata or {})
+            except BaseException as exc:
+                may_have_run |= not is_marked(exc)
+                raise
+            may_have_run = True
+            return result
 
         call = Call(name, kwargs, self.address, "client")
-        return await intercept(self.interceptors, call, make)
+        try:
+            return await intercept(self.interceptors, call, make)
+        except BaseException as exc:
+            if may_have_run:
+                # An interceptor may have made another call, which could not connect.
+                unmarked(exc)
+            raise
 
     def _stream(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT

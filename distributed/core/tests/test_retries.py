@@ -70,6 +70,23 @@ async def test_a_call_is_not_repeated_because_its_handler_could_not_connect(tran
 
 
 @gen_test()
+async def test_a_call_is_not_repeated_because_an_interceptor_could_not_connect_after_it():
+    async def report(call, proceed):
+        result = await proceed()
+        async with rpc(f"tcp://127.0.0.1:{unused_port()}", timeout=0.02) as remote:
+            await remote.report(result=result)
+
+    counting = Counting(failures=0)
+    async with (
+        serving(TCP, {"count": counting.handle}) as server,
+        rpc(server.address, interceptors=[report]) as remote,
+    ):
+        with pytest.raises(OSError, match="127"):
+            await remote.retrying(attempts=3).count()
+    assert counting.calls == 1
+
+
+@gen_test()
 async def test_an_idempotent_call_is_repeated():
     counting = Counting(failures=2)
     async with serving(TCP, {"count": counting.handle}) as server, rpc(server.address) as remote:

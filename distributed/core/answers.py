@@ -27,7 +27,6 @@ __all__ = [
     "Answer",
     "DeadlineExceeded",
     "MarkingComm",
-    "after_writing",
     "check_result",
     "is_coroutine",
     "is_run_to_completion",
@@ -106,23 +105,6 @@ def check_result(result: Result, op: str) -> None:
     )
 
 
-def after_writing(result: Result, op: str) -> Any:
-    """Return the last message of the answer of a handler that has written to its comm.
-
-    Raises
-    ------
-    TypeError
-        If the handler has also returned a value.
-    """
-    if result is Status.dont_reply:
-        return END
-    raise TypeError(
-        f"the handler of {op!r} has written to its comm, and has also returned a value: after "
-        "writing the answer it must return Status.dont_reply; to write several messages, let "
-        f"callers use `remote.{op}.stream(...)`"
-    )
-
-
 class Answer:
     """The answer to one request.
 
@@ -193,7 +175,13 @@ class Answer:
 
     async def _converse(self, call: Callable[..., Result], with_comm: bool) -> Any:
         """Run a handler that keeps the comm until it returns."""
-        await result_of(call(self._comm) if with_comm else call(), self._op)
+        op = self._op
+        if not with_comm:
+            raise TypeError(
+                f"the handler of {op!r} does not take 'comm', so it cannot converse: call it by "
+                f"`await remote.{op}(...)`, or by `remote.{op}.stream(...)` if it is a generator"
+            )
+        await result_of(call(self._comm), op)
         return Status.dont_reply
 
     async def _plain(self, call: Callable[..., Result], with_comm: bool) -> Any:
@@ -201,8 +189,7 @@ class Answer:
         if not with_comm:
             return unambiguous(await result_of(call(), self._op))
         comm = MarkingComm(self._comm)
-        result = await result_of(call(comm), self._op)
-        return after_writing(result, self._op) if comm.count else unambiguous(result)
+        return comm.last_message(await result_of(call(comm), self._op), self._op)
 
     async def _stream(self, call: Callable[..., Result], with_comm: bool) -> Any:
         """Write the items of a handler, and return the message for their end."""
@@ -232,6 +219,8 @@ async def result_of(result: Result, op: str) -> Any:
     if hasattr(kind, "__await__") or kind in GENERATORS:
         check_result(result, op)
         result = await result
+        if type(result) in GENERATORS:
+            check_result(result, op)
     return result
 
 
@@ -248,14 +237,36 @@ class _HandlerComm(PassedComm):
 class MarkingComm(_HandlerComm):
     """The comm that the handler of a plain call gets; it marks what the handler writes."""
 
-    #: Number of messages written.
-    count = 0
+    # Whether a message was written, and whether the next one is the whole answer: the handler has
+    # returned Status.dont_reply before it wrote any, and a task that it left behind will.
+    _has_written = False
+    _awaits_answer = False
 
     async def write(
         self, msg: Any, serializers: Sequence[str] | None = None, on_error: str | None = None
     ) -> int:
-        self.count += 1
-        return await self._comm.write(written(msg), serializers, on_error)
+        message = unambiguous(msg) if self._awaits_answer else written(msg)
+        self._has_written, self._awaits_answer = True, False
+        return await self._comm.write(message, serializers, on_error)
+
+    def last_message(self, result: Result, op: str) -> Any:
+        """Return the last message of the answer, after the handler has returned *result*.
+
+        Raises
+        ------
+        TypeError
+            If the handler has both written to its comm and returned a value.
+        """
+        if not self._has_written:
+            self._awaits_answer = result is Status.dont_reply
+            return unambiguous(result)
+        if result is Status.dont_reply:
+            return END
+        raise TypeError(
+            f"the handler of {op!r} has written to its comm, and has also returned a value: after "
+            "writing the answer it must return Status.dont_reply; to write several messages, let "
+            f"callers use `remote.{op}.stream(...)`"
+        )
 
 
 class _ItemComm(_HandlerComm):

@@ -16,7 +16,7 @@ from distributed.base.text import shown_repr
 from distributed.comm import Comm, normalize_address, unparse_host_port
 from distributed.core.call_info import KEY, kind_of
 from distributed.core.errors.messages import exception_from
-from distributed.core.retries import not_executed
+from distributed.core.retries import not_executed, unmarked
 from distributed.protocol.families import check_families
 
 __all__ = [
@@ -184,4 +184,5 @@ def error_from(comm: Comm, response: dict[str, Any]) -> Exception:
         return PermissionError(str(error))
     if response.get("refused") is True:
         return not_executed(RequestRefused(*error.args))
-    return error
+    # It may be marked because the handler could not make a call itself.
+    return unmarked(error)

@@ -103,13 +103,13 @@ class Conversing(LongCall):
         self._timeout = timeout(None)
 
     async def __aenter__(self) -> Comm:
-        self._set_deadline()
+        self.begin_time()
         self._timeout = timeout(self._time_left())
         await self._timeout.__aenter__()
         try:
             comm = await self._send_request({"reply": False, "close": True}, CallInfo(open=True))
         except BaseException as exc:
-            await self._timeout.__aexit__(type(exc), exc, exc.__traceback__)
+            await self._end_timeout(exc)
             raise
         return Conversation(comm)
 
@@ -128,6 +128,13 @@ class Conversing(LongCall):
             raise
         finally:
             self._leave()
-            # It turns a cancellation by the deadline into a TimeoutError.
-            kind = None if failure is None else type(failure)
+            await self._end_timeout(failure)
+
+    async def _end_timeout(self, failure: BaseException | None) -> None:
+        """Leave the time limit; if it has cancelled the task, raise a TimeoutError instead."""
+        kind = None if failure is None else type(failure)
+        traceback = None if failure is None else failure.__traceback__
+        try:
             await self._timeout.__aexit__(kind, failure, traceback)
+        except TimeoutError as exc:
+            raise self._timed_out() from exc

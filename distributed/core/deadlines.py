@@ -54,7 +54,8 @@ def current_deadline() -> float | None:
 def remaining_time() -> float | None:
     """Return the number of seconds until the deadline of the current task, or None if it has none.
 
-    The result is 0 or less once the deadline has passed.
+    The result is 0 or less once the deadline has passed.  Only :class:`timeout`, ``within`` and the
+    caller of a handler set deadlines; `asyncio.timeout` does not.
 
     Examples
     --------
@@ -91,7 +92,9 @@ class timeout:
     through an ``rpc`` or a pool carries the remaining time to its server.  The server cancels the
     handler when the time is used up; calls that the handler makes inherit the rest of it.
 
-    A timeout inside another one can only be shorter.
+    A timeout inside another one can only be shorter.  The time of a plain `asyncio.timeout` does
+    not travel, because asyncio does not tell which ones are around a task: a handler that is called
+    inside one is cancelled only when its caller leaves.
 
     Parameters
     ----------

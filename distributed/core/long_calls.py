@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from time import monotonic
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from distributed.comm import Comm
 from distributed.core.call_info import FEATURE, KEY, CallInfo
@@ -12,6 +13,8 @@ from distributed.core.deadlines import current_deadline, time_left
 from distributed.core.retries import Retries
 
 __all__ = ["DEFAULT", "Configuration", "LongCall"]
+
+T = TypeVar("T")
 
 
 class Configuration(NamedTuple):
@@ -52,6 +55,11 @@ class LongCall:
         The limits of the call.
     metadata
         What the request carries for interceptors.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the name of a key of requests.
     """
 
     def __init__(
@@ -62,6 +70,11 @@ class LongCall:
         configuration: Configuration = DEFAULT,
         metadata: dict[str, str] | None = None,
     ) -> None:
+        for name in ("op", "reply", "close"):
+            if name in kwargs:
+                raise TypeError(
+                    f"{name!r} cannot be an argument of {op!r}, since it is a key of the request"
+                )
         self._remote = remote
         self._op = op
         self._kwargs = kwargs
@@ -76,8 +89,13 @@ class LongCall:
         # The serialization families that this side accepts.
         self._deserializers: Sequence[str] | None = None
 
-    def _set_deadline(self) -> None:
-        """Begin to count the time of the call."""
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._op!r} of {self._remote!r}>"
+
+    def begin_time(self) -> None:
+        """Begin to count the time of the call, unless it is counted already."""
+        if self._deadline is not None:
+            return
         deadline, limit = current_deadline(), self._configuration.limit
         if limit is not None:
             own = monotonic() + limit
@@ -87,6 +105,29 @@ class LongCall:
     def _time_left(self) -> float | None:
         """Return the seconds until the deadline, not less than 0; None if there is none."""
         return None if self._deadline is None else max(0, self._deadline - monotonic())
+
+    def _timed_out(self) -> TimeoutError:
+        """Return the error for the end of the caller's time."""
+        limit = self._configuration.limit
+        return TimeoutError(
+            f"no time is left for {self._op!r}"
+            if limit is None
+            else f"{self._op!r} took longer than {limit:g} s"
+        )
+
+    async def _in_time(self, step: Coroutine[Any, Any, T]) -> T:
+        """Return the result of a step of the call, which is cancelled at the deadline."""
+        left = self._time_left()
+        if left is None:
+            return await step
+        limit = asyncio.timeout(left)
+        try:
+            async with limit:
+                return await step
+        except TimeoutError as exc:
+            if limit.expired() and not exc.args:
+                raise self._timed_out() from exc
+            raise
 
     async def _send_request(self, keys: dict[str, Any], info: CallInfo) -> Comm:
         """Take a comm into use and write the request to it.

@@ -8,7 +8,7 @@ a conversation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import FunctionType
 from typing import Any, ClassVar, Self
@@ -23,7 +23,7 @@ from distributed.core.deadlines import current, current_deadline, time_left, tim
 from distributed.core.interceptors import Call, InterceptedStream, Interceptor, intercept
 from distributed.core.long_calls import DEFAULT, Configuration
 from distributed.core.remote_streams import RemoteStream
-from distributed.core.retries import Retries, not_executed
+from distributed.core.retries import Retries, is_marked, not_executed, unmarked
 from distributed.core.tasks import NoOpAwaitable
 
 __all__ = ["Operation", "RemoteCalls", "discard"]
@@ -68,13 +68,10 @@ class Operation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if args:
-            raise TypeError(
-                f"{self._remote._call_name}() takes 0 positional arguments but {len(args)} "
-                f"{'was' if len(args) == 1 else 'were'} given: pass the handler's arguments by name"
-            )
+            raise _positional(self._remote._call_name, args)
         return self._remote._call(self._name, kwargs)
 
-    def stream(self, **kwargs: Any) -> RemoteStream | InterceptedStream:
+    def stream(self, *args: Any, **kwargs: Any) -> RemoteStream | InterceptedStream:
         """Call a handler that yields items; iterate over the result with ``async for``.
 
         The items arrive as the handler yields them.  A handler that takes ``comm`` can write its
@@ -90,9 +87,11 @@ class Operation:
         OSError
             While iterating: if connecting fails, or if the connection breaks.
         """
+        if args:
+            raise _positional("stream", args)
         return self._remote._stream(self._name, kwargs)
 
-    def open(self, **kwargs: Any) -> AbstractAsyncContextManager[Comm]:
+    def open(self, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Comm]:
         """Call a handler that takes ``comm``, for a conversation with it.
 
         Returns
@@ -102,6 +101,8 @@ class Operation:
             the handler fails, the next `read` raises its exception.  The comm is closed at the end
             of the block, or when the handler returns; the return value is dropped.
         """
+        if args:
+            raise _positional("open", args)
         return self._remote._converse(self._name, kwargs)
 
     def __repr__(self) -> str:
@@ -306,11 +307,27 @@ class RemoteCalls(ABC):
     async def _intercepted(self, name: str, kwargs: dict[str, Any]) -> Any:
         """Make a call through the interceptors."""
 
+        may_have_run = False
+
         async def make(call: Call) -> Any:
-            return await self._call(call.op, dict(call.arguments), call.metadata)
+            nonlocal may_have_run
+            try:
+                # Not None, which would call the interceptors again.
+                result = await self._call(call.op, dict(call.arguments), call.metadata or {})
+            except BaseException as exc:
+                may_have_run |= not is_marked(exc)
+                raise
+            may_have_run = True
+            return result
 
         call = Call(name, kwargs, self.address, "client")
-        return await intercept(self.interceptors, call, make)
+        try:
+            return await intercept(self.interceptors, call, make)
+        except BaseException as exc:
+            if may_have_run:
+                # An interceptor may have made another call, which could not connect.
+                unmarked(exc)
+            raise
 
     def _stream(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
@@ -323,10 +340,18 @@ class RemoteCalls(ABC):
         async def make(call: Call) -> RemoteStream:
             arguments = dict(call.arguments)
             self._with_families(arguments)
-            return RemoteStream(self, call.op, arguments, configuration, call.metadata)
+            stream = RemoteStream(self, call.op, arguments, configuration, call.metadata)
+            stream.begin_time()
+            return stream
+
+        async def begin() -> AsyncIterator[Any]:
+            # The time of the interceptors counts, too.
+            async with timeout(configuration.limit):
+                items: AsyncIterator[Any] = await intercept(self.interceptors, call, make)
+                return items
 
         call = Call(name, kwargs, self.address, "client", "stream")
-        return InterceptedStream(lambda: intercept(self.interceptors, call, make))
+        return InterceptedStream(begin)
 
     def _converse(
         self, name: str, kwargs: dict[str, Any], configuration: Configuration = DEFAULT
@@ -344,7 +369,8 @@ class RemoteCalls(ABC):
         call = Call(name, kwargs, self.address, "client", "conversation")
         failure: BaseException | None = None
         try:
-            async with AsyncExitStack() as stack:
+            # The time of the interceptors counts, too.
+            async with timeout(configuration.limit), AsyncExitStack() as stack:
 
                 async def make(call: Call) -> Comm:
                     arguments = dict(call.arguments)
@@ -410,16 +436,25 @@ class ConfiguredCalls(RemoteCalls):
         """The interceptors of the other object."""
         return self._remote.interceptors
 
+    async def describe(self) -> dict[str, Any]:
+        description: dict[str, Any] = await self._run("describe", self._remote.describe)
+        return description
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._remote.__dict__.get("_described", ())]
+
     async def _call(
         self, name: str, kwargs: dict[str, Any], metadata: dict[str, str] | None = None
     ) -> Any:
+        return await self._run(name, lambda: self._remote._call(name, dict(kwargs), metadata))
+
+    async def _run(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return the result of *call*, made within the time limit and with the retries."""
         seconds, retries = self._configuration
         limit = timeout(seconds)
         try:
             async with limit:
-                if retries is None:
-                    return await self._remote._call(name, kwargs, metadata)
-                return await retries.run(lambda: self._remote._call(name, dict(kwargs), metadata))
+                return await (call() if retries is None else retries.run(call))
         except TimeoutError as exc:
             if limit.expired() and not exc.args:
                 raise TimeoutError(f"{name!r} took longer than {seconds:g} s") from exc
@@ -440,6 +475,14 @@ class ConfiguredCalls(RemoteCalls):
         within = "" if limit is None else f" within {limit:g} s"
         attempts = "" if retries is None else f", {retries.attempts} attempts"
         return f"<calls of {self._remote!r}{within}{attempts}>"
+
+
+def _positional(function: str, args: Sequence[Any]) -> TypeError:
+    """Return the error for arguments without a name."""
+    return TypeError(
+        f"{function}() takes 0 positional arguments but {len(args)} "
+        f"{'was' if len(args) == 1 else 'were'} given: pass the handler's arguments by name"
+    )
 
 
 def _failed(name: str) -> str:

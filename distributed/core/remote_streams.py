@@ -51,16 +51,14 @@ class RemoteStream(LongCall):
         if not self._begun:
             self._begun = True
             self._loop = asyncio.get_running_loop()
-            self._set_deadline()
-            async with asyncio.timeout(self._time_left()):
-                # A peer of the original ignores the rest of the request.
-                await self._send_request({}, CallInfo(stream=_WINDOW))
+            self.begin_time()
+            # A peer of the original ignores the rest of the request.
+            await self._in_time(self._send_request({}, CallInfo(stream=_WINDOW)))
             if self._closed:
                 # Meanwhile, by another task.
                 self._leave()
         while self._comm is not None:
-            async with asyncio.timeout(self._time_left()):
-                await self._receive(self._comm)
+            await self._in_time(self._receive(self._comm))
             if self._items:
                 return self._items.popleft()
         raise StopAsyncIteration

@@ -26,7 +26,6 @@ from distributed.core.answers import (
     Answer,
     DeadlineExceeded,
     MarkingComm,
-    after_writing,
     check_result,
     is_coroutine,
     is_run_to_completion,
@@ -307,9 +306,11 @@ class Requests:
                             return False
                         self._cancellable.add(comm)
                     result = await result
+                    if type(result) in GENERATORS:
+                        check_result(result, op)
                 if info is True:
-                    if marking is not None and marking.count:
-                        result = after_writing(result, op)
+                    if marking is not None:
+                        result = marking.last_message(result, op)
                     elif type(result) is dict:
                         result = unambiguous(result)
         except BaseException as exc:

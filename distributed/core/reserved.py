@@ -26,7 +26,7 @@ _KEYS = {
 RESERVED_OPERATIONS = frozenset(
     {
         *("active", "addr", "address", "call", "close", "close_comms", "close_rpc", "comms"),
-        *("connection_args", "deserialize", "deserializers", "interceptors", "limit"),
+        *("connection_args", "describe", "deserialize", "deserializers", "interceptors", "limit"),
         *("live_comm", "pool", "retrying", "serializers", "status", "timeout", "within"),
     }
 )

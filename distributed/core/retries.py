@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from distributed.base import config
 
-__all__ = ["Retries", "not_executed"]
+__all__ = ["Retries", "is_marked", "not_executed", "unmarked"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -18,6 +18,17 @@ E = TypeVar("E", bound=BaseException)
 def not_executed(exc: E) -> E:
     """Mark *exc* as raised by a call whose handler was not started, and return it."""
     exc._handler_was_not_started = True  # type: ignore[attr-defined]
+    return exc
+
+
+def is_marked(exc: BaseException) -> bool:
+    """Return whether *exc* has the mark of :func:`not_executed`."""
+    return getattr(exc, "_handler_was_not_started", False)
+
+
+def unmarked(exc: E) -> E:
+    """Return *exc* without the mark of :func:`not_executed`."""
+    vars(exc).pop("_handler_was_not_started", None)
     return exc
 
 
@@ -50,9 +61,7 @@ class Retries:
 
     def allows(self, exc: BaseException) -> bool:
         """Return whether a call that raised *exc* may be repeated."""
-        return isinstance(exc, self.on) and (
-            self.idempotent or getattr(exc, "_handler_was_not_started", False)
-        )
+        return isinstance(exc, self.on) and (self.idempotent or is_marked(exc))
 
     async def run(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return the result of *call*, which is repeated while it fails and may be repeated."""

@@ -140,7 +140,10 @@ async def test_a_conversation_ends_at_its_deadline():
             async with remote.within("20ms").chat.open(room="x") as comm:
                 await comm.read()
 
-        with quiet(), pytest.raises(TimeoutError):
+        with (
+            quiet(),
+            pytest.raises(TimeoutError, match=r"'chat' (took longer|was cancelled after)"),
+        ):
             await wait()
         await chat.ended.wait()
 
@@ -152,6 +155,17 @@ async def test_opening_an_operation_that_does_not_exist_is_an_error():
             async with remote.nope.open() as comm:
                 with pytest.raises(ValueError, match="No handler for op 'nope'"):
                     await comm.read()
+
+
+@gen_test()
+async def test_opening_a_handler_that_does_not_take_the_comm_is_an_error_that_names_calls():
+    calls = []
+    async with serving(TCP, {"add": calls.append}) as server, rpc(server.address) as remote:
+        with quiet():
+            async with remote.add.open() as comm:
+                with pytest.raises(TypeError, match=r"does not take 'comm'.*remote\.add\(\.\.\.\)"):
+                    await comm.read()
+    assert not calls
 
 
 @gen_test()

@@ -9,6 +9,7 @@ import pytest
 
 from distributed.core import CommClosedError, ConnectionPool, connect, rpc, send_recv
 from distributed.core.answers import run_to_completion
+from distributed.core.call_info import CallInfo
 from distributed.core.deadlines import current, remaining_time, timeout
 from distributed.tests.servers import TCP, TRANSPORTS, ask, connected, quiet, serving
 from distributed.utils_test import async_poll_for, gen_test
@@ -231,7 +232,11 @@ async def test_a_stream_ends_at_its_deadline(transport):
         await remote.echo()  # connects
         stream = remote.within("50ms").wait.stream()
         assert await anext(stream) == 1
-        with quiet(), pytest.raises(TimeoutError):
+        # The server answers at the same time.
+        with (
+            quiet(),
+            pytest.raises(TimeoutError, match=r"'wait' (took longer|was cancelled after)"),
+        ):
             await anext(stream)
         await async_poll_for(lambda: waiting.ends == ["finally"])
         assert [item async for item in stream] == []
@@ -260,6 +265,29 @@ async def test_call_info_that_makes_no_sense_is_an_error_at_the_caller(info):
         assert "ValueError" in answer["exception_text"]
         assert await ask(comm, {"op": "echo", "data": 1}) == 1
         await comm.close()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda value: value,
+        lambda value: {"timeout": value},
+        lambda value: {"stream": value},
+        lambda value: {"metadata": value},
+        lambda value: {"metadata": {"x": value}},
+    ],
+)
+def test_call_info_that_makes_no_sense_is_not_rendered_as_a_whole(wrap):
+    class Counting(int):
+        def __repr__(self):
+            rendered.append(1)
+            return "1"
+
+    rendered: list[int] = []
+    with pytest.raises(ValueError, match=r"of a request must|must be a") as caught:
+        CallInfo.parse(wrap([Counting()] * 10_000))
+    assert len(str(caught.value)) < 200
+    assert len(rendered) < 100
 
 
 # Cancellation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, assert_type
 
 import pytest
@@ -75,6 +76,20 @@ async def test_a_server_describes_its_operations(transport):
     assert {"identity", "echo", "describe", "health"} <= operations.keys()
     assert list(description["stream_operations"]) == ["note"]
     assert list(description["blocked"]) == ["blocked"]
+
+
+@gen_test()
+async def test_a_description_is_within_the_limits_of_the_call_and_known_to_its_object():
+    async with serving(TCP, {"add": add}) as server, rpc(server.address) as remote:
+        limited = remote.within("1 minute")
+        await limited.retrying().describe()
+        for calls in (remote, limited):
+            assert "add" in dir(calls)
+    # The kernel accepts the connection, and no server reads from it.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with rpc(("127.0.0.1", silent.getsockname()[1])) as remote:
+            with pytest.raises(TimeoutError, match=r"'describe' took longer than 0\.05 s"):
+                await remote.within("50ms").describe()
 
 
 @gen_test()
@@ -166,9 +181,8 @@ def test_all_attributes_of_remote_objects_are_reserved():
     remote = rpc("tcp://127.0.0.1:1")
     pooled = ConnectionPool()("tcp://127.0.0.1:1")
     assert isinstance(pooled, PooledRPCCall)
-    # "describe" is the operation of that name.
     for one in (remote, pooled, remote.within(1)):
-        public = {name for name in dir(one) if not name.startswith("_")} - {"describe"}
+        public = {name for name in dir(one) if not name.startswith("_")}
         assert public <= RESERVED_OPERATIONS
 
 

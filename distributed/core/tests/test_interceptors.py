@@ -257,3 +257,26 @@ async def test_the_comm_of_a_handler_is_passed_on():
         assert await ask(comm, {"op": "write", "x": 7}) == 7
         assert await comm.read() is None
         await comm.close()
+
+
+@gen_test()
+async def test_the_time_of_the_interceptors_counts_for_all_kinds_of_calls():
+    async def wait(call, proceed):
+        await asyncio.sleep(60)
+
+    async def drop_metadata(call, proceed):
+        call.metadata = None
+        return await proceed()
+
+    async with serving(TCP) as server:
+        async with rpc(server.address, interceptors=[drop_metadata]) as remote:
+            assert await remote.echo(data=1) == 1
+        async with rpc(server.address, interceptors=[wait]) as remote:
+            limited = remote.within("10ms")
+            with pytest.raises(TimeoutError):
+                await limited.echo()
+            with pytest.raises(TimeoutError):
+                await anext(limited.echo.stream())
+            with pytest.raises(TimeoutError):
+                async with limited.echo.open():
+                    pass

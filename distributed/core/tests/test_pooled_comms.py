@@ -118,6 +118,30 @@ async def test_an_answer_that_looks_like_a_message_of_the_core_arrives_unchanged
 
 
 @TRANSPORTS
+@pytest.mark.parametrize("deadline", [None, 100])
+@gen_test()
+async def test_a_task_that_a_handler_has_left_behind_may_write_the_answer(transport, deadline):
+    tasks = []
+
+    async def later(comm, answers):
+        async def write():
+            for answer in answers:
+                await comm.write(answer)
+
+        tasks.append(asyncio.create_task(write()))
+        return Status.dont_reply
+
+    async with serving(transport, {"later": later}) as server, rpc(server.address) as own:
+        remote = own if deadline is None else own.within(deadline)
+        assert await remote.later(answers=["one"]) == "one"
+        assert await remote.later(answers=[{"call-info": "end"}]) == {"call-info": "end"}
+        with quiet():
+            assert await remote.later(answers=["one", "two"]) == "one"
+            assert await remote.echo(data="three") == "three"
+            await tasks[-1]
+
+
+@TRANSPORTS
 @pytest.mark.parametrize("pooled", [False, True])
 @gen_test()
 async def test_a_comm_that_receives_something_while_idle_is_not_used_again(transport, pooled):

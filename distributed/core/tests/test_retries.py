@@ -9,7 +9,7 @@ import pytest
 from distributed.base import config
 from distributed.comm.tests.transports import unused_port
 from distributed.core import CommClosedError, RequestRefused, Server, rpc
-from distributed.tests.servers import TCP, Gate, quiet, serving
+from distributed.tests.servers import TCP, TRANSPORTS, Gate, quiet, serving
 from distributed.utils_test import gen_test
 
 
@@ -51,6 +51,39 @@ async def test_a_call_whose_handler_may_have_run_is_not_repeated():
         with quiet(), pytest.raises(CommClosedError):
             await remote.retrying(attempts=5).count()
         assert counting.calls == 1
+
+
+@TRANSPORTS
+@gen_test()
+async def test_a_call_is_not_repeated_because_its_handler_could_not_connect(transport):
+    runs = []
+
+    async def fetch():
+        runs.append(1)
+        async with rpc(f"tcp://127.0.0.1:{unused_port()}", timeout=0.02) as remote:
+            await remote.echo()
+
+    async with serving(transport, {"fetch": fetch}) as server, rpc(server.address) as remote:
+        with quiet(), pytest.raises(OSError, match="127"):
+            await remote.retrying(attempts=3).fetch()
+    assert runs == [1]
+
+
+@gen_test()
+async def test_a_call_is_not_repeated_because_an_interceptor_could_not_connect_after_it():
+    async def report(call, proceed):
+        result = await proceed()
+        async with rpc(f"tcp://127.0.0.1:{unused_port()}", timeout=0.02) as remote:
+            await remote.report(result=result)
+
+    counting = Counting(failures=0)
+    async with (
+        serving(TCP, {"count": counting.handle}) as server,
+        rpc(server.address, interceptors=[report]) as remote,
+    ):
+        with pytest.raises(OSError, match="127"):
+            await remote.retrying(attempts=3).count()
+    assert counting.calls == 1
 
 
 @gen_test()

@@ -172,6 +172,26 @@ async def test_all_ways_to_leave_the_loop_end_the_handler(numbers, how):
             assert isinstance(task.exception(), KeyError)
 
 
+@pytest.mark.parametrize("name", ["op", "reply", "close"])
+@gen_test()
+async def test_an_argument_that_is_a_key_of_requests_is_an_error(numbers, name):
+    async with serving(TCP, numbers.handlers()) as server, rpc(server.address) as remote:
+        for method in (remote.count.stream, remote.count.open):
+            with pytest.raises(TypeError, match=f"'{name}' cannot be an argument of 'count'"):
+                method(**{name: False})
+
+
+@gen_test()
+async def test_an_argument_without_a_name_is_an_error_that_says_what_to_do(numbers):
+    async with serving(TCP, numbers.handlers()) as server, rpc(server.address) as remote:
+        for method in (remote.count, remote.count.stream, remote.count.open):
+            with pytest.raises(
+                TypeError, match="1 was given: pass the handler's arguments by name"
+            ):
+                method(10)
+        assert "RemoteStream of 'count' of <rpc to" in repr(remote.count.stream(n=10))
+
+
 @gen_test()
 async def test_a_stream_that_is_closed_before_it_began_sends_nothing(numbers):
     async with serving(TCP, numbers.handlers()) as server, rpc(server.address) as remote:
@@ -265,6 +285,22 @@ async def test_streaming_from_a_handler_that_returns_a_value_is_an_error(handler
         with quiet(), pytest.raises(TypeError, match=r"call it by `await remote\.value\(\.\.\.\)`"):
             await anext(remote.value.stream())
         assert await remote.echo(data=1) == 1
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("generator", ["count", "plain"])
+@gen_test()
+async def test_awaiting_a_coroutine_function_that_returns_a_generator_is_the_same_error(
+    transport, numbers, generator
+):
+    async def choose(n):
+        return getattr(numbers, generator)(n)
+
+    async with serving(transport, {"choose": choose}) as server, rpc(server.address) as remote:
+        with quiet():
+            for calls in (remote, remote.within("1 minute")):
+                with pytest.raises(TypeError, match=r"remote\.choose\.stream"):
+                    await calls.choose(n=1)
 
 
 @gen_test()

@@ -33,6 +33,7 @@ from distributed.batched import BatchedSend
 from distributed.comm.tests.raw_peers import message, packed, resident
 from distributed.core import ConnectionPool, Server, connect, rpc
 from distributed.protocol import allocation, to_serialize
+from distributed.tests import test_hostile_messages as hostile
 from distributed.tests.besieged import (
     ALLOCATOR,
     MB,
@@ -44,14 +45,6 @@ from distributed.tests.besieged import (
     give_memory_back,
     report,
     running,
-)
-from distributed.tests.test_hostile_messages import (
-    COLLIDING,
-    MANY_OBJECTS,
-    a_map,
-    a_request,
-    inflating,
-    zeros,
 )
 from distributed.tests.test_hostile_peers import (
     GARBAGE,
@@ -374,15 +367,19 @@ async def ask(siege: Siege, *requests: bytes) -> None:
 
 
 async def equal_hashes(siege: Siege, rng: random.Random) -> None:
-    await ask(siege, packed(a_request(a_map(COLLIDING[: rng.randrange(5_000)]))))
+    await ask(
+        siege, packed(hostile.a_request(hostile.a_map(hostile.COLLIDING[: rng.randrange(5_000)])))
+    )
 
 
 async def many_objects(siege: Siege, rng: random.Random) -> None:
-    await ask(siege, packed(b"\x82\xa2op\xa3nop\xa4data" + MANY_OBJECTS["fewer maps"]))
+    await ask(siege, packed(b"\x82\xa2op\xa3nop\xa4data" + hostile.MANY_OBJECTS["fewer maps"]))
 
 
 async def bombs(siege: Siege, rng: random.Random) -> None:
-    await ask(siege, inflating("zlib", [zeros("zlib", 5 * MB)] * rng.randrange(1, 5)))
+    await ask(
+        siege, hostile.inflating("zlib", [hostile.zeros("zlib", 5 * MB)] * rng.randrange(1, 5))
+    )
 
 
 async def wrong_headers(siege: Siege, rng: random.Random) -> None:

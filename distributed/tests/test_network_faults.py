@@ -23,17 +23,18 @@ GRANULARITY = 1.5
 
 SERVER = """
 import asyncio, sys
-from distributed.core import Server, Status
+from distributed.core import Server
 
 def tell(text):
     print(text, flush=True)
 
 async def wait(comm):
     tell("entered")
-    while not comm.closed():
-        await asyncio.sleep(0.01)
-    tell("left")
-    return Status.dont_reply
+    try:
+        # It is cancelled when the connection is lost.
+        await asyncio.Event().wait()
+    finally:
+        tell("left")
 
 async def main():
     notes = []

@@ -28,7 +28,7 @@ import asyncio
 import weakref
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from distributed.base.logs import get_logger
 from distributed.comm.control import ControlledComm, common_handlers
@@ -143,6 +143,7 @@ class KeepAlive:
 
     # Invariant: `_listed` tells whether this is on the list of a timer.
     __slots__ = (
+        "__weakref__",
         "_answered_at",
         "_awaits_answer",
         "_comm",
@@ -254,15 +255,16 @@ class KeepAlive:
 class _Timer:
     """The timer of all comms of one event loop and interval that wait."""
 
-    # Invariant: `_is_running` is true while `_watched` is not empty.
+    # Invariant: `_is_running` is true while `_watched` is not empty.  A comm that is freed leaves
+    # `_watched` with its keep-alive.
     def __init__(self, interval: float, timers: dict[float, _Timer]) -> None:
         self._interval = interval
         self._timers = timers
-        self._watched: dict[KeepAlive, None] = {}
+        self._watched: WeakSet[KeepAlive] = WeakSet()
         self._is_running = False
 
     def add(self, keepalive: KeepAlive) -> None:
-        self._watched[keepalive] = None
+        self._watched.add(keepalive)
         if not self._is_running:
             self._is_running = True
             self._start()
@@ -279,7 +281,7 @@ class _Timer:
                 logger.exception("Cannot check whether a peer is alive")
                 again = False
             if not again:
-                del self._watched[keepalive]
+                self._watched.discard(keepalive)
         if self._watched:
             self._start()
         else:

@@ -7,10 +7,8 @@
   some are cancelled, and some are streaming calls.  It compares each answer with the right one;
 * this program, which attacks the server meanwhile, with messages of the tests of hostile peers.
 
-The calls are made in rounds.  After each round the attackers leave, and the program measures what
-the server and the client use: memory, objects of Python, descriptors and tasks.  The first rounds
-are a warm-up.  The program fails if an answer is wrong, if one of these numbers grows after the
-warm-up, or if an error was logged that reached no caller.
+After each round of calls, the program measures memory, objects, descriptors and tasks.  It fails if
+one grows after a few rounds, if an answer is wrong, or if a logged error reached no caller.
 """
 
 from __future__ import annotations

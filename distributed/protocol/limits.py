@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 from distributed.base import config
+from distributed.base.text import shown_repr
 from distributed.protocol.exceptions import (
     CompressionError,
     HeaderError,
@@ -186,7 +187,7 @@ def checked_filename(name: Any, what: str) -> str:
         If it is not a name, or that of a named pipe, a device or a directory.
     """
     if not isinstance(name, str):
-        raise HeaderError(f"the name of {what} is given as {name!r:.100}")
+        raise HeaderError(f"the name of {what} is given as {shown_repr(name, 100)}")
     # Opening a named pipe or a device may take forever.
     if os.path.exists(name) and not os.path.isfile(name):
         raise HeaderError(f"{name!r:.200} is not a regular file, so it is not opened as {what}")

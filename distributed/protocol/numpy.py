@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from distributed.base.buffers import ensure_memoryview
+from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
@@ -281,7 +282,7 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _invalid(key: str, value: Any) -> HeaderError:
-    return HeaderError(f"the {key} of an array is given as {value!r:.100}")
+    return HeaderError(f"the {key} of an array is given as {shown_repr(value, 100)}")
 
 
 def _read_dtype(described: Any) -> np.dtype[Any]:

@@ -548,6 +548,12 @@ def test_a_false_header_is_refused(changes):
         deserialize({**header, "sub-header": sub_header}, frames)
 
 
+def test_the_error_for_a_header_shows_only_the_beginning_of_a_long_value():
+    header, frames = hostile(shape=(-1,) * 100_000)
+    with pytest.raises(HeaderError, match=r"is given as \(-1, -1, -1, -1, -1, -1, \.\.\.\)"):
+        deserialize_numpy_ndarray(header, frames)
+
+
 def test_a_header_of_very_many_axes_is_refused_before_they_are_multiplied():
     many = (2**63,) * 100_000
     header, frames = hostile(shape=many, strides=many)

@@ -140,6 +140,10 @@ KEYS: Mapping[str, Key] = {
     # Maximum number of characters that one statement logs within 10 s; more lines are only
     # counted; null: unlimited.
     "distributed.admin.log-limit": Key("100kB", Size(null=True)),
+    # Format of log lines, of logging.Formatter; "json": one JSON object per line.
+    "distributed.admin.log-format": Key(
+        "%(asctime)s - %(name)s - %(levelname)s - %(message)s", Text()
+    ),
     # Maximum number of entries in logs of recent messages; null: unlimited.
     "distributed.admin.low-level-log-length": Key(1000, Whole(null=True)),
     # Time after which a server logs a request as slow; null: never.

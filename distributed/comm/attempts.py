@@ -150,6 +150,7 @@ class Attempts:
             self.addr,
             max(0.0, self.seconds - elapsed),
             self.summary(),
+            extra={"peer": self.addr},
         )
 
     def summary(self) -> str:

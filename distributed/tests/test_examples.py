@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = Path(__file__).parent / "data" / "foundations.rst"
 PROMPT = ">>> "
-#: Makes programs import this checkout, whether it is installed or not, and log what needs attention.
+#: Makes programs import this checkout, whether it is installed or not, and log warnings only.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 

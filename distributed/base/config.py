@@ -352,12 +352,26 @@ def _check_name(key: str, known: list[str]) -> None:
         last = {each.rpartition(".")[2]: each.removeprefix(_COMM) for each in known}
         near = last.get(nearest(key.rpartition(".")[2], last, 0.8) or "")
     if near is not None:
+        near = _in_section(key.removeprefix(_COMM), known) or near
         value = lookup(key, _store().config)
         warnings.warn(
             f"Configuration key {key!r} (from {source(key, value)}) does not "
             f"exist and has no effect; did you mean {_COMM + near!r}?",
             stacklevel=2,
         )
+
+
+def _in_section(key: str, known: list[str]) -> str | None:
+    """Return the key of the same section that is most like *key*, or has a word in common."""
+    section, _, last = key.rpartition(".")
+    names = [each.removeprefix(f"{_COMM}{section}.") for each in known]
+    names = [each for each in names if not each.startswith("distributed.") and "." not in each]
+    near = nearest(last, names, 0.8)
+    if near is None:
+        words = frozenset(last.split("-"))
+        alike = [each for each in names if words.intersection(each.split("-"))]
+        near = alike[0] if len({*alike}) == 1 else None
+    return None if near is None else f"{section}.{near}"
 
 
 class Section(Generic[_T]):

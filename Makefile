@@ -12,7 +12,8 @@ VENV_MINIMUM := .venv-minimum
 MINIMUM_EXTRAS := compression config libraries security statistics tracebacks
 MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
 BIN := $(VENV)/bin
-PIP_INSTALL := -m pip install --disable-pip-version-check -qq
+# modules are compiled when they are first imported: most of those in the large libraries never are
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile -qq
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=

@@ -68,7 +68,7 @@ contracts: $(VENV)/.made
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.made
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.made  ## search for messages that break the protocol, until interrupted (FUZZ_ARGS for libFuzzer)
 	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'

@@ -1,0 +1,1 @@
+"""Pages over HTTP that show a server at work."""

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Never
 
-__all__ = ["StopRequest", "end_process"]
+__all__ = ["StopRequest", "end_process", "end_with_parent"]
 
 #: The signals of Ctrl-C, and of service managers, container runtimes and ``kill``.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,7 +24,7 @@ _LAST_WORDS = 1.0
 _requests: list[StopRequest] = []
 
 
-def end_process(code: int, last_words: Callable[[], object] = lambda: None) -> None:
+def end_process(code: int, last_words: Callable[[], object] = lambda: None) -> Never:
     """End this process, without waiting for its tasks and threads.
 
     Parameters
@@ -49,6 +49,29 @@ def end_process(code: int, last_words: Callable[[], object] = lambda: None) -> N
         speaker.join(_LAST_WORDS)
     finally:
         os._exit(code)
+
+
+def end_with_parent() -> None:
+    """End this process gracefully when its standard input ends, as if it got SIGTERM.
+
+    For a child process whose standard input is a pipe that its parent keeps open: the kernel closes
+    the pipe when the parent ends, even if that is killed.  Call this function before :func:`run`.
+
+    Examples
+    --------
+    >>> import subprocess
+    >>> def start():
+    ...     return subprocess.Popen(["python", "child.py"], stdin=subprocess.PIPE)
+    """
+
+    def wait() -> None:
+        # Not by sys.stdin: its lock would be held when the interpreter ends.  Not in the event
+        # loop, which may be blocked.
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 class StopRequest:

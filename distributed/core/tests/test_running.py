@@ -516,6 +516,38 @@ def handled(pid, number):
             return
 
 
+CHILD = """
+import sys, time
+from distributed.core import Server, end_with_parent, run, running
+
+running.EXIT_LIMIT = 0.2
+
+class Child(Server):
+    async def start_unsafe(self):
+        print("starting", flush=True)
+        {start}
+        return await super().start_unsafe()
+
+end_with_parent()
+sys.exit(run(lambda: Child({{}}), "inproc://", shutdown_timeout=0.1))
+"""
+
+
+@pytest.mark.parametrize(("start", "code"), [("pass", 0), ("time.sleep(3600)", 3)])
+def test_a_child_process_ends_when_its_parent_closes_the_pipe(start, code):
+    command = [sys.executable, "-c", CHILD.format(start=start)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdout.readline() == b"starting\n"
+            child.stdin.close()
+            assert child.wait(20) == code
+            assert b"Traceback" not in child.stderr.read()
+        finally:
+            child.kill()
+
+
 @pytest.mark.parametrize("op", ["block", "block_thread"])
 def test_a_process_that_blocks_is_ended_after_the_time(op, tmp_path):
     with process(op, tmp_path, time="0.1") as it:

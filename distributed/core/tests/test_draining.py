@@ -8,6 +8,7 @@ import pytest
 
 from distributed.batched import BatchedSend
 from distributed.core import CommClosedError, RequestRefused, Server, Status, connect, rpc
+from distributed.tests.environments import run_in
 from distributed.tests.servers import TCP, TRANSPORTS, connected, quiet, serving
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -76,6 +77,38 @@ async def test_a_peer_without_extensions_is_refused_with_a_plain_error():
         work.proceed.set()
         await call
         await draining
+
+
+@gen_test(timeout=100)
+async def test_a_client_of_the_original_is_refused_with_an_error_that_it_understands(
+    original_python,
+):
+    work = Work()
+    async with serving(TCP, {"work": work.work}) as server, rpc(server.address) as remote:
+        call = asyncio.create_task(remote.work(x=1))
+        await work.started.wait()
+        draining = asyncio.create_task(server.drain())
+        await async_poll_for(lambda: server._refuses_requests)
+        code = f"""
+            import asyncio
+            from distributed.core import rpc
+
+            async def main():
+                async with rpc({server.address!r}) as remote:
+                    for _ in range(2):
+                        try:
+                            await remote.identity()
+                        except Exception as exc:
+                            print(type(exc).__name__, exc)
+
+            asyncio.run(main())
+        """
+        done = await asyncio.to_thread(run_in, original_python, code)
+        line = f"RuntimeError Server {server.address} is closing and refuses new requests"
+        assert done.stdout.splitlines() == [line, line]
+        work.proceed.set()
+        assert await call == 2
+        assert await draining
 
 
 @gen_test()

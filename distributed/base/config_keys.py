@@ -52,6 +52,8 @@ KEYS: Mapping[str, Key] = {
     "distributed.scheduler.blocked-handlers": Key([], Names(null=True)),
     "distributed.worker.blocked-handlers": Key([], Names(null=True)),
     "distributed.nanny.blocked-handlers": Key([], Names(null=True)),
+    # Time for the requests in progress when a server is shut down; then they are cancelled.
+    "distributed.server.shutdown-timeout": Key("30s", Duration()),
     # Repeated calls of dask's roles.
     "distributed.comm.retry.count": Key(0, Whole()),
     "distributed.comm.retry.delay.min": Key("1s", Duration()),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -27,7 +26,6 @@ from distributed.core.admission import Admission, Refusals
 from distributed.core.answers import (
     GENERATORS,
     Answer,
-    DeadlineExceeded,
     MarkingComm,
     check_result,
     is_coroutine,
@@ -36,10 +34,11 @@ from distributed.core.answers import (
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.deadlines import current
-from distributed.core.errors.messages import ErrorMessage, error_message
-from distributed.core.errors.text import safe_str
+from distributed.core.draining import Draining
+from distributed.core.errors.messages import error_message
+from distributed.core.failures import Failures, Refused, outcome, protocol_error
 from distributed.core.interceptors import Call, Interceptor, intercept
-from distributed.core.mistakes import BadCall, BadRequest, Mistake, do_not_fit, plain
+from distributed.core.mistakes import BadCall, BadRequest, do_not_fit
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 from distributed.telemetry.request_counts import (
@@ -90,10 +89,6 @@ class _Call(NamedTuple):
     counts: OperationCounts
 
 
-class _Refused(RuntimeError):
-    """The server does not start the handler of a request."""
-
-
 class RequestServer(Protocol):
     """The attributes of a server that :class:`Requests` uses, each looked up when it is used."""
 
@@ -104,6 +99,7 @@ class RequestServer(Protocol):
     _comms: dict[Comm, str | None]
     interceptors: tuple[Interceptor, ...]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _is_open(self) -> bool: ...
@@ -134,6 +130,9 @@ class Requests:
         self.counts = RequestCounts()
         #: Transport → the traffic of all comms that used it.
         self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
+        #: How handlers end when the server is drained.
+        self.draining = Draining(server._comms, self._tasks, self._write)
+        self._failures = Failures(server, self.counts, self.draining.given_up)
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -152,6 +151,7 @@ class Requests:
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
         self._admission.leave(comm)
+        self.draining.forget(comm)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving %s", self._server.id, comm.peer_address, exc_info=exc)
 
@@ -182,13 +182,13 @@ class Requests:
                         exc_info=True,
                         extra={"peer": comm.peer_address},
                     )
-                    await self._write(comm, None, _protocol_error(exc))
+                    await self._write(comm, None, protocol_error(exc))
                     continue
-                in_time = not server._close_begun
+                in_time = not server._refuses_requests
                 keep = await self._answer(comm, msg)
                 # Release the memory of this request before the next one arrives.
                 msg = None
-                if not keep or (in_time and server._close_begun):
+                if not keep or (in_time and server._refuses_requests):
                     await comm.close()
                     break
                 server._comms[comm] = None
@@ -297,7 +297,7 @@ class Requests:
                     call is None
                     or call.handler is not server.handlers.get(op)
                     or server.blocked_handlers
-                    or server._close_begun
+                    or server._refuses_requests
                 ):
                     call = self._find(op)
                 server.counters["op"].add(op)
@@ -322,6 +322,8 @@ class Requests:
                         check_result(result, op)
                 else:
                     answer = Answer(comm, op, CallInfo.parse(info), serializers, self.counts)
+                    if answer.info.stream:
+                        self.draining.streaming.add(comm)
                     result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:
@@ -342,19 +344,19 @@ class Requests:
         except BaseException as exc:
             # Raised here and not in a function called with the error: the frame of that would refer
             # to the error, and the error to the frame.
-            if self._ends_task(comm, exc):
+            if self._ends_task(comm, exc) and not self.draining.ends(comm, exc):
                 if counts is not None:
                     counts.add(perf_counter() - begin, "cancelled")
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
-            failure = _outcome(exc)
-            result = self._failure(comm, op, exc, call, kwargs)
+            failure = outcome(exc)
+            result = self._failures.answer(comm, op, exc, call, kwargs)
             if result is None:
                 if counts is not None:
                     counts.add(perf_counter() - begin, "disconnected")
                 return False
-            if info is not None and isinstance(exc, _Refused):
+            if info is not None and isinstance(exc, Refused):
                 result["refused"] = True
         finally:
             if info is not None:
@@ -368,6 +370,7 @@ class Requests:
                         return False
             if answer is not None:
                 await answer.finish()
+                self.draining.streaming.discard(comm)
         except BaseException:
             failure = "cancelled"
             raise
@@ -402,7 +405,7 @@ class Requests:
 
         Raises
         ------
-        _Refused
+        Refused
             If the server is closing.
         BadRequest
             If *op* has no handler, or is blocked.
@@ -411,9 +414,9 @@ class Requests:
         # An op of another type may be slow to compare.
         known = isinstance(op, str)
         rejected = self.counts.rejected
-        if server._close_begun and not (known and op == "health"):
+        if server._refuses_requests and not (known and op == "health"):
             rejected["closing"] += 1
-            raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
+            raise Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
             rejected["blocked"] += 1
             raise BadRequest(
@@ -479,42 +482,6 @@ class Requests:
             return self._tasks.get(_current_task()) is not comm  # type: ignore[arg-type]
         return isinstance(exc, (KeyboardInterrupt, SystemExit))
 
-    def _failure(
-        self, comm: Comm, op: Any, exc: BaseException, call: _Call | None, kwargs: dict[str, Any]
-    ) -> ErrorMessage | None:
-        """Log the failure of a request and return its answer, or None if the peer disconnected."""
-        name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
-        fields = {"peer": peer, "op": op}
-        if isinstance(exc, CommClosedError):
-            if comm.closed():
-                text = "%s disconnected from %s during op %r: %s"
-                logger.debug(text, peer, name, op, exc, extra=fields)
-                return None
-            # About another connection, most likely one of the handler.
-            level = logging.INFO
-        elif isinstance(exc, asyncio.CancelledError):
-            # A CancelledError at the caller would look as if the caller had been cancelled.
-            error = RuntimeError(f"the handler of {shown_repr(op)} in {name} was cancelled")
-            error.__cause__ = exc
-            exc, level = error, logging.WARNING
-        elif isinstance(exc, DeadlineExceeded | _Refused):
-            exc = (TimeoutError if isinstance(exc, DeadlineExceeded) else RuntimeError)(*exc.args)
-            logger.info("Did not finish op %s in %s for %s: %s", op, name, peer, exc, extra=fields)
-            return error_message(exc, "uncaught-error")
-        elif isinstance(exc, Mistake) or (
-            call is not None
-            and not self._server.interceptors
-            and do_not_fit(exc, call.handler, (comm,) if call.with_comm else (), kwargs)
-        ):
-            exc = plain(exc)
-            text = "Bad request for op %s in %s from %s: %s: %s"
-            logger.info(text, op, name, peer, type(exc).__name__, exc, extra=fields)
-            return error_message(exc, "uncaught-error")
-        message = "Exception while handling op %s in %s for %s"
-        logger.log(level, message, op, name, peer, exc_info=exc, extra=fields)
-        self.counts.note_error(op, peer, exc)
-        return error_message(exc, "uncaught-error")
-
     async def _write(
         self, comm: Comm, op: Any, result: Any, serializers: Sequence[str] | None = None
     ) -> str | None:
@@ -547,7 +514,7 @@ class Requests:
             fields = {"peer": comm.peer_address, "op": op}
             logger.error(message, op, comm.peer_address, exc_info=True, extra=fields)
             # Write the error in the caller's families; if *result* was an error, in any family.
-            error = _protocol_error(exc)
+            error = protocol_error(exc)
             self.counts.note_error(op, comm.peer_address, exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers) or "error"
         return None
@@ -605,16 +572,3 @@ def _families(serializers: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(serializers))
     except TypeError as exc:
         raise BadCall(f"the 'serializers' of a request must be a list of names: {exc}") from None
-
-
-def _outcome(exc: BaseException) -> str:
-    """Return the outcome of a request whose handler has raised *exc*; see `OUTCOMES`."""
-    if isinstance(exc, asyncio.CancelledError):
-        return "cancelled"
-    return "timeout" if isinstance(exc, DeadlineExceeded) else "error"
-
-
-def _protocol_error(exc: BaseException) -> ErrorMessage:
-    """Return the answer for an error of the protocol, in an exception class that any peer has."""
-    kind = TypeError if isinstance(exc, TypeError) else ValueError
-    return error_message(kind(safe_str(exc)).with_traceback(exc.__traceback__), "uncaught-error")

@@ -15,13 +15,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import islice
 from operator import length_hint
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 from distributed.base import config
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
+from distributed.core.conversations import unwrapped
 from distributed.core.errors.text import safe_repr
 from distributed.core.mistakes import bad_call, do_not_fit
 from distributed.core.receipts import Receipts, Sessions, receipts_for
@@ -36,11 +37,16 @@ TURN = 0.003
 _CHECKED_AFTER = 8
 
 
+#: Maximum number of seconds for reading the messages that have arrived when streams are drained.
+_ARRIVED = 0.1
+
+
 class StreamServer(Protocol):
     """The attributes of a server that :class:`Streams` uses."""
 
     stream_handlers: dict[str, Callable[..., Any]]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _name_in_messages(self) -> str: ...
@@ -59,6 +65,8 @@ class _Stream:
         self.receipts = receipts
         # Whether the stream waits for its next message.
         self.idle = False
+        # Number of reads that have returned a message.
+        self.reads = 0
         # The coroutine handlers that have not ended.
         self.running: set[asyncio.Task[Any]] = set()
         # The error of the first handler that failed; `Streams._end` raises it once.
@@ -96,6 +104,10 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        #: Whether `drain` has cancelled a handler.
+        self.cut_short = False
+        # Whether streams end before their next message; never reset.
+        self._ending = False
         # Number of streams that let other tasks run before they handle more messages.
         self._paused = 0
         # The sessions of acknowledged streams.
@@ -115,6 +127,10 @@ class Streams:
         server = self._server
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
+        if server._refuses_requests:
+            # Its handler started before that: waiting for a stream without an end would be useless.
+            await comm.close()
+            return
         fields = {"peer": comm.peer_address}
         logger.info("Starting established connection to %s", comm.peer_address, extra=fields)
         receipts = receipts_for(comm, self._sessions)
@@ -127,12 +143,13 @@ class Streams:
         try:
             try:
                 # Not `while not comm.closed()`: messages that arrived before the end are read.
-                while not server._close_begun:
+                while not self._ending:
                     stream.idle = True
                     try:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
+                    stream.reads += 1
                     is_list = isinstance(msgs, tuple | list)
                     batch = iter(msgs if is_list else (msgs,))
                     self.messages += len(msgs) if is_list else 1
@@ -230,7 +247,7 @@ class Streams:
         if not task.cancelled():
             if (exc := task.exception()) is not None:
                 self._failed(stream, op, exc)
-        elif stream.failure is None and not stream.ended and not self._server._close_begun:
+        elif stream.failure is None and not stream.ended and not self._ending:
             self._failed(stream, op, asyncio.CancelledError())
         stream.wake()
 
@@ -306,8 +323,44 @@ class Streams:
             )
         return False
 
+    def comms(self) -> set[Comm]:
+        """Return the comms of the streams, as the server got them."""
+        return {unwrapped(stream.comm) for stream in self._streams}
+
+    async def drain(self, deadline: float) -> None:
+        """End the streams, and wait until their handlers have ended.
+
+        Messages that have arrived are handled.  Handlers that still run at the *deadline* (of
+        ``time.monotonic``) are cancelled.
+        """
+        # In one iteration the event loop passes on what has arrived, and in the next a reader runs.
+        quiet, reads, until = 0, -1, min(deadline, monotonic() + _ARRIVED)
+        while quiet < 2 and monotonic() < until:
+            await asyncio.sleep(0)
+            before, reads = reads, sum(stream.reads for stream in self._streams)
+            unread = any(stream.comm.has_unread for stream in self._streams)
+            quiet = 0 if unread or reads != before else quiet + 1
+        self._ending = True
+        me = asyncio.current_task()
+        # Not abort(): data that was written to the peer is still sent.
+        closing = [asyncio.create_task(each.comm.close()) for each in self._streams if each.idle]
+        tasks = [*closing, *(task for task in self._tasks if task is not me)]
+        if not tasks:
+            return
+        _, left = await asyncio.wait(tasks, timeout=max(deadline - monotonic(), 0))
+        for task in left:
+            if task in self._tasks:
+                stream, op = self._tasks[task]
+                peer = stream.comm.peer_address
+                logger.warning("The server closes, and cancels stream handler %s of %s", op, peer)
+                self.cut_short = True
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1)
+
     def abort_idle(self) -> None:
         """End the streams that wait, without calling any handler."""
+        self._ending = True
         for stream in list(self._streams):
             stream.wake()
             if stream.idle:

@@ -21,6 +21,7 @@ from distributed.core.call_info import END, CallInfo, items, unambiguous, writte
 from distributed.core.conversations import PassedComm
 from distributed.core.deadlines import timeout
 from distributed.core.status import Status
+from distributed.telemetry.request_counts import RequestCounts
 
 __all__ = [
     "GENERATORS",
@@ -118,15 +119,23 @@ class Answer:
         What the request carries.
     serializers
         The serialization families for the answer.
+    counts
+        Counts the streams and conversations.
     """
 
     def __init__(
-        self, comm: Comm, op: str, info: CallInfo, serializers: Sequence[str] | None
+        self,
+        comm: Comm,
+        op: str,
+        info: CallInfo,
+        serializers: Sequence[str] | None,
+        counts: RequestCounts,
     ) -> None:
         self._comm = comm
         self._op = op
         self.info = info
         self._serializers = serializers
+        self._counts = counts
         self._sender: ItemSender | None = None
 
     async def run(self, call: Callable[..., Result], with_comm: bool) -> Any:
@@ -181,7 +190,11 @@ class Answer:
                 f"the handler of {op!r} does not take 'comm', so it cannot converse: call it by "
                 f"`await remote.{op}(...)`, or by `remote.{op}.stream(...)` if it is a generator"
             )
-        await result_of(call(self._comm), op)
+        self._counts.conversations += 1
+        try:
+            await result_of(call(self._comm), op)
+        finally:
+            self._counts.conversations -= 1
         return Status.dont_reply
 
     async def _plain(self, call: Callable[..., Result], with_comm: bool) -> Any:
@@ -194,14 +207,19 @@ class Answer:
     async def _stream(self, call: Callable[..., Result], with_comm: bool) -> Any:
         """Write the items of a handler, and return the message for their end."""
         sender = self._sender = ItemSender(self._comm, self.info.stream, self._serializers)
-        if with_comm:
-            comm = _ItemComm(self._comm)
-            comm.put = sender.put
-            result = call(comm)
-        else:
-            result = call()
-        producer = _produce(result, sender, self._op)
-        await sender.run(producer, self._op)
+        self._counts.answers += 1
+        try:
+            if with_comm:
+                comm = _ItemComm(self._comm)
+                comm.put = sender.put
+                result = call(comm)
+            else:
+                result = call()
+            producer = _produce(result, sender, self._op)
+            await sender.run(producer, self._op)
+        finally:
+            self._counts.answers -= 1
+            self._counts.items += sender.count
         return END
 
 

@@ -9,33 +9,44 @@ millisecond also on a server with thousands of connections.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import platform
-from collections import Counter
-from itertools import islice
-from time import process_time, time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from operator import itemgetter
+from time import monotonic, time
 from typing import Any
 
 import msgpack
 import tornado
 
+from distributed.base.budget import budget_of
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.text import shown
+from distributed.base.traffic import Traffic
 from distributed.base.version import __version__
+from distributed.comm.core import BaseListener, Listener
 from distributed.core.server import Server
+from distributed.telemetry.loop_delay import delay_of
+from distributed.telemetry.process_figures import process_figures
+from distributed.telemetry.request_counts import (
+    KEPT_ERRORS,
+    LATENCY_BOUNDS,
+    OUTCOMES,
+    described,
+    with_sums,
+)
 
-__all__ = ["figures"]
+__all__ = ["aggregate", "figures"]
 
 #: Maximum number of peers that a snapshot lists.
 MAX_PEERS = 200
 
 #: Maximum number of characters of a name that a peer may have chosen.
 _NAME_LENGTH = 200
-
-#: Upper bounds of the buckets of latencies, in seconds; a last bucket has no bound.
-LATENCY_BOUNDS = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
 
 _VERSIONS = {
     "distributed": __version__,
@@ -74,9 +85,11 @@ def figures(server: Server, *, max_peers: int = MAX_PEERS) -> dict[str, Any]:
             ``max-connections-per-host`` and ``closing``.  ``failed``: handshakes that failed;
             reason → number; the reasons are ``timeout``, ``authentication`` and ``other``.
         ``peers``
-            A list of dicts, the oldest connection first: ``address``, ``transport`` (scheme of the
-            address), ``seconds`` (age of the connection), ``op`` (in progress, or None).
-            ``peers_omitted`` is the number of peers that are left out.
+            A list of dicts; first those with a request in progress, then the oldest connections:
+            ``address``, ``transport`` (scheme of the address), ``seconds`` (age of the
+            connection), ``op`` (in progress, or None).
+        ``peers_omitted``
+            The number of peers that are left out.
         ``requests``
             ``in_progress``: now.  ``outcomes``: outcome → number, summed over the operations; see
             there.  ``rejected``: reason → number of requests for which no handler was started; the
@@ -111,8 +124,12 @@ def figures(server: Server, *, max_peers: int = MAX_PEERS) -> dict[str, Any]:
             ``messages_written``.
         ``event_loop``
             ``delay`` (s by which the last timer was late), ``delay_max`` (the longest so far),
-            ``delay_sum``, ``delay_count``, and ``delay_buckets`` (as the ``buckets`` above).
-            ``ticks`` and ``tick_max`` (s): those of the server's periodic callbacks, if started.
+            ``delay_sum`` (s), ``delay_count``, and ``delay_buckets`` (as the ``buckets`` above).
+            Measured inside of :func:`distributed.telemetry.loop_delay.measuring`; before that,
+            ``delay`` and ``delay_max`` are None.
+        ``ticks``
+            ``count``, and ``max`` (s; the longest time between two): those of the server's
+            periodic callbacks, if these are started.
         ``process``
             ``cpu_seconds``, ``memory`` (resident, bytes), ``virtual_memory`` (bytes),
             ``open_fds``, ``max_fds``, ``threads``, ``start_time`` (s since the epoch),
@@ -132,107 +149,201 @@ def figures(server: Server, *, max_peers: int = MAX_PEERS) -> dict[str, Any]:
     'Server'
     """
     now = time()
-    comms = server._comms
-    in_progress = Counter(comms.values())
-    idle = in_progress.pop(None, 0)
-    active = len(comms) - idle
-    operations = {
-        op: {
-            "outcomes": dict.fromkeys(("ok", "error", "timeout", "cancelled", "disconnected"), 0),
-            "count": 0,
-            "errors": 0,
-            "in_progress": number,
-            "seconds": 0.0,
-            "buckets": [0] * (len(LATENCY_BOUNDS) + 1),
-            "quantiles": {"0.5": None, "0.9": None, "0.99": None},
-        }
-        for op, number in in_progress.items()
-    }
+    clock = monotonic()
+    # Copies, since a subclass may be called while this runs.
+    comms = dict(server._comms)
+    busy = [(comm, op) for comm, op in comms.items() if op is not None]
+    idle = ((comm, op) for comm, op in comms.items() if op is None)
+    in_progress = Counter(op for _, op in busy)
+    active = len(busy)
+    requests = server._server_requests
+    counts = requests.counts
+    operations = described(counts.operations, in_progress)
+    streams = server._server_streams
     return {
         "time": now,
-        "server": {
-            "type": type(server).__name__,
-            "id": server.id,
-            "status": server.status.name,
-            "address": server.address if server.listeners else None,
-            "addresses": [listener.contact_address for listener in server.listeners],
-            "pid": os.getpid(),
-            "started": None,
-            "uptime": 0.0,
-            "versions": dict(_VERSIONS),
-        },
+        "server": _describe(server, now, clock),
         "connections": {
             "open": len(comms),
             "active": active,
-            "handshaking": 0,
-            "accepted": 0,
-            "refused": {"max-connections": 0, "max-connections-per-host": 0, "closing": 0},
-            "failed": {"timeout": 0, "authentication": 0, "other": 0},
+            **_handshakes(server.listeners, requests._admission.refused),
         },
         "peers": [
             {
                 "address": shown(comm.peer_address, _NAME_LENGTH),
                 "transport": comm.peer_address.partition("://")[0],
-                "seconds": 0.0,
+                "seconds": None if comm.owned_since is None else clock - comm.owned_since,
                 "op": op,
             }
-            for comm, op in islice(comms.items(), max_peers)
+            for comm, op in islice(chain(busy, idle), max_peers)
         ],
         "peers_omitted": max(0, len(comms) - max_peers),
         "requests": {
             "in_progress": active,
-            "outcomes": {"ok": 0, "error": 0, "timeout": 0, "cancelled": 0, "disconnected": 0},
-            "rejected": {"unknown-op": 0, "blocked": 0, "closing": 0, "malformed": 0},
+            "outcomes": _sum(operation["outcomes"] for operation in operations.values())
+            or dict.fromkeys(OUTCOMES, 0),
+            "rejected": dict(counts.rejected),
         },
         "latency_bounds": list(LATENCY_BOUNDS),
         "operations": operations,
         "streams": {
-            "open": len(server._server_streams._streams),
-            "handlers": len(server._server_streams._tasks),
-            "opened": 0,
-            "failed": 0,
-            "messages": 0,
-            "answers": 0,
-            "items": 0,
-            "conversations": 0,
+            "open": len(streams._streams),
+            "handlers": len(streams._tasks),
+            "opened": streams.opened,
+            "failed": streams.failed,
+            "messages": streams.messages,
+            "answers": counts.answers,
+            "items": counts.items,
+            "conversations": counts.conversations,
         },
-        "traffic": {},
+        "traffic": _sum_by_name([_as_dicts(requests.traffic), _as_dicts(server.rpc.traffic)]),
         "pool": {
-            "limit": server.rpc.limit,
+            "limit": server.rpc.limit if math.isfinite(server.rpc.limit) else None,
             "open": server.rpc.open,
             "active": server.rpc.active,
             "connecting": server.rpc._connecting_count,
             "waiting": server.rpc._pending_count,
-            "waits": 0,
-            "seconds_waited": 0.0,
+            "waits": server.rpc.waits,
+            "seconds_waited": server.rpc.seconds_waited,
         },
+        **_of_loop(asyncio_loop_of(server.io_loop)),
+        "ticks": {
+            "count": server._tick_counter,
+            "max": server.digests_max.get("tick-duration"),
+        },
+        "process": process_figures(),
+        "errors": list(reversed(counts.errors)),
+        "errors_total": counts.errors_total,
+    }
+
+
+def aggregate(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures of several servers on one event loop together.
+
+    Parameters
+    ----------
+    snapshots
+        Results of :func:`figures`, taken at about the same time; at least one.
+
+    Returns
+    -------
+    dict
+        As of :func:`figures`: counts are summed, the lists of peers and errors are joined, and
+        what belongs to the process or to the event loop is that of the first.  ``server`` is that
+        of the first, too, and ``servers`` is the list of all.
+
+    Examples
+    --------
+    >>> first, second = figures(Server({})), figures(Server({}))
+    >>> len(aggregate([first, second])["servers"])
+    2
+    """
+    first = snapshots[0]
+    operations = _sum_by_name([each["operations"] for each in snapshots])
+    longest = [each["ticks"]["max"] for each in snapshots if each["ticks"]["max"] is not None]
+    errors = [error for each in snapshots for error in each["errors"]]
+    limits = [each["pool"]["limit"] for each in snapshots]
+    return {
+        **first,
+        "servers": [each["server"] for each in snapshots],
+        **{
+            name: _sum(each[name] for each in snapshots)
+            for name in ("connections", "requests", "streams", "pool")
+        },
+        "pool": {
+            **_sum({**each["pool"], "limit": 0} for each in snapshots),
+            "limit": None if None in limits else sum(limits),
+        },
+        "peers": [peer for each in snapshots for peer in each["peers"]],
+        "peers_omitted": sum(each["peers_omitted"] for each in snapshots),
+        "operations": {op: with_sums(one) for op, one in operations.items()},
+        "traffic": _sum_by_name([each["traffic"] for each in snapshots]),
+        "ticks": {
+            "count": sum(each["ticks"]["count"] for each in snapshots),
+            "max": max(longest, default=None),
+        },
+        "errors": sorted(errors, key=itemgetter("time"), reverse=True)[:KEPT_ERRORS],
+        "errors_total": sum(each["errors_total"] for each in snapshots),
+    }
+
+
+def _describe(server: Server, now: float, clock: float) -> dict[str, Any]:
+    address = server.address_safe
+    uptime = None if server._started_at is None else clock - server._started_at
+    return {
+        "type": type(server).__name__,
+        "id": server.id,
+        "status": server.status.name,
+        "address": None if address == "not-running" else address,
+        "addresses": [listener.contact_address for listener in server.listeners],
+        "pid": os.getpid(),
+        "started": None if uptime is None else now - uptime,
+        "uptime": uptime,
+        "versions": dict(_VERSIONS),
+    }
+
+
+def _handshakes(listeners: Iterable[Listener], refused: Mapping[str, int]) -> dict[str, Any]:
+    """Return the figures of connections that are not served yet, or never."""
+    own = [listener for listener in listeners if isinstance(listener, BaseListener)]
+    return {
+        "handshaking": sum(listener.unfinished_handshakes for listener in own),
+        "accepted": sum(listener.handshakes.accepted for listener in own),
+        "refused": dict(refused),
+        "failed": {
+            reason: sum(getattr(listener.handshakes, reason) for listener in own)
+            for reason in ("timeout", "authentication", "other")
+        },
+    }
+
+
+def _of_loop(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+    """Return the figures of an event loop, which its servers share."""
+    delay, budget = delay_of(loop), budget_of(loop)
+    streams = [stream for stream in budget.streams if not stream.closed()]
+    return {
         "batched": {
-            "open": 0,
-            "messages": 0,
-            "bytes": 0,
-            "unacknowledged": 0,
-            "batches_written": 0,
-            "messages_written": 0,
+            "open": len(streams),
+            "messages": sum(len(stream.buffer) for stream in streams),
+            "bytes": sum(stream.buffered_bytes for stream in streams),
+            "unacknowledged": sum(stream.unacknowledged for stream in streams),
+            "batches_written": budget.batches,
+            "messages_written": budget.messages,
         },
         "event_loop": {
-            "delay": None,
-            "delay_max": None,
-            "delay_sum": 0.0,
-            "delay_count": 0,
-            "delay_buckets": [0] * (len(LATENCY_BOUNDS) + 1),
-            "ticks": server._tick_counter,
-            "tick_max": server.digests_max.get("tick-duration"),
+            "delay": delay.last,
+            "delay_max": delay.longest,
+            "delay_sum": delay.total,
+            "delay_count": delay.count,
+            "delay_buckets": list(delay.buckets),
         },
-        "process": {
-            "cpu_seconds": process_time(),
-            "memory": None,
-            "virtual_memory": None,
-            "open_fds": None,
-            "max_fds": None,
-            "threads": None,
-            "start_time": None,
-            "gc_collections": [],
-        },
-        "errors": [],
-        "errors_total": 0,
     }
+
+
+def _as_dicts(traffic: Mapping[str, Traffic]) -> dict[str, dict[str, float]]:
+    return {transport: each.as_dict() for transport, each in traffic.items()}
+
+
+def _sum_by_name(mappings: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return name → the sum of what the mappings have for this name."""
+    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for mapping in mappings:
+        for name, values in mapping.items():
+            found[name].append(values)
+    return {name: _sum(values) for name, values in found.items()}
+
+
+def _sum(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add mappings whose values are numbers, lists of numbers of one length, or such mappings."""
+    every = list(mappings)
+    names = dict.fromkeys(name for mapping in every for name in mapping)
+    result: dict[str, Any] = {}
+    for name in names:
+        values = [mapping[name] for mapping in every if name in mapping]
+        if isinstance(values[0], Mapping):
+            result[name] = _sum(values)
+        elif isinstance(values[0], list):
+            result[name] = [sum(numbers) for numbers in zip(*values, strict=True)]
+        else:
+            result[name] = sum(values)
+    return result

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Generator
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -36,6 +37,8 @@ class LifeCycle:
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
         #: The thread in which the object was started; 0 before that.
         self.thread_id = 0
+        # The monotonic time at which it was started, in seconds; None before that.
+        self._started_at: float | None = None
         self._status = Status.init
         # Held while start_unsafe() runs, so that concurrent calls of start() wait for it.
         self._start_lock = asyncio.Lock()
@@ -130,6 +133,7 @@ class LifeCycle:
                 async with limit:
                     self._io_loop = IOLoop.current()
                     self.thread_id = threading.get_ident()
+                    self._started_at = monotonic()
                     await self.start_unsafe()
             except Exception as exc:
                 if limit.expired():

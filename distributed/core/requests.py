@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -19,6 +21,7 @@ import msgpack
 from distributed.base.callables import has_keyword
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
+from distributed.base.traffic import Traffic
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission, Refusals
 from distributed.core.answers import (
@@ -38,6 +41,7 @@ from distributed.core.errors.text import safe_str
 from distributed.core.interceptors import Call, Interceptor, intercept
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
+from distributed.telemetry.request_counts import LATENCY_BOUNDS, OperationCounts, RequestCounts
 
 logger = get_logger("distributed.core")
 
@@ -77,6 +81,7 @@ class _Call(NamedTuple):
     with_serializers: bool
     # Whether the handler is cancelled when its caller leaves.
     cancellable: bool
+    counts: OperationCounts
 
 
 class _Refused(RuntimeError):
@@ -120,10 +125,15 @@ class Requests:
         self._calls: dict[str, _Call] = {}
         # The comms whose handler is cancelled if the caller leaves.
         self._cancellable: set[Comm] = set()
+        self.counts = RequestCounts()
+        #: Transport → the traffic of all comms that used it.
+        self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
+        comm.count_in(self.traffic[comm.local_address.partition("://")[0]])
         if not self._server._is_open:
+            self._admission.refused["closing"] += 1
             comm.abort()
             return
         refusal = self._admission.enter(comm)
@@ -256,7 +266,8 @@ class Requests:
             # The caller reads messages, so it can read an error.
             reply = True
         result: Any = "OK"
-        answer = marking = None
+        answer = marking = counts = failure = None
+        begin = perf_counter()
         try:
             if op is None:
                 self._check(comm, msg)
@@ -278,6 +289,7 @@ class Requests:
                     call = self._find(op)
                 server.counters["op"].add(op)
                 server._comms[comm] = op
+                counts = call.counts
                 if call.with_serializers and serializers is not None:
                     kwargs["serializers"] = serializers
                 handler = call.handler
@@ -296,13 +308,14 @@ class Requests:
                     if is_awaitable:
                         check_result(result, op)
                 else:
-                    answer = Answer(comm, op, CallInfo.parse(info), serializers)
+                    answer = Answer(comm, op, CallInfo.parse(info), serializers, self.counts)
                     result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:
                     if info is not None and call.cancellable:
                         if comm.closed():
                             result.close()
+                            counts.add(perf_counter() - begin, "disconnected")
                             return False
                         self._cancellable.add(comm)
                     result = await result
@@ -317,30 +330,50 @@ class Requests:
             # Raised here and not in a function called with the error: the frame of that would refer
             # to the error, and the error to the frame.
             if self._ends_task(comm, exc):
+                if counts is not None:
+                    counts.add(perf_counter() - begin, "cancelled")
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
+            failure = _outcome(exc)
             result = self._failure(comm, op, exc)
             if result is None:
+                if counts is not None:
+                    counts.add(perf_counter() - begin, "disconnected")
                 return False
             if info is not None and isinstance(exc, _Refused):
                 result["refused"] = True
         finally:
             if info is not None:
                 self._cancellable.discard(comm)
-        if (
-            reply
-            and result is not Status.dont_reply
-            and not await self._write(comm, op, result, serializers)
-        ):
-            return False
-        if answer is not None:
-            await answer.finish()
+        try:
+            if reply and result is not Status.dont_reply:
+                written = await self._write(comm, op, result, serializers)
+                if written is not None:
+                    failure = written
+                    if written == "disconnected":
+                        return False
+            if answer is not None:
+                await answer.finish()
+        except BaseException:
+            failure = "cancelled"
+            raise
+        finally:
+            if counts is not None:
+                seconds = perf_counter() - begin
+                if failure is None:
+                    # As `OperationCounts.add`, but without the call.
+                    counts.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+                    counts.seconds += seconds
+                else:
+                    counts.add(seconds, failure)
         return not close
 
     def _check(self, comm: Comm, msg: Any) -> None:
         """Raise an error for the caller unless *msg* is a dict with the key ``"op"``."""
         route = f"(sent to {self._server._name_in_messages} by {comm.peer_address})"
+        if not (isinstance(msg, dict) and "op" in msg):
+            self.counts.rejected["malformed"] += 1
         if not isinstance(msg, dict):
             raise TypeError(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
         if "op" not in msg:
@@ -361,15 +394,19 @@ class Requests:
         server = self._server
         # An op of another type may be slow to compare.
         known = isinstance(op, str)
+        rejected = self.counts.rejected
         if server._close_begun and not (known and op == "health"):
+            rejected["closing"] += 1
             raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
+            rejected["blocked"] += 1
             raise ValueError(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
                 "possibly due to security concerns."
             )
         handler = server.handlers.get(op) if known else None
         if handler is None:
+            rejected["unknown-op"] += 1
             raise ValueError(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
@@ -378,6 +415,7 @@ class Requests:
                 _expects_comm(handler),
                 has_keyword(handler, "serializers"),
                 not is_run_to_completion(handler),
+                self.counts.of(op),
             )
         return call
 
@@ -437,12 +475,16 @@ class Requests:
             exc, level = RuntimeError(*exc.args), logging.INFO
         message = "Exception while handling op %s in %s for %s"
         logger.log(level, message, op, name, peer, exc_info=exc)
+        self.counts.note_error(op, peer, exc)
         return error_message(exc, "uncaught-error")
 
     async def _write(
         self, comm: Comm, op: Any, result: Any, serializers: Sequence[str] | None = None
-    ) -> bool:
-        """Write the answer to a request, and return whether *comm* is still open.
+    ) -> str | None:
+        """Write the answer to a request, and return None.
+
+        Return ``"error"`` if an error was written in its place, because it cannot be serialized,
+        and ``"disconnected"`` if *comm* is closed.
 
         A wrapped value that cannot be serialized is replaced by an error, which the reader raises
         when it deserializes the value: also if the value passes through servers that do not.
@@ -456,7 +498,7 @@ class Requests:
             logger.debug(
                 "%s disconnected before op %r was answered: %s", comm.peer_address, op, exc
             )
-            return False
+            return "disconnected"
         except BaseException as exc:
             if comm.closed() or serializers is _ANY or self._ends_task(comm, exc):
                 raise
@@ -464,8 +506,9 @@ class Requests:
             logger.error(message, op, comm.peer_address, exc_info=True)
             # Write the error in the caller's families; if *result* was an error, in any family.
             error = _protocol_error(exc)
-            return await self._write(comm, op, error, _ANY if is_error else serializers)
-        return True
+            self.counts.note_error(op, comm.peer_address, exc)
+            return await self._write(comm, op, error, _ANY if is_error else serializers) or "error"
+        return None
 
     async def finish(self, grace: float) -> None:
         """Let running handlers finish within *grace* seconds, then cancel them.
@@ -509,6 +552,13 @@ def _current_task() -> asyncio.Task[Any] | None:
     except RuntimeError:
         # No event loop runs: the garbage collector closes a coroutine.
         return None
+
+
+def _outcome(exc: BaseException) -> str:
+    """Return the outcome of a request whose handler has raised *exc*; see `OUTCOMES`."""
+    if isinstance(exc, asyncio.CancelledError):
+        return "cancelled"
+    return "timeout" if isinstance(exc, DeadlineExceeded) else "error"
 
 
 def _protocol_error(exc: BaseException) -> ErrorMessage:

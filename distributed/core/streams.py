@@ -103,6 +103,8 @@ class Streams:
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
         self._tasks: dict[asyncio.Task[Any], tuple[_Stream, Any]] = {}
+        #: Numbers of all streams so far, of those whose handler failed, and of their messages.
+        self.opened = self.failed = self.messages = 0
 
     async def handle(self, comm: Comm, extra: Mapping[str, Any] | None = None) -> None:
         """Call stream handlers with the messages from *comm* until the stream ends; close *comm*.
@@ -116,6 +118,7 @@ class Streams:
         receipts = receipts_for(comm, self._sessions)
         stream = _Stream(comm, receipts)
         self._streams.add(stream)
+        self.opened += 1
         # Seconds for which handlers of batches may still run before other tasks do.  Reading need
         # not let them run, since messages that have arrived already are read at once.
         turn, turn_ends = TURN, 0.0
@@ -130,6 +133,7 @@ class Streams:
                         stream.idle = False
                     is_list = isinstance(msgs, tuple | list)
                     batch = iter(msgs if is_list else (msgs,))
+                    self.messages += len(msgs) if is_list else 1
                     if is_list and receipts is not None:
                         if receipts.left:
                             # The read had received this batch before it was left.
@@ -247,6 +251,7 @@ class Streams:
             # The error is not raised, or is mistaken for one about the comm of the stream.
             logger.error("Exception in the %s", what, exc_info=exc)
         if stream.failure is None and not stream.ended:
+            self.failed += 1
             stream.failure = exc
             # Ends a read that is in progress.
             stream.comm.abort()

@@ -24,7 +24,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders
 
 from distributed.base.text import shown
 
@@ -90,10 +90,9 @@ class Access:
 
     Examples
     --------
-    >>> from tornado.httputil import HTTPHeaders, HTTPServerRequest
+    >>> from tornado.httputil import HTTPHeaders
     >>> access = Access("s3cr3t-and-long-enough")
-    >>> headers = HTTPHeaders({"Host": "127.0.0.1", "Authorization": "Bearer wrong"})
-    >>> access.check(HTTPServerRequest("GET", "/json", headers=headers), None)
+    >>> access.check("GET", HTTPHeaders({"Host": "127.0.0.1", "Authorization": "Bearer wrong"}))
     Refusal(status=401, reason='the token is wrong', wrong_token=True)
     """
 
@@ -130,39 +129,41 @@ class Access:
             hmac.digest(self._token, self._token, "sha256"),
         )
 
-    def check_origin(self, request: HTTPServerRequest) -> Refusal | None:
+    def check_origin(self, method: str, headers: HTTPHeaders) -> Refusal | None:
         """Return why the page that makes a request may not make it, or None."""
         if not self.needs_token and not self._encrypted:
-            refusal = self._check_host(request.headers.get("Host", ""))
+            refusal = self._check_host(headers.get("Host", ""))
             if refusal is not None:
                 return refusal
-        site = request.headers.get("Sec-Fetch-Site")
+        site = headers.get("Sec-Fetch-Site")
         is_foreign = site in ("cross-site", "same-site") and not (
             # A link on another site may lead to these pages.
-            request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+            method == "GET" and headers.get("Sec-Fetch-Mode") == "navigate"
         )
-        origin = request.headers.get("Origin")
+        origin = headers.get("Origin")
         # A proxy may have changed the scheme, and "null" stands for an origin that is kept secret.
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host", ""):
+        if origin is not None and urlsplit(origin).netloc != headers.get("Host", ""):
             is_foreign = True
         if is_foreign:
             return Refusal(403, "a page of another site made this request")
         return None
 
-    def check(self, request: HTTPServerRequest, cookie: str | None) -> Refusal | None:
+    def check(
+        self, method: str, headers: HTTPHeaders, cookie: str | None = None
+    ) -> Refusal | None:
         """Return why a request is refused, or None.
 
         Parameters
         ----------
-        request
-            The request.
+        method, headers
+            Those of the request.
         cookie
             The value of the cookie that the client sent, or None.
         """
-        refusal = self.check_origin(request)
+        refusal = self.check_origin(method, headers)
         if refusal is not None or self.cookie is None:
             return refusal
-        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, credentials = headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             if self.knows_token(credentials.strip()):
                 return None

@@ -25,6 +25,7 @@ from distributed.core.figures import figures
 from distributed.core.server import Server
 from distributed.core.status import Status
 from distributed.pages.access import Access, Refusal
+from distributed.pages.metrics import MetricsHandler
 from distributed.pages.settings import Settings
 from distributed.pages.updates import Updates, to_json
 
@@ -145,6 +146,10 @@ class Page(RequestHandler):
         """Return no digest: a client gets each answer once."""
 
     @property
+    def _method(self) -> str:
+        return self.request.method or ""
+
+    @property
     def _stream(self) -> IOStream:
         assert isinstance(self.request.connection, HTTP1Connection)
         return self.request.connection.stream
@@ -162,8 +167,9 @@ class Page(RequestHandler):
     def _check(self) -> Refusal | None:
         access = self.context.access
         if self.is_probe and self.context.allow_health:
-            return access.check_origin(self.request)
-        return access.check(self.request, self.get_cookie(self.context.cookie_name))
+            return access.check_origin(self._method, self.request.headers)
+        cookie = self.get_cookie(self.context.cookie_name)
+        return access.check(self._method, self.request.headers, cookie)
 
     async def _delay(self) -> None:
         """Make a client that guesses tokens wait for its answer."""
@@ -186,9 +192,10 @@ class Page(RequestHandler):
         self.set_header("Content-Type", kind)
         stream = self._stream
         try:
-            await asyncio.wait_for(self.finish(content), self.context.settings.timeout)
+            async with asyncio.timeout(self.context.settings.timeout):
+                await self.finish(content)
         except (StreamClosedError, TimeoutError):
-            # There is nobody to tell.
+            # The client has left, or does not read.
             pass
         finally:
             stream.close()
@@ -242,7 +249,7 @@ class SignIn(Page):
     """Takes the token from the form, and gives a cookie for it."""
 
     def _check(self) -> Refusal | None:
-        return self.context.access.check_origin(self.request)
+        return self.context.access.check_origin(self._method, self.request.headers)
 
     async def post(self) -> None:
         await sign_in(self, self.request.body_arguments.get("token", [b""])[-1].strip())
@@ -251,7 +258,7 @@ class SignIn(Page):
 async def sign_in(page: Page, token: bytes) -> None:
     """Give a browser the cookie if its token is right, and show it the live page."""
     context = page.context
-    refusal = context.access.check_origin(page.request)
+    refusal = context.access.check_origin(page._method, page.request.headers)
     if refusal is not None:
         await page.refuse(refusal)
         return
@@ -325,6 +332,25 @@ class Figures(Page):
     head = get
 
 
+class Metrics(Page, MetricsHandler):
+    """The figures for Prometheus; see :mod:`distributed.pages.metrics`."""
+
+    def initialize(self, context: Context) -> None:  # type: ignore[override]
+        Page.initialize(self, context)
+        MetricsHandler.initialize(self, lambda: figures(context.server))
+
+    async def get(self) -> None:
+        stream = self._stream
+        try:
+            async with asyncio.timeout(self.context.settings.timeout):
+                await MetricsHandler.get(self)
+        except (StreamClosedError, TimeoutError):
+            # The client has left, or does not read.
+            pass
+        finally:
+            stream.close()
+
+
 class Health(Page):
     """Tells that the event loop of the server runs."""
 
@@ -372,6 +398,7 @@ _HANDLERS: dict[str, type[Page]] = {
     "events": Events,
     "health": Health,
     "json": Figures,
+    "metrics": Metrics,
     "ready": Ready,
     "sign-in": SignIn,
 }

@@ -158,7 +158,9 @@ class Updates:
             await asyncio.wait(tasks)
 
     async def _watch(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        await asyncio.wait_for(send(self._source.hello), self._timeout)
+        # Not wait_for(): up to Python 3.11 it may ignore that this task is cancelled.
+        async with asyncio.timeout(self._timeout):
+            await send(self._source.hello)
         number, known = 0, b""
         while True:
             while self._latest is None or self._latest[0] == number:
@@ -168,7 +170,8 @@ class Updates:
             number, description, events = self._latest
             if description is not known:
                 known, events = description, description + events
-            await asyncio.wait_for(send(events), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await send(events)
 
     def _leave(self, task: asyncio.Task[None]) -> None:
         self._watchers.discard(task)

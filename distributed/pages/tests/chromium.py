@@ -163,10 +163,10 @@ class Tab:
                 **typed,
             )
 
-    async def screenshot(self, path: Path, full: bool = True) -> None:
-        """Save a picture of the page."""
-        result = await self.do("Page.captureScreenshot", captureBeyondViewport=full)
-        path.write_bytes(base64.b64decode(result["data"]))
+    async def screenshot(self) -> bytes:
+        """Return a picture of the whole page, in the format PNG."""
+        result = await self.do("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(result["data"])
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ Operation names, errors and the addresses of peers are not for everyone.  There 
 
 * The server has a token.  A program sends it as ``Authorization: Bearer …``.  A browser sends it
   once, in a form or as ``?token=…``, and gets a cookie.  The cookie is a digest of the token: it
-  stays valid when the server restarts, and nobody can compute the token from it.
+  stays valid when the server restarts, and the token cannot be computed from it.
 * The server's TLS context requires certificates.  TLS has refused all other clients already.
 * Neither.  Then only clients on this host get the pages, unless the server is told otherwise.
 
@@ -148,9 +148,7 @@ class Access:
             return Refusal(403, "a page of another site made this request")
         return None
 
-    def check(
-        self, method: str, headers: HTTPHeaders, cookie: str | None = None
-    ) -> Refusal | None:
+    def check(self, method: str, headers: HTTPHeaders, cookie: str | None = None) -> Refusal | None:
         """Return why a request is refused, or None.
 
         Parameters

@@ -13,7 +13,6 @@ from typing import Any
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
 from tornado.routing import Rule
 from tornado.web import Application
 
@@ -22,7 +21,7 @@ from distributed.base.logs import get_logger
 from distributed.comm import unparse_host_port
 from distributed.comm.addressing import get_tcp_server_addresses
 from distributed.comm.settings import settings as comm_settings
-from distributed.comm.sockets import ListeningSocket, peer_loc, set_tcp_timeout
+from distributed.comm.sockets import ListeningSocket, bind_sockets, peer_loc, set_tcp_timeout
 from distributed.comm.ws import WSListener
 from distributed.pages.handlers import Paths
 from distributed.pages.settings import Settings
@@ -111,7 +110,7 @@ class OwnPort:
         self._settings = settings
         self._server: _PagesServer | None = None
         try:
-            self._sockets = bind_sockets(port, host, backlog=comm_settings().socket_backlog)
+            self._sockets = bind_sockets(host, port, comm_settings().socket_backlog)
         except OSError as exc:
             where = f"http://{unparse_host_port(host, port)}"
             reason = exc.strerror or str(exc)
@@ -125,6 +124,11 @@ class OwnPort:
     def encrypted(self) -> bool:
         """Whether the port uses TLS."""
         return self.ssl_context is not None
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return 0 if self._server is None else len(self._server._connections)
 
     def start(self, application: Application, paths: Paths) -> None:
         """Let *application* answer all requests."""
@@ -184,6 +188,11 @@ class SharedPort:
         self._paths: Paths | None = None
         # The connections with a request for a page in progress.
         self._streams: set[IOStream] = set()
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections that have made a request for a page."""
+        return sum(not stream.closed() for stream in self._streams)
 
     def start(self, application: Application, paths: Paths) -> None:
         """Let *application* answer the requests for *paths* that do not open a websocket."""

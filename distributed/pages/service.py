@@ -43,10 +43,16 @@ class OpenPages:
         The browsers that watch.
     """
 
-    def __init__(self, url: str, port: int, updates: Updates) -> None:
+    def __init__(self, url: str, port: OwnPort | SharedPort, updates: Updates) -> None:
         self.url = url
-        self.port = port
+        self.port = port.addresses[0][1]
         self.updates = updates
+        self._port = port
+
+    @property
+    def connections(self) -> int:
+        """The number of HTTP connections."""
+        return self._port.connections
 
     def __repr__(self) -> str:
         return f"<OpenPages {self.url}>"
@@ -167,7 +173,7 @@ class Pages:
             )
             port.start(make_application(context, self._path), Paths(self._path))
             logger.info("Pages of %s at %s", server.id, url)
-            yield OpenPages(url, first[1], updates)
+            yield OpenPages(url, port, updates)
         finally:
             port.stop()
             await updates.close()

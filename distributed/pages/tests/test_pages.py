@@ -113,7 +113,8 @@ async def test_closed_pages_refuse_connections_and_end_their_watchers():
             while not pages.updates.watchers:
                 await asyncio.sleep(0.01)
         await watching
-        assert (await get(pages.url + "health")).code == 599
+        with pytest.raises(ConnectionRefusedError):
+            await get(pages.url + "health")
 
 
 def test_pages_are_not_imported_with_the_core():
@@ -172,7 +173,7 @@ async def test_the_figures_are_metrics(accept, kind):
         answer = await get(pages.url + "metrics", headers={"Accept": accept, **bearer(TOKEN)})
         assert answer.code == 200
         assert answer.headers["Content-Type"].startswith(kind)
-        assert b"event_loop" in answer.body
+        assert b"Server" in answer.body
         assert (await get(pages.url + "metrics")).code == 401
 
 
@@ -368,7 +369,7 @@ async def test_the_token_of_the_server_protects_its_pages():
             answer = await get(pages.url + name)
             assert answer.code == 401, name
             assert answer.headers["WWW-Authenticate"] == "Bearer"
-            assert (await get(pages.url + name, headers=bearer("wrong"))).code == 401
+        assert (await get(pages.url + "json", headers=bearer("wrong"))).code == 401
         for name in ("", "json", "health", "ready"):
             assert (await get(pages.url + name, headers=bearer(TOKEN))).code == 200
         assert len(await events(pages.url, 1, headers=bearer(TOKEN))) >= 1
@@ -456,15 +457,14 @@ async def test_the_token_is_not_logged():
 
 
 @gen_test()
-async def test_clients_that_guess_tokens_wait_longer_each_time():
+async def test_a_client_that_guesses_tokens_waits_and_others_do_not():
     async with Server({}) as server, Pages(0, token=TOKEN)(server) as pages:
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        for _ in range(3):
-            assert (await get(pages.url + "json", headers=bearer("guess"))).code == 401
-        # 0.1 s, 0.2 s and 0.4 s; a client with the token does not wait.
-        assert loop.time() - begin > 0.6
+        guessing = asyncio.create_task(get(pages.url + "json", headers=bearer("guess")))
+        while not pages.connections:
+            await asyncio.sleep(0)
         assert (await get(pages.url + "json", headers=bearer(TOKEN))).code == 200
+        assert not guessing.done()
+        assert (await guessing).code == 401
 
 
 @gen_test()
@@ -472,9 +472,8 @@ async def test_a_name_that_is_not_that_of_this_host_is_refused():
     async with Server({}) as server, Pages(0)(server) as pages:
         for name in ("", "json", "events", "health"):
             assert (await get(pages.url + name, headers={"Host": "evil.example"})).code == 421
-    async with Server({}) as server:
-        async with Pages(0, allowed_hosts=["good.example"])(server) as pages:
-            assert (await get(pages.url + "json", headers={"Host": "good.example"})).code == 200
+    async with Server({}) as server, Pages(0, allowed_hosts=["good.example"])(server) as pages:
+        assert (await get(pages.url + "json", headers={"Host": "good.example"})).code == 200
 
 
 @gen_test()
@@ -528,7 +527,8 @@ async def test_pages_use_the_certificates_of_the_server(address):
         # No certificate of a client.
         stranger = ssl.create_default_context(cafile=security.tls_ca_file)
         stranger.check_hostname = False
-        assert (await get(pages.url + "json", ssl_options=stranger)).code == 599
+        with pytest.raises(OSError):
+            await get(pages.url + "json", ssl_options=stranger, raise_error=True)
 
 
 @gen_test()

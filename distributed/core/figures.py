@@ -234,8 +234,10 @@ def aggregate(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> first, second = figures(Server({})), figures(Server({}))
-    >>> len(aggregate([first, second])["servers"])
+    >>> async def main():
+    ...     async with Server({}) as first, Server({}) as second:
+    ...         return aggregate([figures(first), figures(second)])
+    >>> len(asyncio.run(main())["servers"])
     2
     """
     first = snapshots[0]

@@ -28,7 +28,7 @@ from distributed.comm.auth import (
     choose_token,
 )
 from distributed.comm.control import Controls
-from distributed.comm.counts import CountedComm, CountingListener, HandshakeCounts
+from distributed.comm.counts import UNCOUNTED, CountedComm, CountingListener, HandshakeCounts
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
@@ -116,6 +116,7 @@ class Comm(WatchfulComm, CountedComm, ABC):
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
+        self.traffic = UNCOUNTED
 
     @abstractmethod
     async def read(self, deserializers: Sequence[str] | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from distributed.base.traffic import UNCOUNTED, Traffic
 from distributed.comm.auth import AuthenticationError
 
-__all__ = ["CountedComm", "CountingListener", "HandshakeCounts"]
+__all__ = ["UNCOUNTED", "CountedComm", "CountingListener", "HandshakeCounts"]
 
 
 class CountedComm:
@@ -22,7 +22,7 @@ class CountedComm:
         The monotonic time of `count_in`, in seconds; None before it.
     """
 
-    traffic: Traffic = UNCOUNTED
+    traffic: Traffic
     owned_since: float | None = None
 
     def count_in(self, traffic: Traffic) -> None:

@@ -41,7 +41,12 @@ from distributed.core.errors.text import safe_str
 from distributed.core.interceptors import Call, Interceptor, intercept
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
-from distributed.telemetry.request_counts import LATENCY_BOUNDS, OperationCounts, RequestCounts
+from distributed.telemetry.request_counts import (
+    LATENCY_BOUNDS,
+    SHORT,
+    OperationCounts,
+    RequestCounts,
+)
 
 logger = get_logger("distributed.core")
 
@@ -362,9 +367,12 @@ class Requests:
             if counts is not None:
                 seconds = perf_counter() - begin
                 if failure is None:
-                    # As `OperationCounts.add`, but without the call.
-                    counts.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+                    # As `OperationCounts.add`, but without calls in the usual case.
                     counts.seconds += seconds
+                    if seconds < SHORT:
+                        counts.buckets[0] += 1
+                    else:
+                        counts.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
                 else:
                     counts.add(seconds, failure)
         return not close

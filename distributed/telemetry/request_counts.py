@@ -14,13 +14,23 @@ from typing import Any
 
 from distributed.base.text import shown
 
-__all__ = ["LATENCY_BOUNDS", "OUTCOMES", "REJECTIONS", "OperationCounts", "RequestCounts"]
+__all__ = [
+    "LATENCY_BOUNDS",
+    "OUTCOMES",
+    "REJECTIONS",
+    "SHORT",
+    "OperationCounts",
+    "RequestCounts",
+]
 
 #: Upper bounds of the buckets of latencies, in seconds; a last bucket has no bound.
 LATENCY_BOUNDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+
+#: The first of these bounds, in seconds.
+SHORT = LATENCY_BOUNDS[0]
 
 #: The ways in which a request whose handler was started can end.
 OUTCOMES = ("ok", "error", "timeout", "cancelled", "disconnected")

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from distributed.pages.access import Access, Refusal
 from distributed.pages.metrics import MetricsHandler
 from distributed.pages.settings import Settings
 from distributed.pages.updates import Updates, to_json
+from distributed.telemetry.loop_delay import measuring
 
 __all__ = ["Context", "Document", "live_page", "make_application"]
 
@@ -125,7 +127,25 @@ class Context:
         self.encrypted = encrypted
         self.heard = heard
         self.penalties = Penalties()
+        # What runs until the pages close: nothing before the first request for figures.
+        self._lasting = ExitStack()
+        self._measures = False
         self.allow_health = config.get_bool("distributed.comm.auth.allow-health")
+
+    def figures(self) -> dict[str, Any]:
+        """Return a snapshot; from the first one on, measure the delay of the event loop.
+
+        A client that asks for the figures asks again: a measurement for each request alone would
+        miss the time between them.
+        """
+        if not self._measures:
+            self._measures = True
+            self._lasting.enter_context(measuring())
+        return figures(self.server)
+
+    def close(self) -> None:
+        """End what the requests have started."""
+        self._lasting.close()
 
 
 class Page(RequestHandler):
@@ -328,7 +348,7 @@ class Figures(Page):
     """The figures as JSON."""
 
     async def get(self) -> None:
-        await self.answer_json(figures(self.context.server))
+        await self.answer_json(self.context.figures())
 
     head = get
 
@@ -338,7 +358,7 @@ class Metrics(Page, MetricsHandler):
 
     def initialize(self, context: Context) -> None:  # type: ignore[override]
         Page.initialize(self, context)
-        MetricsHandler.initialize(self, lambda: figures(context.server))
+        MetricsHandler.initialize(self, context.figures)
 
     async def get(self) -> None:
         stream = self._stream

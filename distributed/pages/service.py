@@ -152,6 +152,7 @@ class Pages:
             settings.max_watchers,
             settings.timeout,
         )
+        context: Context | None = None
         try:
             first = port.addresses[0]
             url = _url(port, *first) + self._path
@@ -178,6 +179,8 @@ class Pages:
             port.stop()
             await updates.close()
             await port.close()
+            if context is not None:
+                context.close()
 
     def _credentials(self, server: Server) -> tuple[str | bytes | None, ssl.SSLContext | None]:
         """Return the token and the TLS context for the pages of *server*, each of them or None."""

@@ -22,6 +22,7 @@ from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.core.figures import figures
 from distributed.core.server import Server
+from distributed.telemetry.loop_delay import measuring
 
 __all__ = ["Source", "Updates", "to_json"]
 
@@ -180,6 +181,11 @@ class Updates:
             self._task = self._latest = None
 
     async def _make_snapshots(self) -> None:
+        # Measuring the delay of the event loop needs a timer, so it ends with the last watcher.
+        with measuring():
+            await self._repeat_snapshots()
+
+    async def _repeat_snapshots(self) -> None:
         number = 0
         while True:
             number += 1

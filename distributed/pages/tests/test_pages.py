@@ -18,6 +18,8 @@ import distributed
 from distributed.core import Server, rpc
 from distributed.pages import Pages
 from distributed.security import Security
+from distributed.telemetry.loop_delay import delay_of
+from distributed.tests.environments import run_here, run_in
 from distributed.utils_test import captured_logger, gen_test, tls_security
 
 TOKEN = "correct-horse-battery-staple"
@@ -119,8 +121,6 @@ async def test_closed_pages_refuse_connections_and_end_their_watchers():
 
 
 def test_pages_are_not_imported_with_the_core():
-    from distributed.tests.environments import run_here
-
     code = "import sys, distributed.core; print([m for m in sys.modules if 'pages' in m])"
     assert run_here(code).stdout == "[]\n"
 
@@ -145,6 +145,14 @@ async def test_the_live_page_is_one_file_with_a_strict_policy():
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
 
 
+def test_an_installed_package_has_the_pages(bare_python):
+    code = """
+        from distributed.pages.handlers import _sign_in_page, live_page
+        print(len(live_page().content) > 20_000, b"<form" in _sign_in_page().content)
+    """
+    assert run_in(bare_python, code).stdout == "True True\n"
+
+
 @gen_test()
 async def test_the_figures_are_json():
     async with Server({"add": lambda x, y: x + y}) as server, Pages(0)(server) as pages:
@@ -156,6 +164,19 @@ async def test_the_figures_are_json():
         figures = json.loads(answer.body)
         assert figures["server"]["address"] == server.address
         assert figures["operations"]["add"]["count"] == 1
+
+
+@pytest.mark.parametrize("name", ["json", "metrics"])
+@gen_test()
+async def test_the_delay_of_the_event_loop_is_measured_from_the_first_request_for_it(name):
+    delay = delay_of(asyncio.get_running_loop())
+    async with Server({}) as server, Pages(0)(server) as pages:
+        await get(pages.url + "health")
+        assert not delay._users
+        for _ in range(2):
+            await get(pages.url + name)
+        assert delay._users == 1
+    assert not delay._users
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from distributed.core import Server
 from distributed.pages.updates import Source, Updates, to_json
+from distributed.telemetry.loop_delay import delay_of
 from distributed.utils_test import gen_test
 
 
@@ -73,6 +74,23 @@ async def test_nothing_is_computed_without_a_watcher():
             await asyncio.sleep(0)
         assert source.snapshots == count
         assert updates.watchers == 0
+
+
+@gen_test()
+async def test_the_delay_of_the_event_loop_is_measured_while_a_browser_watches():
+    async with Server({}) as server:
+        _, updates = make(server)
+        delay = delay_of(asyncio.get_running_loop())
+        browser = Browser()
+        watching = updates.watch(browser.send)
+        while not delay.count:
+            await browser.until(len(browser.events) + 1)
+        await browser.until(len(browser.events) + 2)
+        assert b'"delay":null' not in browser.events[-1]
+        watching.cancel()
+        await asyncio.wait([watching])
+        await updates.close()
+        assert not delay._users
 
 
 @gen_test()

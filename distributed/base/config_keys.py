@@ -159,6 +159,17 @@ KEYS: Mapping[str, Key] = {
     "distributed.admin.system-monitor.host-cpu": Key(False, Flag()),
     "distributed.admin.system-monitor.gil.enabled": Key(True, Flag()),
     "distributed.admin.system-monitor.gil.interval": Key("1ms", Duration(minimum=1e-6)),
+    # The pages of a server over HTTP.  Time between two snapshots for the browsers that watch.
+    "distributed.pages.interval": Key("1s", Duration(minimum=0.05)),
+    # Maximum number of browsers that watch, and of HTTP connections; null: unlimited.
+    "distributed.pages.max-watchers": Key(50, Whole(null=True)),
+    "distributed.pages.max-connections": Key(500, Whole(null=True, minimum=1)),
+    # Maximum size of the headers of a request.
+    "distributed.pages.max-header-size": Key("16kiB", Size(minimum=1000)),
+    # Time for a client to send its request, and to receive the answer.
+    "distributed.pages.timeout": Key("10s", Duration(minimum=_SHORTEST)),
+    # Whether other hosts get the pages without a token or a certificate.
+    "distributed.pages.public": Key(False, Flag()),
 }
 
 

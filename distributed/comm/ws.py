@@ -489,6 +489,13 @@ class WSListener(BaseTCPListener):
         if isinstance(self.tcp_server, HTTPServer):
             HTTPServer.handle_stream(self.tcp_server, stream, address)
 
+    def release(self, stream: IOStream) -> None:
+        """Leave a connection to an application that answers its request.
+
+        This listener no longer closes it at the deadline for opening a websocket.
+        """
+        self._forget(stream)
+
     def _accept(self, protocol: Protocol) -> None:
         """Make a comm of a websocket that a peer has opened, and serve it."""
         stream = protocol.stream

@@ -71,6 +71,11 @@ KEYS: Mapping[str, Key] = {
         Names(null=True),
         "Operations that a Server of the class Nanny refuses.",
     ),
+    "distributed.server.shutdown-timeout": Key(
+        "30s",
+        Duration(),
+        "Time for the requests in progress when a server is shut down; then they are cancelled.",
+    ),
     "distributed.comm.retry.count": Key(
         0,
         Whole(),

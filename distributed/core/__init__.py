@@ -32,6 +32,7 @@ from distributed.core.metering import context_meter_to_server_digest
 from distributed.core.pool import ConnectionPool, PooledRPCCall
 from distributed.core.remote import rpc
 from distributed.core.requests import _expects_comm, pingpong
+from distributed.core.running import run, serve
 from distributed.core.server import Server
 from distributed.core.status import Status
 from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError, NoOpAwaitable
@@ -64,8 +65,10 @@ __all__ = [
     "raise_later",
     "remaining_time",
     "rpc",
+    "run",
     "run_to_completion",
     "send_recv",
+    "serve",
     "timeout",
     "typed",
 ]

@@ -15,6 +15,7 @@ from typing import Any, Self, final
 
 from tornado.ioloop import IOLoop
 
+from distributed.base import config
 from distributed.base.arguments import check_duration
 from distributed.base.logs import get_logger
 from distributed.core.status import Status
@@ -45,6 +46,8 @@ class LifeCycle:
         self._last_status = Status.closed
         # Set by the first call of close(), and never reset.
         self._close_begun = False
+        # Set by the first call of drain() or close(), and never reset.
+        self._refuses_requests = False
         # Set at the end of the first call of close(), also if that call fails.
         self._event_finished = asyncio.Event()
         # None until io_loop is first read or set.
@@ -166,6 +169,38 @@ class LifeCycle:
         """
         return self
 
+    async def drain(self, timeout: float | str | None = None) -> bool:
+        """Refuse new requests, and wait until those in progress have finished.
+
+        Call :meth:`close` afterwards; :func:`distributed.core.serve` calls both.  Subclasses may
+        extend this method, to tell their peers or to end work that has no end of its own.
+
+        Parameters
+        ----------
+        timeout
+            Maximum time, in seconds or as a string such as ``"500ms"``.  Handlers that still run
+            then are cancelled, and their callers get an error.  The default is the value of
+            ``distributed.server.shutdown-timeout``.
+
+        Returns
+        -------
+        bool
+            Whether everything finished in time.
+        """
+        seconds = check_duration("timeout", timeout)
+        if seconds is None:
+            seconds = config.get_timedelta("distributed.server.shutdown-timeout") or 0
+        if self._close_begun:
+            await self._event_finished.wait()
+            return True
+        self._refuses_requests = True
+        self.status = Status.closing_gracefully
+        return await self._drain_unsafe(seconds)
+
+    async def _drain_unsafe(self, seconds: float) -> bool:
+        """Do the work of :meth:`drain`."""
+        return True
+
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Close, or wait for the end of a close that is in progress.
 
@@ -181,7 +216,7 @@ class LifeCycle:
         if self._close_begun:
             await self._event_finished.wait()
             return
-        self._close_begun = True
+        self._close_begun = self._refuses_requests = True
         if self._status is not Status.closing_gracefully:
             self.status = Status.closing
         logger.debug("Closing %s%s", self.id, f": {reason}" if reason else "")

@@ -112,6 +112,12 @@ class Listeners:
         finally:
             self._binding.discard(task)
 
+    def leave_inherited(self) -> None:
+        """Stop listening at the sockets that another process holds open for the next server."""
+        for listener in self.bound:
+            if getattr(listener, "is_inherited", False):
+                listener.stop()
+
     def stop(self) -> None:
         """Stop listening; calls of :meth:`listen` that are in progress raise RuntimeError."""
         for task in self._binding:

@@ -10,8 +10,9 @@ import asyncio
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -43,6 +44,9 @@ logger = get_logger("distributed.core")
 
 #: Maximum number of seconds for the answer to a peer without the required token.
 _HEALTH_TIME = 10.0
+
+#: Seconds for the answer of a handler that was cancelled because its server closes.
+_LAST_ANSWER = 1.0
 
 #: Stands for "all serialization families".
 _ANY: Any = object()
@@ -93,6 +97,7 @@ class RequestServer(Protocol):
     _comms: dict[Comm, str | None]
     interceptors: tuple[Interceptor, ...]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _is_open(self) -> bool: ...
@@ -120,6 +125,8 @@ class Requests:
         self._calls: dict[str, _Call] = {}
         # The comms whose handler is cancelled if the caller leaves.
         self._cancellable: set[Comm] = set()
+        # The comms whose handler drain() has cancelled.
+        self._given_up: set[Comm] = set()
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -136,6 +143,7 @@ class Requests:
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
         self._admission.leave(comm)
+        self._given_up.discard(comm)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving %s", self._server.id, comm.peer_address, exc_info=exc)
 
@@ -162,11 +170,11 @@ class Requests:
                     )
                     await self._write(comm, None, _protocol_error(exc))
                     continue
-                in_time = not server._close_begun
+                in_time = not server._refuses_requests
                 keep = await self._answer(comm, msg)
                 # Release the memory of this request before the next one arrives.
                 msg = None
-                if not keep or (in_time and server._close_begun):
+                if not keep or (in_time and server._refuses_requests):
                     await comm.close()
                     break
                 server._comms[comm] = None
@@ -273,7 +281,7 @@ class Requests:
                     call is None
                     or call.handler is not server.handlers.get(op)
                     or server.blocked_handlers
-                    or server._close_begun
+                    or server._refuses_requests
                 ):
                     call = self._find(op)
                 server.counters["op"].add(op)
@@ -316,7 +324,7 @@ class Requests:
         except BaseException as exc:
             # Raised here and not in a function called with the error: the frame of that would refer
             # to the error, and the error to the frame.
-            if self._ends_task(comm, exc):
+            if self._ends_task(comm, exc) and not self._is_given_up(comm, exc):
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
@@ -361,7 +369,7 @@ class Requests:
         server = self._server
         # An op of another type may be slow to compare.
         known = isinstance(op, str)
-        if server._close_begun and not (known and op == "health"):
+        if server._refuses_requests and not (known and op == "health"):
             raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
             raise ValueError(
@@ -428,7 +436,10 @@ class Requests:
             level = logging.INFO
         elif isinstance(exc, asyncio.CancelledError):
             # A CancelledError at the caller would look as if the caller had been cancelled.
-            error = RuntimeError(f"the handler of {shown_repr(op)} in {name} was cancelled")
+            text = f"the handler of {shown_repr(op)} in {name} was cancelled"
+            if comm in self._given_up:
+                text += ": the server closes, and the handler did not end in time"
+            error = RuntimeError(text)
             error.__cause__ = exc
             exc, level = error, logging.WARNING
         elif isinstance(exc, DeadlineExceeded):
@@ -466,6 +477,51 @@ class Requests:
             error = _protocol_error(exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers)
         return True
+
+    def _is_given_up(self, comm: Comm, exc: BaseException) -> bool:
+        """Return whether *exc* ends the handler for *comm*, which :meth:`drain` has cancelled.
+
+        The task continues then, to tell the caller.
+        """
+        task = asyncio.current_task()
+        if comm not in self._given_up or not isinstance(exc, asyncio.CancelledError) or not task:
+            return False
+        return task.uncancel() == 0
+
+    async def drain(self, deadline: float, unlimited: Callable[[], Set[Comm]] = frozenset) -> bool:
+        """Wait until running handlers have ended, and return whether that was so in time.
+
+        Parameters
+        ----------
+        deadline
+            The time (of ``time.monotonic``) at which the handlers that still run are cancelled.
+        unlimited
+            Returns the comms whose handlers are not waited for.
+        """
+        me, comms = asyncio.current_task(), self._server._comms
+
+        def running() -> list[asyncio.Task[Any]]:
+            but = unlimited()
+            return [
+                task
+                for task, comm in self._tasks.items()
+                if task is not me and comms.get(comm) is not None and comm not in but
+            ]
+
+        while (tasks := running()) and (left := deadline - monotonic()) > 0:
+            await asyncio.wait(tasks, timeout=left)
+        if not tasks:
+            return True
+        for task in tasks:
+            comm = self._tasks[task]
+            logger.warning(
+                "%s cancels op %s of %s, which did not end before the server closes",
+                *(self._server._name_in_messages, comms.get(comm), comm.peer_address),
+            )
+            self._given_up.add(comm)
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_LAST_ANSWER)
+        return False
 
     async def finish(self, grace: float) -> None:
         """Let running handlers finish within *grace* seconds, then cancel them.

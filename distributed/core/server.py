@@ -271,6 +271,15 @@ class Server(LifeCycle):
     def _stop_listeners(self) -> None:
         self._server_listeners.stop()
 
+    async def _drain_unsafe(self, seconds: float) -> bool:
+        deadline = monotonic() + seconds
+        self._server_listeners.leave_inherited()
+        requests, streams = self._server_requests, self._server_streams
+        # The requests in progress may need the messages of streams, which have no end of their own.
+        in_time = await requests.drain(deadline, streams.comms)
+        in_time &= await streams.drain(deadline)
+        return await requests.drain(deadline) and in_time
+
     async def _close_unsafe(self, timeout: float | None) -> None:
         try:
             try:
@@ -329,7 +338,7 @@ class Server(LifeCycle):
         dict
             ``"status"``: ``"serving"``, or ``"closing"`` if new requests are refused.
         """
-        return {"status": "closing" if self._close_begun else "serving"}
+        return {"status": "closing" if self._refuses_requests else "serving"}
 
     def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
         """Return the state of this server for a dump, without the keys in *exclude*."""

@@ -15,13 +15,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import islice
 from operator import length_hint
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 from distributed.base import config
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
+from distributed.core.conversations import unwrapped
 from distributed.core.errors.text import safe_repr
 from distributed.core.receipts import Receipts, Sessions, receipts_for
 
@@ -40,6 +41,7 @@ class StreamServer(Protocol):
 
     stream_handlers: dict[str, Callable[..., Any]]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _name_in_messages(self) -> str: ...
@@ -95,6 +97,8 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        # Whether streams end before their next message; never reset.
+        self._ending = False
         # Number of streams that let other tasks run before they handle more messages.
         self._paused = 0
         # The sessions of acknowledged streams.
@@ -112,6 +116,10 @@ class Streams:
         server = self._server
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
+        if server._refuses_requests:
+            # Its handler started before that: waiting for a stream without an end would be useless.
+            await comm.close()
+            return
         logger.info("Starting established connection to %s", comm.peer_address)
         receipts = receipts_for(comm, self._sessions)
         stream = _Stream(comm, receipts)
@@ -122,7 +130,7 @@ class Streams:
         try:
             try:
                 # Not `while not comm.closed()`: messages that arrived before the end are read.
-                while not server._close_begun:
+                while not self._ending:
                     stream.idle = True
                     try:
                         msgs = await comm.read()
@@ -221,7 +229,7 @@ class Streams:
         if not task.cancelled():
             if (exc := task.exception()) is not None:
                 self._failed(stream, op, exc)
-        elif stream.failure is None and not stream.ended and not self._server._close_begun:
+        elif stream.failure is None and not stream.ended and not self._ending:
             self._failed(stream, op, asyncio.CancelledError())
         stream.wake()
 
@@ -292,8 +300,40 @@ class Streams:
             )
         return False
 
+    def comms(self) -> set[Comm]:
+        """Return the comms of the streams, as the server got them."""
+        return {unwrapped(stream.comm) for stream in self._streams}
+
+    async def drain(self, deadline: float) -> bool:
+        """End the streams, and wait until their handlers have ended; return whether in time.
+
+        Messages that have arrived are handled.  Handlers that still run at the *deadline* (of
+        ``time.monotonic``) are cancelled.
+        """
+        # The event loop hands over what has arrived, then the readers run.
+        for _ in range(2):
+            await asyncio.sleep(0)
+        self._ending = True
+        me = asyncio.current_task()
+        # Not abort(): data that was written to the peer is still sent.
+        closing = [asyncio.create_task(each.comm.close()) for each in self._streams if each.idle]
+        waiting = [*closing, *(task for task in self._tasks if task is not me)]
+        if not waiting:
+            return True
+        _, left = await asyncio.wait(waiting, timeout=max(deadline - monotonic(), 0))
+        for task in left:
+            if task in self._tasks:
+                stream, op = self._tasks[task]
+                peer = stream.comm.peer_address
+                logger.warning("The server closes, and cancels stream handler %s of %s", op, peer)
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1)
+        return not any(task not in closing for task in left)
+
     def abort_idle(self) -> None:
         """End the streams that wait, without calling any handler."""
+        self._ending = True
         for stream in list(self._streams):
             stream.wake()
             if stream.idle:

@@ -86,6 +86,7 @@ OURS = {
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
     "distributed.nanny.blocked-handlers",
+    "distributed.server.shutdown-timeout",
 }
 
 

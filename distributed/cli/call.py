@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from distributed.cli.completing import complete_argument, complete_operation
 from distributed.cli.connections import Connection, connected, run_command
 from distributed.cli.exit_codes import USAGE
-from distributed.cli.failures import CommandError
+from distributed.cli.failures import CommandError, OutputClosed
 from distributed.cli.options import Access, access_options, json_option, timeout_option
 from distributed.cli.output import as_json, as_text
 from distributed.cli.progress import Progress
@@ -169,7 +168,7 @@ class _Printer:
     def answer(self, value: Any) -> None:
         """Print the answer of a call."""
         if not self._print_raw(value):
-            click.echo(as_json(value) if self._as_json else as_text(value))
+            _echo(as_json(value) if self._as_json else as_text(value))
 
     def item(self, value: Any) -> None:
         """Print an item of a stream, as one line."""
@@ -177,7 +176,7 @@ class _Printer:
             self._progress.clear()
         if not self._print_raw(value):
             # One line for each item, also for a person.
-            click.echo(as_json(value))
+            _echo(as_json(value))
         if self._progress is not None:
             self._progress.update(value)
 
@@ -185,8 +184,16 @@ class _Printer:
         if not self._raw or not isinstance(value, str | bytes | bytearray | memoryview):
             return False
         # Text gets a line break, as a line; bytes do not.
-        click.echo(value if isinstance(value, str) else bytes(value), nl=isinstance(value, str))
+        _echo(value if isinstance(value, str) else bytes(value), nl=isinstance(value, str))
         return True
+
+
+def _echo(text: str | bytes, nl: bool = True) -> None:
+    """Print *text*; a reader that has left must not look like a failure of the call."""
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError as exc:
+        raise OutputClosed from exc
 
 
 def _traceback(exc: BaseException) -> str:

@@ -34,7 +34,8 @@ def _describe(ctx: click.Context) -> dict[str, Any]:
         return {op: it for op, it in operations.items() if op not in description["blocked"]}
 
     try:
-        return asyncio.run(ask())
+        with ctx:
+            return asyncio.run(ask())
     except Exception:  # noqa: BLE001  (a shell cannot show an error of a completion)
         return {}
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from traceback import walk_tb
 from typing import Any
 
 import click
 
-from distributed.base import config
 from distributed.cli.exit_codes import TIMED_OUT, UNREACHABLE, USAGE
-from distributed.cli.failures import CommandError, one_line
+from distributed.cli.failures import CommandError, OutputClosed, one_line
+from distributed.cli.options import has_tls
 from distributed.comm import Comm, connect
 from distributed.comm.attempts import Attempts, on_failure
+from distributed.comm.settings import check_configuration
 from distributed.core import coerce_to_address, rpc
 from distributed.core.call_info import FEATURE
 from distributed.security import Security
@@ -58,6 +61,11 @@ class Connection:
             return None
         return max(self.deadline - asyncio.get_running_loop().time(), 0.001)
 
+    def _is_late(self) -> bool:
+        # The clocks of timers are not exact.
+        now = asyncio.get_running_loop().time()
+        return self.deadline is not None and now >= self.deadline - 0.01
+
     @contextlib.contextmanager
     def errors_of(self, what: str) -> Iterator[None]:
         """Raise the errors of a call in this block as `CommandError`.
@@ -69,26 +77,42 @@ class Connection:
         """
         try:
             yield
-        except CommandError:
+        except (CommandError, OutputClosed):
             raise
         except Exception as exc:
             raise self._error(what, exc) from exc
 
     def _error(self, what: str, exc: Exception) -> CommandError:
-        # The time limit of a call closes its connection, and a handler's error does not.
+        # A handler's error does not close the connection.
         lost = self.comm.closed()
-        if isinstance(exc, TimeoutError) and lost and self.deadline is not None:
+        if isinstance(exc, TimeoutError) and self._is_late():
             return CommandError(f"{what} at {self.address}: no answer in time", TIMED_OUT)
         if isinstance(exc, OSError) and lost:
             return CommandError(
                 f"{what} at {self.address}: the connection was lost: {_innermost(exc)}", UNREACHABLE
             )
         text = str(exc)
+        if _is_unreadable(exc):
+            return CommandError(
+                f"{what} at {self.address}: the answer cannot be unpickled here: "
+                f"{type(exc).__name__}: {text}; PYTHONPATH must contain its modules"
+            )
         if "answers by a stream: call it by" in text:
             return CommandError(
                 f"{what} at {self.address} answers by a stream: add --stream", USAGE
             )
         return CommandError(f"{what} at {self.address} failed: {type(exc).__name__}: {text}")
+
+
+def _is_unreadable(exc: BaseException) -> bool:
+    """Return whether the protocol of this process raised *exc*, and not the handler."""
+    # The frames of a remote traceback do not have the globals of a module of this process.
+    return any(
+        name.startswith("distributed.protocol.")
+        and frame.f_globals is vars(sys.modules.get(name, object))
+        for frame, _ in walk_tb(exc.__traceback__)
+        if (name := frame.f_globals.get("__name__", ""))
+    )
 
 
 def _innermost(exc: BaseException) -> str:
@@ -122,12 +146,15 @@ async def connected(
     """
     now = asyncio.get_running_loop().time
     deadline = None if timeout is None else now() + timeout
-    limit = config.get_timedelta("distributed.comm.timeouts.connect")
-    assert limit is not None
-    if timeout is not None:
-        limit = timeout
     try:
+        limit = check_configuration().connect_timeout if timeout is None else timeout
         address = coerce_to_address(address)
+        if address.startswith(("tls:", "wss:")) and not has_tls(security):
+            raise CommandError(
+                f"{address} needs TLS: give --tls-ca-file and --tls-cert, or configure "
+                "'distributed.comm.tls'",
+                USAGE,
+            )
         with _notices(address, limit):
             comm = await connect(address, limit, security=security, **connection_args)
     except OSError as exc:

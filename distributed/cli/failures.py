@@ -5,7 +5,7 @@ from __future__ import annotations
 from distributed.base.text import shown
 from distributed.cli.exit_codes import FAILED
 
-__all__ = ["CommandError", "one_line"]
+__all__ = ["CommandError", "OutputClosed", "one_line"]
 
 #: Maximum number of characters of an error.
 _MAX_LENGTH = 1000
@@ -28,6 +28,10 @@ class CommandError(Exception):
         super().__init__(text)
         self.exit_code = exit_code
         self.details = details
+
+
+class OutputClosed(Exception):
+    """The program that reads the standard output of a command has closed it."""
 
 
 def one_line(text: object) -> str:

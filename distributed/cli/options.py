@@ -16,7 +16,16 @@ from distributed.cli.exit_codes import USAGE
 from distributed.cli.failures import CommandError
 from distributed.security import Security
 
-__all__ = ["DURATION", "SIZE", "Access", "access_options", "json_option", "timeout_option"]
+__all__ = [
+    "DURATION",
+    "SIZE",
+    "Access",
+    "access_options",
+    "configure",
+    "has_tls",
+    "json_option",
+    "timeout_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +64,11 @@ DURATION: Final = _Duration()
 SIZE: Final = _Size()
 
 
+def configure(settings: dict[str, Any]) -> None:
+    """Set values of the configuration until the command ends."""
+    click.get_current_context().with_resource(config.set(settings))
+
+
 @dataclass(frozen=True)
 class Access:
     """How a command proves its identity, and what it expects of peers.
@@ -87,7 +101,7 @@ class Access:
         return {key: it or None for key, it in result.items()}
 
     def apply(self) -> Security:
-        """Set the configuration of this process, and return what connections need.
+        """Set the configuration of this process, and return the settings of connections.
 
         Raises
         ------
@@ -95,7 +109,7 @@ class Access:
             If a file cannot be read, or the options do not fit together.
         """
         tls = (self.tls_ca_file, self.tls_cert, self.tls_key, self.tls_ciphers)
-        config.set(self.settings())
+        configure(self.settings())
         try:
             security = Security(require_encryption=True) if any(tls) else Security()
             for role in ("client", "scheduler") if any(tls) else ():
@@ -110,9 +124,17 @@ class Access:
             security.get_connection_args(security.default_role("connect"))
             if self.token_file is not None:
                 _check_token(self.token_file)
-        except (OSError, ValueError) as exc:
+        except OSError as exc:
+            raise CommandError(exc.strerror or str(exc), USAGE) from exc
+        except ValueError as exc:
             raise CommandError(str(exc), USAGE) from exc
         return security
+
+
+def has_tls(security: Security) -> bool:
+    """Return whether *security* has what TLS needs: an authority, and a certificate."""
+    role = security.default_role("connect")
+    return security.get_connection_args(role)["ssl_context"] is not None
 
 
 def _check_token(path: str) -> None:

@@ -84,9 +84,9 @@ def _escaped(c: str) -> str:
 def _indented(plain: Any, margin: str) -> str:
     """Return indented JSON in which a container that fits into a line has one."""
     line = _dump(plain, None)
-    if len(margin) + len(line) <= 80 or not plain or not isinstance(plain, dict | list):
-        if not isinstance(plain, dict) or len(plain) <= 1 or margin:
-            return line
+    fits = len(margin) + len(line) <= 80
+    if not plain or not isinstance(plain, dict | list) or (fits and (margin or len(plain) < 2)):
+        return line
     inner = margin + "  "
     if isinstance(plain, dict):
         parts = [f"{_dump(key, None)}: {_indented(it, inner)}" for key, it in plain.items()]

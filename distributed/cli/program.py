@@ -18,14 +18,12 @@ import click
 from distributed.base.arguments import nearest
 from distributed.base.version import __version__
 from distributed.cli.exit_codes import FAILED, INTERRUPTED, OK, USAGE
-from distributed.cli.failures import CommandError, one_line
+from distributed.cli.failures import CommandError, OutputClosed, one_line
 
-__all__ = ["COMPLETE", "NAME", "program", "run"]
+__all__ = ["NAME", "program", "run"]
 
 #: The name of the program.
 NAME: Final = "distributed-core"
-#: The environment variable by which a shell asks for completions.
-COMPLETE: Final = "_DISTRIBUTED_CORE_COMPLETE"
 
 #: Command → its module, which has it as the attribute ``command``.
 _MODULES: Final = {
@@ -90,7 +88,7 @@ def run(args: Sequence[str] | None = None) -> int:
         result = _run(args)
         sys.stdout.flush()
         return result
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputClosed):
         _give_up_stdout()
         return FAILED
     finally:
@@ -102,7 +100,6 @@ def _run(args: Sequence[str] | None) -> int:
         result: Any = program.main(
             None if args is None else list(args),
             prog_name=NAME,
-            complete_var=COMPLETE,
             standalone_mode=False,
         )
     except click.exceptions.Exit as exc:

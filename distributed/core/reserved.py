@@ -71,7 +71,8 @@ def check_reserved(handlers: Mapping[str, Callable[..., Any]], is_role: bool) ->
             if name in KEYS_OF_REQUESTS and not (is_role and name == "close"):
                 raise ValueError(
                     f"the handler of {op!r} has a parameter {name!r}, which it would never "
-                    f"receive: in a request this key says {KEYS_OF_REQUESTS[name]}; rename the parameter"
+                    f"receive: in a request this key says {KEYS_OF_REQUESTS[name]}; rename the "
+                    "parameter"
                 )
         if "comm" in names[1:]:
             raise ValueError(

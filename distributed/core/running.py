@@ -18,6 +18,7 @@ from distributed.base import config
 from distributed.base.arguments import check_duration
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
+from distributed.comm.arguments import SecuritySettings
 from distributed.comm.settings import check_configuration
 from distributed.core.server import Server
 from distributed.core.service_manager import notify, watched
@@ -68,6 +69,7 @@ async def serve(
     *,
     services: Sequence[Service] = (),
     shutdown_timeout: float | str | None = None,
+    security: SecuritySettings | None = None,
 ) -> int:
     """Start a server, let it listen, and close it when a signal arrives or when it closes itself.
 
@@ -91,6 +93,8 @@ async def serve(
         Maximum time for requests in progress to finish, in seconds or as a string such as
         ``"500ms"``; by default ``distributed.server.shutdown-timeout``.  Those that still run are
         cancelled.
+    security
+        For listening at *addresses*, if the server has no ``security`` of its own.
 
     Returns
     -------
@@ -104,7 +108,7 @@ async def serve(
         If an argument is invalid.
     """
     timeout = check_duration("shutdown_timeout", shutdown_timeout)
-    return await _Serving(server, _listed(addresses), services, timeout).serve()
+    return await _Serving(server, _listed(addresses), services, timeout, security).serve()
 
 
 def _listed(addresses: str | Iterable[Address]) -> list[Address]:
@@ -120,6 +124,7 @@ class _Serving:
         addresses: Sequence[Address],
         services: Sequence[Service],
         timeout: float | None,
+        security: SecuritySettings | None = None,
         closing: Callable[[float], object] = lambda seconds: None,
     ) -> None:
         if not isinstance(server, Server) and not callable(server):
@@ -128,6 +133,7 @@ class _Serving:
         self._addresses = addresses
         self._services = services
         self._timeout = timeout
+        self._security = security
         # Called when closing begins, with the maximum number of seconds that it takes.
         self._closing = closing
         # None until the server is made.
@@ -197,9 +203,17 @@ class _Serving:
         addresses = self._addresses
         if not addresses and not server.listeners:
             addresses = [(server.default_ip, server.default_port)]
+        listen_args: dict[str, Any] = {}
+        if self._security is not None and server._server_security is not None:
+            logger.warning(
+                "%s has security settings of its own, which are used and not those given to run()",
+                name,
+            )
+        elif self._security is not None:
+            listen_args["security"] = self._security
         for address in addresses:
             try:
-                await server.listen(address)
+                await server.listen(address, **listen_args)
             except (TypeError, ValueError) as exc:
                 raise _StartError(f"{name} cannot listen at {address}", INVALID) from exc
             except Exception as exc:
@@ -297,6 +311,7 @@ def run(
     *,
     services: Sequence[Service] = (),
     shutdown_timeout: float | str | None = None,
+    security: SecuritySettings | None = None,
 ) -> int:
     """Run :func:`serve` in a new event loop, and return the exit code for ``sys.exit``.
 
@@ -305,7 +320,7 @@ def run(
 
     Parameters
     ----------
-    server, addresses, services, shutdown_timeout
+    server, addresses, services, shutdown_timeout, security
         As for :func:`serve`.
 
     Returns
@@ -335,7 +350,7 @@ def run(
         raise RuntimeError("run() blocks, and an event loop runs here: use `await serve(...)`")
     timeout = check_duration("shutdown_timeout", shutdown_timeout)
     exit_timer = _ExitTimer()
-    serving = _Serving(server, _listed(addresses), services, timeout, exit_timer.start)
+    serving = _Serving(server, _listed(addresses), services, timeout, security, exit_timer.start)
     exit_timer.code = lambda: serving.code or UNFINISHED
     made_on = server._io_loop if isinstance(server, Server) else None
     factory = None if made_on is None else lambda: asyncio_loop_of(made_on)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from distributed.base.log_setup import apply_at_import
 from distributed.base.version import __version__
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ _ELSEWHERE = frozenset(
         "worker_client",
     }
 )
+
+apply_at_import()
 
 
 def __getattr__(name: str) -> Any:

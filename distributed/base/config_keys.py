@@ -347,6 +347,11 @@ KEYS: Mapping[str, Key] = {
         "Maximum number of characters that one statement logs within 10 s; more lines are only "
         "counted; null: unlimited.",
     ),
+    "distributed.admin.log-format": Key(
+        "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
+        Text(),
+        'Format of log lines, of logging.Formatter; "json": one JSON object per line.',
+    ),
     "distributed.admin.low-level-log-length": Key(
         1000,
         Whole(null=True),

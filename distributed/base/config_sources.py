@@ -13,26 +13,31 @@ from typing import Any, Final
 from distributed.base import config_store
 from distributed.base.config_store import canonical_name
 
-__all__ = ["CODE", "find_source", "lookup", "source_of", "sources"]
+__all__ = ["CODE", "MISSING", "find_source", "lookup", "source_of", "sources"]
 
 #: The description of the source of values that no variable and no file contains.
 CODE: Final = "distributed.config.set or dask.config.set"
 
-_MISSING: Any = object()
+MISSING: Any = object()
 
 
 def lookup(key: str, section: Any) -> Any:
-    """Return the value of the dotted *key* in nested dicts, or `_MISSING`."""
-    for part in key.split("."):
-        if not isinstance(section, Mapping):
-            return _MISSING
-        section = section.get(canonical_name(part, section), _MISSING)
-    return section
+    """Return the value of the dotted *key* in nested dicts, or `MISSING`.
+
+    The last part may have dots itself: the section ``logging`` has names of loggers.
+    """
+    part, dot, rest = key.partition(".")
+    if not isinstance(section, Mapping):
+        return MISSING
+    found = section.get(canonical_name(key, section), MISSING)
+    if found is not MISSING or not dot:
+        return found
+    return lookup(rest, section.get(canonical_name(part, section), MISSING))
 
 
 def _same(one: Any, other: Any) -> bool:
     # By their text, since a float may be nan.
-    return one is not _MISSING and repr(one) == repr(other)
+    return one is not MISSING and repr(one) == repr(other)
 
 
 def sources(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,6 +20,7 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.core.call_info import END, CallInfo, items, unambiguous, written
 from distributed.core.conversations import PassedComm
 from distributed.core.deadlines import timeout
+from distributed.core.mistakes import BadCall
 from distributed.core.status import Status
 
 __all__ = [
@@ -85,7 +86,7 @@ def check_result(result: Result, op: str) -> None:
 
     Raises
     ------
-    TypeError
+    BadCall
         If it is a generator: only a streaming call can be answered by it.
     RuntimeError
         If it is an awaitable, but not a coroutine.
@@ -100,7 +101,7 @@ def check_result(result: Result, op: str) -> None:
     if kind is GeneratorType:
         result.close()
     # An asynchronous generator that has not started needs no closing.
-    raise TypeError(
+    raise BadCall(
         f"{op!r} answers by a stream: call it by `async for item in remote.{op}.stream(...)`"
     )
 
@@ -177,7 +178,7 @@ class Answer:
         """Run a handler that keeps the comm until it returns."""
         op = self._op
         if not with_comm:
-            raise TypeError(
+            raise BadCall(
                 f"the handler of {op!r} does not take 'comm', so it cannot converse: call it by "
                 f"`await remote.{op}(...)`, or by `remote.{op}.stream(...)` if it is a generator"
             )
@@ -302,7 +303,7 @@ async def _produce(result: Result, sender: ItemSender, op: str) -> None:
             if hasattr(result, "close"):
                 result.close()
     elif result is not Status.dont_reply and not (result is None and sender.count):
-        raise TypeError(
+        raise BadCall(
             f"{op!r} does not stream but returns a value: call it by `await remote.{op}(...)`"
         )
 

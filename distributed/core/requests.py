@@ -37,6 +37,7 @@ from distributed.core.deadlines import current
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.errors.text import safe_str
 from distributed.core.interceptors import Call, Interceptor, intercept
+from distributed.core.mistakes import BadCall, BadRequest, Mistake, do_not_fit, plain
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
 
@@ -160,13 +161,19 @@ class Requests:
                 try:
                     msg = await read()
                 except CommClosedError as exc:
-                    logger.debug("%s disconnected from %s: %s", comm.peer_address, server.id, exc)
+                    peer = comm.peer_address
+                    fields = {"peer": peer}
+                    logger.debug("%s disconnected from %s: %s", peer, server.id, exc, extra=fields)
                     break
                 except BaseException as exc:
                     if comm.closed() or self._ends_task(comm, exc):
                         raise
                     logger.warning(
-                        "%s received an unreadable request in %r", server.id, comm, exc_info=True
+                        "%s received an unreadable request in %r",
+                        server.id,
+                        comm,
+                        exc_info=True,
+                        extra={"peer": comm.peer_address},
                     )
                     await self._write(comm, None, _protocol_error(exc))
                     continue
@@ -264,13 +271,14 @@ class Requests:
             # The caller reads messages, so it can read an error.
             reply = True
         result: Any = "OK"
-        answer = marking = None
+        answer = marking = call = None
         try:
             if op is None:
                 self._check(comm, msg)
             if serializers is not None:
-                # The peer may name a family a million times; each would be tried for each object.
-                serializers = tuple(dict.fromkeys(serializers))
+                # If they are not valid, the answer that says so is in any family.
+                wanted, serializers = serializers, None
+                serializers = _families(wanted)
             # Comparing an array that a peer has sent would make one of booleans.
             if isinstance(op, str) and op == "close":
                 close = True
@@ -328,7 +336,7 @@ class Requests:
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
-            result = self._failure(comm, op, exc)
+            result = self._failure(comm, op, exc, call, kwargs)
             if result is None:
                 return False
             if info is not None and isinstance(exc, _Refused):
@@ -350,9 +358,9 @@ class Requests:
         """Raise an error for the caller unless *msg* is a dict with the key ``"op"``."""
         route = f"(sent to {self._server._name_in_messages} by {comm.peer_address})"
         if not isinstance(msg, dict):
-            raise TypeError(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
+            raise BadCall(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
         if "op" not in msg:
-            raise ValueError(
+            raise BadRequest(
                 f"Received unexpected message without 'op' key: {shown_repr(msg)} {route}"
             )
 
@@ -363,7 +371,7 @@ class Requests:
         ------
         _Refused
             If the server is closing.
-        ValueError
+        BadRequest
             If *op* has no handler, or is blocked.
         """
         server = self._server
@@ -372,13 +380,13 @@ class Requests:
         if server._refuses_requests and not (known and op == "health"):
             raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
-            raise ValueError(
+            raise BadRequest(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
                 "possibly due to security concerns."
             )
         handler = server.handlers.get(op) if known else None
         if handler is None:
-            raise ValueError(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
+            raise BadRequest(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
             call = self._calls[op] = _Call(
@@ -403,10 +411,18 @@ class Requests:
         parsed = CallInfo() if info is None else CallInfo.parse(info)
         kind: Any = "stream" if parsed.stream else "conversation" if parsed.open else "value"
 
+        names = set(kwargs)
+
         async def make(call: Call) -> Any:
-            result = handler(*args, **call.arguments)
-            if is_coroutine(result) or not parsed.stream:
-                return await result_of(result, op)
+            try:
+                result = handler(*args, **call.arguments)
+                if is_coroutine(result) or not parsed.stream:
+                    return await result_of(result, op)
+            except TypeError as exc:
+                # Arguments that an interceptor has changed are not the caller's.
+                if names == set(call.arguments) and do_not_fit(exc, handler, args, call.arguments):
+                    raise BadCall(*exc.args) from None
+                raise
             return result
 
         call = Call(op, kwargs, comm.peer_address, "server", kind, dict(parsed.metadata))
@@ -425,12 +441,16 @@ class Requests:
             return self._tasks.get(_current_task()) is not comm  # type: ignore[arg-type]
         return isinstance(exc, (KeyboardInterrupt, SystemExit))
 
-    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
+    def _failure(
+        self, comm: Comm, op: Any, exc: BaseException, call: _Call | None, kwargs: dict[str, Any]
+    ) -> ErrorMessage | None:
         """Log the failure of a request and return its answer, or None if the peer disconnected."""
         name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
+        fields = {"peer": peer, "op": op}
         if isinstance(exc, CommClosedError):
             if comm.closed():
-                logger.debug("%s disconnected from %s during op %r: %s", peer, name, op, exc)
+                text = "%s disconnected from %s during op %r: %s"
+                logger.debug(text, peer, name, op, exc, extra=fields)
                 return None
             # About another connection, most likely one of the handler.
             level = logging.INFO
@@ -442,12 +462,21 @@ class Requests:
             error = RuntimeError(text)
             error.__cause__ = exc
             exc, level = error, logging.WARNING
-        elif isinstance(exc, DeadlineExceeded):
-            exc, level = TimeoutError(*exc.args), logging.INFO
-        elif isinstance(exc, _Refused):
-            exc, level = RuntimeError(*exc.args), logging.INFO
+        elif isinstance(exc, DeadlineExceeded | _Refused):
+            exc = (TimeoutError if isinstance(exc, DeadlineExceeded) else RuntimeError)(*exc.args)
+            logger.info("Did not finish op %s in %s for %s: %s", op, name, peer, exc, extra=fields)
+            return error_message(exc, "uncaught-error")
+        elif isinstance(exc, Mistake) or (
+            call is not None
+            and not self._server.interceptors
+            and do_not_fit(exc, call.handler, (comm,) if call.with_comm else (), kwargs)
+        ):
+            exc = plain(exc)
+            text = "Bad request for op %s in %s from %s: %s: %s"
+            logger.info(text, op, name, peer, type(exc).__name__, exc, extra=fields)
+            return error_message(exc, "uncaught-error")
         message = "Exception while handling op %s in %s for %s"
-        logger.log(level, message, op, name, peer, exc_info=exc)
+        logger.log(level, message, op, name, peer, exc_info=exc, extra=fields)
         return error_message(exc, "uncaught-error")
 
     async def _write(
@@ -465,14 +494,19 @@ class Requests:
             await comm.write(result, serializers=families, on_error=on_error)
         except CommClosedError as exc:
             logger.debug(
-                "%s disconnected before op %r was answered: %s", comm.peer_address, op, exc
+                "%s disconnected before op %r was answered: %s",
+                comm.peer_address,
+                op,
+                exc,
+                extra={"peer": comm.peer_address, "op": op},
             )
             return False
         except BaseException as exc:
             if comm.closed() or serializers is _ANY or self._ends_task(comm, exc):
                 raise
             message = "Cannot serialize the result of op %s for %s"
-            logger.error(message, op, comm.peer_address, exc_info=True)
+            fields = {"peer": comm.peer_address, "op": op}
+            logger.error(message, op, comm.peer_address, exc_info=True, extra=fields)
             # Write the error in the caller's families; if *result* was an error, in any family.
             error = _protocol_error(exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers)
@@ -565,6 +599,17 @@ def _current_task() -> asyncio.Task[Any] | None:
     except RuntimeError:
         # No event loop runs: the garbage collector closes a coroutine.
         return None
+
+
+def _families(serializers: Any) -> tuple[Any, ...]:
+    """Return the serialization families that a request names, each once.
+
+    A peer may name one a million times; each would be tried for each object.
+    """
+    try:
+        return tuple(dict.fromkeys(serializers))
+    except TypeError as exc:
+        raise BadCall(f"the 'serializers' of a request must be a list of names: {exc}") from None
 
 
 def _protocol_error(exc: BaseException) -> ErrorMessage:

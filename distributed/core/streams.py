@@ -24,6 +24,7 @@ from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.conversations import unwrapped
 from distributed.core.errors.text import safe_repr
+from distributed.core.mistakes import bad_call, do_not_fit
 from distributed.core.receipts import Receipts, Sessions, receipts_for
 
 logger = get_logger("distributed.core")
@@ -120,7 +121,8 @@ class Streams:
             # Its handler started before that: waiting for a stream without an end would be useless.
             await comm.close()
             return
-        logger.info("Starting established connection to %s", comm.peer_address)
+        fields = {"peer": comm.peer_address}
+        logger.info("Starting established connection to %s", comm.peer_address, extra=fields)
         receipts = receipts_for(comm, self._sessions)
         stream = _Stream(comm, receipts)
         self._streams.add(stream)
@@ -163,6 +165,8 @@ class Streams:
                             except (KeyboardInterrupt, SystemExit):
                                 raise
                             except BaseException as exc:  # noqa: BLE001  (raised later)
+                                if do_not_fit(exc, handler, (), {**extra, **msg}):
+                                    exc = bad_call(exc, f"stream handler of op {op!r}")
                                 self._failed(stream, op, exc)
                                 raise _EndOfStream from None
                             if result is not None and asyncio.iscoroutine(result):
@@ -185,7 +189,8 @@ class Streams:
                 pass
             except CommClosedError as exc:
                 if stream.failure is None:
-                    logger.info("Connection to %s has been closed.", comm.peer_address)
+                    peer = comm.peer_address
+                    logger.info("Connection to %s has been closed.", peer, extra=fields)
                     logger.debug("Stream to %s ended: %s", server._name_in_messages, exc)
             finally:
                 if receipts is not None:
@@ -253,7 +258,7 @@ class Streams:
                 logger.warning("%s accepts no note", type(exc), exc_info=True)
         if stream.failure is not None or stream.ended or isinstance(exc, CommClosedError):
             # The error is not raised, or is mistaken for one about the comm of the stream.
-            logger.error("Exception in the %s", what, exc_info=exc)
+            logger.error("Exception in the %s", what, exc_info=exc, extra={"peer": peer, "op": op})
         if stream.failure is None and not stream.ended:
             stream.failure = exc
             # Ends a read that is in progress.
@@ -287,16 +292,20 @@ class Streams:
     def _ends_stream(self, comm: Comm, op: Any, msg: Any) -> bool:
         """Return whether a message without a handler ends the stream; log it if it does not."""
         if isinstance(op, str) and op == "close-stream":
-            logger.info("Received 'close-stream' from %s; closing.", comm.peer_address)
+            fields = {"peer": comm.peer_address}
+            logger.info(
+                "Received 'close-stream' from %s; closing.", comm.peer_address, extra=fields
+            )
             return True
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
-            logger.error(
+            logger.info(
                 "%s has no stream handler for op %r in the stream from %s, and ignores %r",
                 self._server._name_in_messages,
                 op,
                 comm.peer_address,
                 msg,
+                extra={"peer": comm.peer_address, "op": op},
             )
         return False
 

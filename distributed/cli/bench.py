@@ -105,7 +105,7 @@ def command(
     if serve:
         from distributed.cli.serve import start_logging
 
-        start_logging(None, False)
+        start_logging("info", False)
         return run(
             BenchServer, addresses or "tcp://:0", security=security if has_tls(security) else None
         )

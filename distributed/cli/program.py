@@ -5,16 +5,19 @@ The module of a command is imported when the command is used.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TextIO
 
 import click
 
+from distributed.base import config
 from distributed.base.arguments import nearest
 from distributed.base.version import __version__
 from distributed.cli.exit_codes import FAILED, INTERRUPTED, OK, USAGE
@@ -63,7 +66,9 @@ class _Program(click.Group):
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", prog_name=NAME)
-def program() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Log what the command does, also details.")
+@click.pass_context
+def program(ctx: click.Context, verbose: bool) -> None:
     """Run servers, call them, and measure the way to them.
 
     ADDRESS is that of a server, such as tcp://10.0.0.1:8786, tls://host:8786,
@@ -78,6 +83,23 @@ def program() -> None:
     Exit codes: 0 success, 1 the operation failed, 2 wrong arguments or
     configuration, 3 no connection, 4 time limit, 130 Ctrl-C.
     """
+    if verbose:
+        ctx.with_resource(_level(logging.DEBUG))
+    elif ctx.invoked_subcommand != "serve" and config.get("logging.distributed", None) is None:
+        # The error of the command says it, too.
+        ctx.with_resource(_level(logging.CRITICAL))
+
+
+@contextlib.contextmanager
+def _level(level: int) -> Iterator[None]:
+    """Set the level of this package's log lines until the command ends."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def run(args: Sequence[str] | None = None) -> int:

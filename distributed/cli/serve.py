@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import traceback
@@ -12,11 +11,14 @@ from typing import Any
 
 import click
 
+from distributed.base import config
 from distributed.base.arguments import did_you_mean
+from distributed.base.log_setup import initialize_logging
 from distributed.cli.exit_codes import USAGE
 from distributed.cli.failures import CommandError
 from distributed.cli.options import DURATION, Access, access_options, configure, has_tls
-from distributed.core.running import run
+from distributed.core.running import INVALID, run
+from distributed.security import Security
 
 __all__ = ["command", "load_factory"]
 
@@ -96,7 +98,7 @@ def command(
     return run(
         load_factory(factory, app_dir),
         addresses,
-        services=[] if http is None else [_pages(http)],
+        services=[] if http is None else [_pages(http, security)],
         shutdown_timeout=shutdown_timeout,
         security=security if has_tls(security) else None,
     )
@@ -149,9 +151,18 @@ def load_factory(name: str, directory: str = ".") -> Any:
 
 
 def start_logging(level: str | None, as_json: bool) -> None:
-    """Configure the log of a server: on standard error, as the configuration says."""
-    logging.basicConfig(level=(level or "info").upper())
+    """Configure the log of a server, as the configuration and the options say."""
+    try:
+        initialize_logging(config.config, level=level, json_lines=as_json)
+    except (ValueError, RuntimeError, OSError) as exc:
+        raise CommandError(str(exc), INVALID) from exc
 
 
-def _pages(address: str) -> Any:
-    raise NotImplementedError
+def _pages(address: str, security: Security) -> Any:
+    """Return the service with the pages at *address*."""
+    pages: Any = importlib.import_module("distributed.pages")
+    try:
+        # Browsers have no certificates, so TLS is a choice of its own here.
+        return pages.Pages(address, security=security if address.startswith("https:") else None)
+    except (ValueError, TypeError) as exc:
+        raise CommandError(f"--http {address!r}: {exc}", USAGE) from exc

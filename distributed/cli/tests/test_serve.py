@@ -52,8 +52,8 @@ def test_requests_in_progress_are_cancelled_after_the_shutdown_timeout(command, 
             process.communicate()
             assert process.returncode == running.UNFINISHED
             _, err = call.communicate()
-            assert call.returncode == exit_codes.UNREACHABLE
-            assert b"the connection was lost" in err
+            assert call.returncode == exit_codes.FAILED
+            assert b"was cancelled: the server closes" in err
 
 
 def test_the_factory_may_be_a_function_a_class_or_a_nested_name():

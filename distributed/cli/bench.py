@@ -32,7 +32,7 @@ __all__ = ["command"]
 _IN_FLIGHT = 4
 
 
-@click.command("bench")
+@click.command("bench", short_help="Measure calls per second and bandwidth.")
 @click.argument("address", required=False)
 @click.option("--serve", is_flag=True, help="Be the other side: a server for measurements.")
 @click.option(
@@ -126,6 +126,9 @@ def command(
 
 class BenchServer(Server):
     """The server side of measurements: operations that take data, and that return it."""
+
+    # It may listen on all interfaces, and needs no pickles.
+    allow_pickle = False
 
     def __init__(self, **kwargs: Any) -> None:
         handlers = {"bench_receive": self.bench_receive, "bench_send": self.bench_send}

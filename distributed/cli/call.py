@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from distributed.base.arguments import nearest
 from distributed.cli.completing import complete_argument, complete_operation
 from distributed.cli.connections import Connection, connected, run_command
 from distributed.cli.exit_codes import USAGE
@@ -21,8 +23,11 @@ from distributed.core.reserved import KEYS_OF_REQUESTS
 
 __all__ = ["command"]
 
+#: Maximum number of seconds to find the operation that was meant.
+_SUGGESTION_LIMIT = 2.0
 
-@click.command("call")
+
+@click.command("call", short_help="Call an operation of a server.")
 @click.argument("address")
 @click.argument("op", shell_complete=complete_operation)
 @click.argument("arguments", nargs=-1, metavar="[NAME=JSON]...", shell_complete=complete_argument)
@@ -53,9 +58,9 @@ def command(
 ) -> int:
     """Call the operation OP of the server at ADDRESS.
 
-    The values of arguments are JSON. Text has quotes of its own, which a shell
-    needs quotes around. NAME=@FILE reads the JSON from a file, NAME=@- from
-    standard input.
+    The values of arguments are JSON. Text has quotes of its own, and a shell
+    needs quotes around them. NAME=@FILE reads the JSON from a file, NAME=@-
+    from standard input.
 
     The answer is printed as JSON. What JSON lacks, such as bytes and arrays, is
     shown as text, or with --json as a map with its type.
@@ -91,6 +96,8 @@ def command(
                 with connection.errors_of(f"{op!r}"):
                     await _call(connection, op, kwargs, stream, printer)
             except CommandError as exc:
+                if "No handler for op" in str(exc) and connection.runs_this_package:
+                    exc.args = (f"{exc}{await _suggestion(connection, op)}",)
                 if traceback and exc.__cause__ is not None:
                     exc.details = _traceback(exc.__cause__)
                 raise
@@ -146,6 +153,18 @@ async def _call(
         async with operation.stream(**kwargs) as items:
             async for item in items:
                 printer.item(item)
+
+
+async def _suggestion(connection: Connection, op: str) -> str:
+    """Return the part of an error that names the operation most like *op*, if there is one."""
+    left = connection.time_left()
+    try:
+        async with asyncio.timeout(_SUGGESTION_LIMIT if left is None else left):
+            description = await connection.remote.describe()
+    except Exception:  # noqa: BLE001  (the error of the call matters more)
+        return ""
+    near = nearest(op, description["operations"])
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 class _Printer:

@@ -28,7 +28,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     ]
 
 
-@click.command("config")
+@click.command("config", short_help="Show and check the configuration.")
 @click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=_complete)
 @click.option("--changed", is_flag=True, help="Show only keys that are set somewhere.")
 @click.option("--check", is_flag=True, help="Find misspelt keys and values that make no sense.")

@@ -175,7 +175,8 @@ def _notices(address: str, limit: float) -> Iterator[None]:
     def tell(reason: str, left: float) -> None:
         if reason not in told and left >= 0.5:
             told.add(reason)
-            click.echo(f"{address}: {reason} so far, retrying for another {left:.2g} s", err=True)
+            shown = f"{left:.0f}" if left >= 10 else f"{left:.2g}"
+            click.echo(f"{address}: {reason} so far, retrying for another {shown} s", err=True)
 
     def watch(attempts: Attempts) -> None:
         assert attempts.failure is not None

@@ -21,7 +21,7 @@ __all__ = ["command"]
 _BUILT_IN = frozenset({"connection_stream", "describe", "dump_state", "echo", "health", "identity"})
 
 
-@click.command("describe")
+@click.command("describe", short_help="Show the operations of a server.")
 @click.argument("address")
 @click.argument("op", required=False, shell_complete=complete_operation)
 @timeout_option("Time for connecting and the answer.")

@@ -14,7 +14,7 @@ from distributed.cli.output import echo_json
 __all__ = ["command"]
 
 
-@click.command("health")
+@click.command("health", short_help="Ask whether a server serves, for probes.")
 @click.argument("address")
 @timeout_option("Time for connecting and the answer.", default="5s")
 @json_option

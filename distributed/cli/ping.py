@@ -22,7 +22,7 @@ from distributed.cli.samples import histogram, histogram_lines, in_units, summar
 __all__ = ["command"]
 
 
-@click.command("ping")
+@click.command("ping", short_help="Measure round trips to a server.")
 @click.argument("address")
 @click.option(
     "--count",

@@ -25,7 +25,7 @@ __all__ = ["command", "load_factory"]
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
-@click.command("serve")
+@click.command("serve", short_help="Run a server of a module.")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option(
     "--listen",

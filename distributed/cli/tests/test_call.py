@@ -118,8 +118,10 @@ def test_the_remote_traceback_is_shown_on_request(cli, server):
     assert result.err.splitlines()[-1].startswith("distributed-core: error: 'fail'")
 
 
-def test_an_unknown_operation_is_an_error_that_names_it(cli, server):
-    assert_is_one_error(cli("call", server, "ad"), exit_codes.FAILED, "No handler", "'ad'")
+def test_an_unknown_operation_is_an_error_that_names_the_nearest_one(cli, server):
+    result = cli("call", server, "ad")
+    assert_is_one_error(result, exit_codes.FAILED, "No handler", "'ad'", "did you mean 'add'?")
+    assert_is_one_error(cli("call", server, "zzz"), exit_codes.FAILED, "No handler", "'zzz'")
 
 
 def test_an_answer_that_cannot_be_unpickled_is_an_error_that_says_so(cli, server):

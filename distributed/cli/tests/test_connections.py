@@ -50,7 +50,7 @@ def test_a_refusal_is_told_after_the_first_attempt_while_others_follow(command):
         assert process.poll() is None
         process.kill()
         process.communicate()
-    assert line == f"{address}: refused so far, retrying for another 6e+02 s\n"
+    assert line == f"{address}: refused so far, retrying for another 600 s\n"
 
 
 def test_a_server_that_begins_to_listen_later_is_reached(command):

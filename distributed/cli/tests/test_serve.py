@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
+import json
+import logging
+import re
 import signal
 import subprocess
 
@@ -12,8 +17,15 @@ from distributed.cli.serve import load_factory
 from distributed.cli.tests import calculator
 from distributed.cli.tests.conftest import ready_address
 from distributed.cli.tests.test_program import assert_is_one_error
-from distributed.core import running
-from distributed.utils_test import popen
+from distributed.core import Server, rpc, running
+from distributed.security import Security
+from distributed.utils_test import (
+    async_poll_for,
+    captured_logger,
+    gen_test,
+    popen,
+    tls_security,
+)
 
 MODULE = "distributed.cli.tests.calculator"
 
@@ -26,8 +38,9 @@ def import_path(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("factory", ["server", "server_later"])
+@pytest.mark.parametrize(
+    ("factory", "stop"), [("server", signal.SIGTERM), ("server_later", signal.SIGINT)]
+)
 def test_a_server_is_served_at_all_addresses_until_a_signal(cli, tmp_path, factory, stop):
     path = f"unix://{tmp_path}/socket"
     args = ["serve", f"{MODULE}:{factory}", "-l", "tcp://127.0.0.1:0", "--listen", path]
@@ -93,3 +106,68 @@ def test_a_factory_that_cannot_be_loaded_is_one_error(cli, tmp_path, name, error
 def test_a_directory_that_does_not_exist_is_an_error(cli):
     result = cli("serve", "a:b", "--app-dir", "/no/such")
     assert_is_one_error(result, exit_codes.USAGE, "--app-dir '/no/such' is not a directory")
+
+
+def test_the_pages_are_served_over_http(command):
+    pytest.importorskip("distributed.pages")
+    args = ["serve", f"{MODULE}:server", "-l", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with popen([*command, *args], capture_output=True) as process:
+        host = next(
+            found[1] for line in process.stdout if (found := re.search(rb"http://([\d.:]+)", line))
+        )
+        connection = http.client.HTTPConnection(host.decode())
+        try:
+            connection.request("GET", "/ready")
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+
+def test_an_address_of_pages_that_makes_no_sense_is_an_error(cli):
+    pytest.importorskip("distributed.pages")
+    result = cli("serve", f"{MODULE}:server", "--http", "ftp://127.0.0.1")
+    assert_is_one_error(result, exit_codes.USAGE, "--http 'ftp://127.0.0.1'", "ftp")
+
+
+def test_log_lines_are_json_on_request(command):
+    args = ["serve", f"{MODULE}:server", "-l", "tcp://127.0.0.1:0", "--log-json"]
+    with popen([*command, *args], capture_output=True) as process:
+        line = json.loads(process.stdout.readline())
+    assert "is ready at" in line["message"]
+
+
+def test_the_level_of_the_log_is_that_of_the_option(command, tmp_path):
+    path = f"unix://{tmp_path}/socket"
+    args = ["serve", f"{MODULE}:server", "-l", path, "--log-level", "warning"]
+    with popen([*command, *args], capture_output=True) as process:
+        assert subprocess.run([*command, "health", path], capture_output=True).returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate()[0] == b""
+
+
+def test_a_server_without_pickle_refuses_pickled_data(command):
+    args = ["serve", f"{MODULE}:server", "-l", "tcp://127.0.0.1:0", "--no-pickle"]
+
+    async def send(address):
+        async with rpc(address) as remote:
+            return await remote.echo(data=calculator.Unknown())
+
+    with popen([*command, *args], capture_output=True) as process:
+        address = ready_address(process.stdout)
+        with pytest.raises(Exception, match="allow-pickle"):
+            asyncio.run(send(address))
+
+
+@gen_test()
+async def test_the_security_of_a_server_comes_before_that_of_run():
+    server = Server({}, security=tls_security())
+    with captured_logger("distributed.core", level=logging.WARNING) as log:
+        serving = asyncio.create_task(
+            running.serve(server, "tls://127.0.0.1:0", security=Security(token="x" * 32))
+        )
+        await async_poll_for(lambda: server.listeners, timeout=30)
+        async with rpc(server.address, security=tls_security()) as remote:
+            await remote.echo()
+        await server.close()
+        assert await serving == running.CLOSED
+    assert "has security settings of its own" in log.getvalue()

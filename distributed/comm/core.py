@@ -355,8 +355,12 @@ class BaseListener(Listener):
     answer_stranger
         Answers the messages of peers without the token; None to refuse such peers.  Their comms do
         not leave the handshake, and no handler gets one.
+    is_inherited
+        Whether another process holds the listening socket open.  Connections then wait for the next
+        server after this listener has stopped.
     """
 
+    is_inherited: ClassVar[bool] = False
     token: str | bytes | None = None
     allow_pickle: bool | None = None
     answer_stranger: AnswerStranger | None = None

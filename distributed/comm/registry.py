@@ -26,6 +26,7 @@ ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 # Names rather than imports, for two reasons: transports import this module, and a transport that is
 # never used is not imported (websockets need Tornado's HTTP modules).
 _BUILT_IN: Final = {
+    "fd": "distributed.comm.inherited:FdBackend",
     "inproc": "distributed.comm.inproc:InProcBackend",
     "tcp": "distributed.comm.tcp:TCPBackend",
     "tls": "distributed.comm.tcp:TLSBackend",

@@ -156,7 +156,7 @@ def _to_kernel(loc: str) -> str:
     return "\0" + loc[1:] if loc.startswith("@") else loc
 
 
-def _from_kernel(name: str | bytes | None) -> str:
+def from_kernel(name: str | bytes | None) -> str:
     """Return the loc of a socket that has this *name* in the kernel."""
     text = os.fsdecode(name or "")
     if text.startswith("\0"):
@@ -230,7 +230,7 @@ class UnixConnector(Connector):
             # Not IOStream.connect: it would wait for EAGAIN, after which the kernel does not
             # continue to connect a Unix domain socket.
             sock.connect(_to_kernel(loc))
-            local = _PREFIX + _from_kernel(sock.getsockname())
+            local = _PREFIX + from_kernel(sock.getsockname())
             stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
             return Unix(stream, local, where, deserialize)
         except OSError as exc:
@@ -334,7 +334,7 @@ class UnixListener(StreamListener):
         super().stop()
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        return self.listen_address, _PREFIX + _join(self.host, shown(_from_kernel(address)))
+        return self.listen_address, _PREFIX + _join(self.host, shown(from_kernel(address)))
 
     @property
     def listen_address(self) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Generator
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -48,6 +49,8 @@ class LifeCycle:
         self._close_begun = False
         # Set by the first call of drain() or close(), and never reset.
         self._refuses_requests = False
+        # The time (of time.monotonic) when drain() cancels what still runs; None before drain().
+        self._drain_deadline: float | None = None
         # Set at the end of the first call of close(), also if that call fails.
         self._event_finished = asyncio.Event()
         # None until io_loop is first read or set.
@@ -172,8 +175,9 @@ class LifeCycle:
     async def drain(self, timeout: float | str | None = None) -> bool:
         """Refuse new requests, and wait until those in progress have finished.
 
-        Call :meth:`close` afterwards; :func:`distributed.core.serve` calls both.  Subclasses may
-        extend this method, to tell their peers or to end work that has no end of its own.
+        Call :meth:`close` afterwards; :func:`distributed.core.serve` calls both.  One-way streams
+        continue until :meth:`close`, because requests in progress may need their messages.
+        Subclasses may extend this method, to end work that has no end of its own.
 
         Parameters
         ----------
@@ -195,10 +199,11 @@ class LifeCycle:
             return True
         self._refuses_requests = True
         self.status = Status.closing_gracefully
-        return await self._drain_unsafe(seconds)
+        self._drain_deadline = monotonic() + seconds
+        return await self._drain_unsafe(self._drain_deadline)
 
-    async def _drain_unsafe(self, seconds: float) -> bool:
-        """Do the work of :meth:`drain`."""
+    async def _drain_unsafe(self, deadline: float) -> bool:
+        """Do the work of :meth:`drain`, until a time of ``time.monotonic``."""
         return True
 
     async def close(self, timeout: float | None = None, reason: str = "") -> None:

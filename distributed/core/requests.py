@@ -10,9 +10,8 @@ import asyncio
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -34,6 +33,7 @@ from distributed.core.answers import (
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.deadlines import current
+from distributed.core.draining import TOO_LATE, Draining
 from distributed.core.errors.messages import ErrorMessage, error_message
 from distributed.core.errors.text import safe_str
 from distributed.core.interceptors import Call, Interceptor, intercept
@@ -45,9 +45,6 @@ logger = get_logger("distributed.core")
 
 #: Maximum number of seconds for the answer to a peer without the required token.
 _HEALTH_TIME = 10.0
-
-#: Seconds for the answer of a handler that was cancelled because its server closes.
-_LAST_ANSWER = 1.0
 
 #: Stands for "all serialization families".
 _ANY: Any = object()
@@ -126,8 +123,8 @@ class Requests:
         self._calls: dict[str, _Call] = {}
         # The comms whose handler is cancelled if the caller leaves.
         self._cancellable: set[Comm] = set()
-        # The comms whose handler drain() has cancelled.
-        self._given_up: set[Comm] = set()
+        #: How handlers end when the server is drained.
+        self.draining = Draining(server._comms, self._tasks, self._write)
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
@@ -144,7 +141,7 @@ class Requests:
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
         self._admission.leave(comm)
-        self._given_up.discard(comm)
+        self.draining.forget(comm)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving %s", self._server.id, comm.peer_address, exc_info=exc)
 
@@ -313,6 +310,8 @@ class Requests:
                         check_result(result, op)
                 else:
                     answer = Answer(comm, op, CallInfo.parse(info), serializers)
+                    if answer.info.stream:
+                        self.draining.streaming.add(comm)
                     result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:
@@ -332,7 +331,7 @@ class Requests:
         except BaseException as exc:
             # Raised here and not in a function called with the error: the frame of that would refer
             # to the error, and the error to the frame.
-            if self._ends_task(comm, exc) and not self._is_given_up(comm, exc):
+            if self._ends_task(comm, exc) and not self.draining.ends(comm, exc):
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
@@ -352,6 +351,7 @@ class Requests:
             return False
         if answer is not None:
             await answer.finish()
+            self.draining.streaming.discard(comm)
         return not close
 
     def _check(self, comm: Comm, msg: Any) -> None:
@@ -456,12 +456,16 @@ class Requests:
             level = logging.INFO
         elif isinstance(exc, asyncio.CancelledError):
             # A CancelledError at the caller would look as if the caller had been cancelled.
-            text = f"the handler of {shown_repr(op)} in {name} was cancelled"
-            if comm in self._given_up:
-                text += ": the server closes, and the handler did not end in time"
+            text, level = (
+                f"the handler of {shown_repr(op)} in {name} was cancelled",
+                logging.WARNING,
+            )
+            if comm in self.draining.given_up:
+                # A line about it was logged already.
+                text, level = f"{text}: {TOO_LATE}", logging.DEBUG
             error = RuntimeError(text)
             error.__cause__ = exc
-            exc, level = error, logging.WARNING
+            exc = error
         elif isinstance(exc, DeadlineExceeded | _Refused):
             exc = (TimeoutError if isinstance(exc, DeadlineExceeded) else RuntimeError)(*exc.args)
             logger.info("Did not finish op %s in %s for %s: %s", op, name, peer, exc, extra=fields)
@@ -511,51 +515,6 @@ class Requests:
             error = _protocol_error(exc)
             return await self._write(comm, op, error, _ANY if is_error else serializers)
         return True
-
-    def _is_given_up(self, comm: Comm, exc: BaseException) -> bool:
-        """Return whether *exc* ends the handler for *comm*, which :meth:`drain` has cancelled.
-
-        The task continues then, to tell the caller.
-        """
-        task = asyncio.current_task()
-        if comm not in self._given_up or not isinstance(exc, asyncio.CancelledError) or not task:
-            return False
-        return task.uncancel() == 0
-
-    async def drain(self, deadline: float, unlimited: Callable[[], Set[Comm]] = frozenset) -> bool:
-        """Wait until running handlers have ended, and return whether that was so in time.
-
-        Parameters
-        ----------
-        deadline
-            The time (of ``time.monotonic``) at which the handlers that still run are cancelled.
-        unlimited
-            Returns the comms whose handlers are not waited for.
-        """
-        me, comms = asyncio.current_task(), self._server._comms
-
-        def running() -> list[asyncio.Task[Any]]:
-            but = unlimited()
-            return [
-                task
-                for task, comm in self._tasks.items()
-                if task is not me and comms.get(comm) is not None and comm not in but
-            ]
-
-        while (tasks := running()) and (left := deadline - monotonic()) > 0:
-            await asyncio.wait(tasks, timeout=left)
-        if not tasks:
-            return True
-        for task in tasks:
-            comm = self._tasks[task]
-            logger.warning(
-                "%s cancels op %s of %s, which did not end before the server closes",
-                *(self._server._name_in_messages, comms.get(comm), comm.peer_address),
-            )
-            self._given_up.add(comm)
-            task.cancel()
-        await asyncio.wait(tasks, timeout=_LAST_ANSWER)
-        return False
 
     async def finish(self, grace: float) -> None:
         """Let running handlers finish within *grace* seconds, then cancel them.

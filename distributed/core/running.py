@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from time import monotonic
 from typing import Any, Final
 
 from distributed.base import config
@@ -20,6 +21,7 @@ from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.comm.arguments import SecuritySettings
 from distributed.comm.settings import check_configuration
+from distributed.comm.socket_activation import PREFIX, has_inherited, inherited_addresses
 from distributed.core.server import Server
 from distributed.core.service_manager import notify, watched
 from distributed.core.signals import StopRequest, end_process
@@ -85,7 +87,8 @@ async def serve(
         A server, or a function, plain or async, that returns one.  The function is called here.
     addresses
         Where to listen, as in ``Server.listen``; an address or several.  Without any, a server that
-        does not listen already listens at its default address.
+        does not listen already listens at the sockets that a service manager has passed
+        (:mod:`distributed.comm.socket_activation`), or else at its default address.
     services
         Functions that take the server and return an async context manager each.  They are entered
         when the server listens, and left when the last request has finished.
@@ -108,7 +111,9 @@ async def serve(
         If an argument is invalid.
     """
     timeout = check_duration("shutdown_timeout", shutdown_timeout)
-    return await _Serving(server, _listed(addresses), services, timeout, security).serve()
+    serving = _Serving(server, _listed(addresses), services, timeout, security)
+    with serving.stop.handling_signals():
+        return await serving.serve()
 
 
 def _listed(addresses: str | Iterable[Address]) -> list[Address]:
@@ -138,28 +143,31 @@ class _Serving:
         self._closing = closing
         # None until the server is made.
         self._server: Server | None = server if isinstance(server, Server) else None
+        #: Whether a signal has arrived.
+        self.stop = StopRequest(self._begin_to_close, self._abandon)
         #: The exit code so far.
         self.code = CLOSED
 
     async def serve(self) -> int:
-        stop = StopRequest(self._abandon)
-        with stop.handling_signals():
-            try:
-                async with AsyncExitStack() as stack:
-                    try:
-                        await self._start_or_stop(stop, stack)
-                        if stop.signum is None:
-                            await self._serve_until_stopped(stop)
-                    finally:
-                        await self._drain(stop)
-            except _StartError as exc:
-                self._log_failure(exc)
-                self.code = exc.code
-            except Exception:
-                logger.exception("A service of %s failed", self._name)
-                self.code = FAILED
-            finally:
-                await self._close()
+        """Start, serve and close, and return the exit code."""
+        self.stop.bind()
+        try:
+            # The services are entered and left in this task, as those with task groups need it.
+            async with AsyncExitStack() as stack:
+                try:
+                    await self._start_or_stop(stack)
+                    if self.stop.signum is None:
+                        await self._serve_until_stopped()
+                except _StartError as exc:
+                    self._log_failure(exc)
+                    self.code = exc.code
+                finally:
+                    await self._drain()
+        except Exception:
+            logger.exception("A service of %s failed", self._name)
+            self.code = FAILED
+        finally:
+            await self._close()
         return self.code
 
     @property
@@ -172,12 +180,12 @@ class _Serving:
 
     # Starting
 
-    async def _start_or_stop(self, stop: StopRequest, stack: AsyncExitStack) -> None:
+    async def _start_or_stop(self, stack: AsyncExitStack) -> None:
         """Start, until a signal arrives."""
         limit = asyncio.timeout(None)
         try:
             async with limit:
-                with stop.calling(lambda: limit.reschedule(0)):
+                with self.stop.calling(lambda: limit.reschedule(0)):
                     await self._start(stack)
         except TimeoutError:
             # Tornado's and asyncio's time limits of the server are errors like others.
@@ -200,9 +208,6 @@ class _Serving:
             await server.start()
         except Exception as exc:
             raise _StartError(f"{name} failed to start", FAILED) from exc
-        addresses = self._addresses
-        if not addresses and not server.listeners:
-            addresses = [(server.default_ip, server.default_port)]
         listen_args: dict[str, Any] = {}
         if self._security is not None and server._server_security is not None:
             logger.warning(
@@ -211,18 +216,33 @@ class _Serving:
             )
         elif self._security is not None:
             listen_args["security"] = self._security
-        for address in addresses:
-            try:
+        try:
+            for listening in list(server._server_listeners.requested):
+                # It was not awaited, perhaps because no event loop was running.
+                await listening
+            for address in self._expanded(server):
                 await server.listen(address, **listen_args)
-            except (TypeError, ValueError) as exc:
-                raise _StartError(f"{name} cannot listen at {address}", INVALID) from exc
-            except Exception as exc:
-                raise _StartError(f"{name} failed to start", FAILED) from exc
+        except (TypeError, ValueError) as exc:
+            raise _StartError(f"{name} cannot listen", INVALID) from exc
+        except Exception as exc:
+            raise _StartError(f"{name} failed to start", FAILED) from exc
         for service in self._services:
             try:
                 await stack.enter_async_context(service(server))
             except Exception as exc:
                 raise _StartError(f"a service of {name} failed to start", FAILED) from exc
+
+    def _expanded(self, server: Server) -> list[Address]:
+        """Return the addresses to listen at, one for each socket."""
+        if not self._addresses and not server.listeners:
+            return list(inherited_addresses(PREFIX)) if has_inherited() else [server.default_port]
+        result: list[Address] = []
+        for address in self._addresses:
+            if isinstance(address, str) and address.startswith(PREFIX):
+                result += inherited_addresses(address)
+            else:
+                result.append(address)
+        return result
 
     async def _make(self) -> Server:
         if self._server is None:
@@ -254,14 +274,14 @@ class _Serving:
 
     # Serving and closing
 
-    async def _serve_until_stopped(self, stop: StopRequest) -> None:
+    async def _serve_until_stopped(self) -> None:
         """Wait until a signal arrives or the server is closed."""
         server = self._server
         assert server is not None
         listening = ", ".join(listener.contact_address for listener in server.listeners)
         logger.info("%s is ready at %s", type(server).__name__, listening)
         notify("READY=1", f"STATUS=Ready at {listening}")
-        waiting = [asyncio.create_task(server.finished()), asyncio.create_task(stop.wait())]
+        waiting = [asyncio.create_task(server.finished()), asyncio.create_task(self.stop.wait())]
         try:
             with watched():
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -270,14 +290,19 @@ class _Serving:
                 task.cancel()
             await asyncio.wait(waiting)
 
-    async def _drain(self, stop: StopRequest) -> None:
+    def _begin_to_close(self) -> None:
+        self._closing((self._timeout or 0) + EXIT_LIMIT)
+
+    async def _drain(self) -> None:
         """Let requests in progress finish, if a signal has arrived."""
-        server, timeout = self._server, self._timeout or 0
+        server, stop, timeout = self._server, self.stop, self._timeout or 0
         if server is None:
             return
-        self._closing(timeout + EXIT_LIMIT)
+        self._begin_to_close()
         microseconds = int((timeout + EXIT_LIMIT) * 1e6)
-        notify("STOPPING=1", f"STATUS=Closing: {stop.name}", f"EXTEND_TIMEOUT_USEC={microseconds}")
+        notify(
+            "STOPPING=1", f"STATUS=Closing after {stop.name}", f"EXTEND_TIMEOUT_USEC={microseconds}"
+        )
         if stop.signum is None or not server._is_open:
             return
         logger.info(
@@ -285,8 +310,7 @@ class _Serving:
             *(stop.name, self._name, timeout),
         )
         try:
-            if not await server.drain(timeout):
-                self.code = UNFINISHED
+            await server.drain(timeout)
         except Exception:
             logger.exception("%s failed when it was to finish its requests", self._name)
             self.code = FAILED
@@ -295,14 +319,19 @@ class _Serving:
         server = self._server
         if server is None:
             return
+        limit = CLOSE_LIMIT
+        if server._drain_deadline is not None:
+            limit += max(server._drain_deadline - monotonic(), 0)
         try:
-            async with asyncio.timeout(CLOSE_LIMIT):
+            async with asyncio.timeout(limit):
                 await server.close()
         except Exception:
             logger.exception("%s failed to close", self._name)
             self.code = FAILED
         else:
             logger.info("Closed %s", server.id)
+        if self.code == CLOSED and server._cut_short:
+            self.code = UNFINISHED
 
 
 def run(
@@ -354,11 +383,12 @@ def run(
     exit_timer.code = lambda: serving.code or UNFINISHED
     made_on = server._io_loop if isinstance(server, Server) else None
     factory = None if made_on is None else lambda: asyncio_loop_of(made_on)
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(serving.serve())
-    finally:
-        exit_timer.stop()
+    with serving.stop.handling_signals():
+        try:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                return runner.run(serving.serve())
+        finally:
+            exit_timer.stop()
 
 
 class _ExitTimer:
@@ -369,10 +399,11 @@ class _ExitTimer:
         self.code: Callable[[], int] = lambda: UNFINISHED
 
     def start(self, seconds: float) -> None:
-        """End the process after *seconds*."""
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+        """End the process after *seconds*, if that has not been called yet."""
+        if self._timer is None:
+            self._timer = threading.Timer(seconds, self._end)
+            self._timer.daemon = True
+            self._timer.start()
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -382,5 +413,5 @@ class _ExitTimer:
 
     def _end(self) -> None:
         threads = [it.name for it in threading.enumerate() if it is not threading.current_thread()]
-        logger.error("The process does not end, and is ended now; its threads: %s", threads)
-        end_process(self.code())
+        text = "The process does not end by itself, and is ended now; its threads were: %s"
+        end_process(self.code(), lambda: logger.error(text, ", ".join(threads)))

@@ -271,19 +271,22 @@ class Server(LifeCycle):
     def _stop_listeners(self) -> None:
         self._server_listeners.stop()
 
-    async def _drain_unsafe(self, seconds: float) -> bool:
-        deadline = monotonic() + seconds
+    async def _drain_unsafe(self, deadline: float) -> bool:
         self._server_listeners.leave_inherited()
-        requests, streams = self._server_requests, self._server_streams
-        # The requests in progress may need the messages of streams, which have no end of their own.
-        in_time = await requests.drain(deadline, streams.comms)
-        in_time &= await streams.drain(deadline)
-        return await requests.drain(deadline) and in_time
+        return await self._server_requests.draining.wait(deadline, self._server_streams.comms)
+
+    @property
+    def _cut_short(self) -> bool:
+        """Whether a handler was cancelled because it did not end in the time of :meth:`drain`."""
+        return self._server_requests.draining.cut_short or self._server_streams.cut_short
 
     async def _close_unsafe(self, timeout: float | None) -> None:
         try:
             try:
                 self.stop()
+                if self._drain_deadline is not None:
+                    await self._server_streams.drain(self._drain_deadline)
+                    await self._server_requests.draining.wait(self._drain_deadline)
                 self._server_streams.abort_idle()
                 deadline = monotonic() + (CLOSE_GRACE if timeout is None else timeout)
                 for part in (self._server_streams, self._server_requests):

@@ -10,33 +10,68 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Never
 
-__all__ = ["StopRequest", "end_process"]
+__all__ = ["StopRequest", "end_process", "end_with_parent"]
 
 #: The signals of Ctrl-C, and of service managers, container runtimes and ``kill``.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds for writing what a process that ends at once has logged and printed.
+_LAST_WORDS = 1.0
 
 #: The requests that a signal sets.  While there is one, `_on_signal` handles the signals.
 _requests: list[StopRequest] = []
 
 
-def end_process(code: int, clean_up: Callable[[], object] = lambda: None) -> None:
-    """End this process without waiting for anything.
+def end_process(code: int, last_words: Callable[[], object] = lambda: None) -> Never:
+    """End this process, without waiting for its tasks and threads.
 
     Parameters
     ----------
     code
         The exit code.
-    clean_up
-        Called before; its errors are ignored, since it may interrupt any other function.
+    last_words
+        Called before, in a thread: it may log a line.
     """
-    try:
-        clean_up()
+
+    def speak() -> None:
+        last_words()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None:
+                stream.flush()
+
+    try:
+        # In a thread, because the output may be blocked, or locked by the code that a signal has
+        # interrupted.
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        speaker.join(_LAST_WORDS)
     finally:
         os._exit(code)
+
+
+def end_with_parent() -> None:
+    """End this process gracefully when its standard input ends, as if it got SIGTERM.
+
+    For a child process whose standard input is a pipe that its parent keeps open: the kernel closes
+    the pipe when the parent ends, even if that is killed.  Call this function before :func:`run`.
+
+    Examples
+    --------
+    >>> import subprocess
+    >>> def start():
+    ...     return subprocess.Popen(["python", "child.py"], stdin=subprocess.PIPE)
+    """
+
+    def wait() -> None:
+        # Not by sys.stdin: its lock would be held when the interpreter ends.  Not in the event
+        # loop, which may be blocked.
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 class StopRequest:
@@ -44,25 +79,35 @@ class StopRequest:
 
     Parameters
     ----------
+    at_signal
+        Called when the first signal arrives, even while the event loop is blocked.
     clean_up
         Called before a second signal ends the process.
     """
 
-    # `signum` is set once, by a signal handler in the main thread.  `_event` is set afterwards, by
-    # a callback of the event loop.
-    def __init__(self, clean_up: Callable[[], object] = lambda: None) -> None:
+    # `signum` is set once, by a signal handler in the main thread.  `_event` is set afterwards, in
+    # the event loop.
+    def __init__(self, at_signal: Callable[[], object], clean_up: Callable[[], object]) -> None:
         #: The number of the first signal; None before that.
         self.signum: int | None = None
+        self._at_signal = at_signal
         self._clean_up = clean_up
         self._event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        # None until bind() is called.
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Called when the first signal arrives, in the event loop.
         self._callbacks: list[Callable[[], object]] = []
 
     @property
     def name(self) -> str:
         """The name of the first signal."""
-        return "" if self.signum is None else signal.Signals(self.signum).name
+        return "no signal" if self.signum is None else signal.Signals(self.signum).name
+
+    def bind(self) -> None:
+        """Tell the running event loop about the signal."""
+        self._loop = asyncio.get_running_loop()
+        if self.signum is not None:
+            self._event.set()
 
     async def wait(self) -> None:
         """Wait until a signal has arrived."""
@@ -108,12 +153,17 @@ class StopRequest:
 
     def _set(self, signum: int) -> None:
         self.signum = signum
-        self._loop.call_soon_threadsafe(self._arrived)
+        self._at_signal()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     if all(request.signum is not None for request in _requests):
-        end_process(128 + signum, _clean_up_all)
+        try:
+            _clean_up_all()
+        finally:
+            end_process(128 + signum)
     for request in _requests:
         if request.signum is None:
             request._set(signum)

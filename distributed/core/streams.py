@@ -37,6 +37,10 @@ TURN = 0.003
 _CHECKED_AFTER = 8
 
 
+#: Maximum number of seconds for reading the messages that have arrived when streams are drained.
+_ARRIVED = 0.1
+
+
 class StreamServer(Protocol):
     """The attributes of a server that :class:`Streams` uses."""
 
@@ -61,6 +65,8 @@ class _Stream:
         self.receipts = receipts
         # Whether the stream waits for its next message.
         self.idle = False
+        # Number of reads that have returned a message.
+        self.reads = 0
         # The coroutine handlers that have not ended.
         self.running: set[asyncio.Task[Any]] = set()
         # The error of the first handler that failed; `Streams._end` raises it once.
@@ -98,6 +104,8 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        #: Whether `drain` has cancelled a handler.
+        self.cut_short = False
         # Whether streams end before their next message; never reset.
         self._ending = False
         # Number of streams that let other tasks run before they handle more messages.
@@ -138,6 +146,7 @@ class Streams:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
+                    stream.reads += 1
                     is_list = isinstance(msgs, tuple | list)
                     batch = iter(msgs if is_list else (msgs,))
                     if is_list and receipts is not None:
@@ -313,32 +322,36 @@ class Streams:
         """Return the comms of the streams, as the server got them."""
         return {unwrapped(stream.comm) for stream in self._streams}
 
-    async def drain(self, deadline: float) -> bool:
-        """End the streams, and wait until their handlers have ended; return whether in time.
+    async def drain(self, deadline: float) -> None:
+        """End the streams, and wait until their handlers have ended.
 
         Messages that have arrived are handled.  Handlers that still run at the *deadline* (of
         ``time.monotonic``) are cancelled.
         """
-        # The event loop hands over what has arrived, then the readers run.
-        for _ in range(2):
+        # In one iteration the event loop passes on what has arrived, and in the next a reader runs.
+        quiet, reads, until = 0, -1, min(deadline, monotonic() + _ARRIVED)
+        while quiet < 2 and monotonic() < until:
             await asyncio.sleep(0)
+            before, reads = reads, sum(stream.reads for stream in self._streams)
+            unread = any(stream.comm.has_unread for stream in self._streams)
+            quiet = 0 if unread or reads != before else quiet + 1
         self._ending = True
         me = asyncio.current_task()
         # Not abort(): data that was written to the peer is still sent.
         closing = [asyncio.create_task(each.comm.close()) for each in self._streams if each.idle]
-        waiting = [*closing, *(task for task in self._tasks if task is not me)]
-        if not waiting:
-            return True
-        _, left = await asyncio.wait(waiting, timeout=max(deadline - monotonic(), 0))
+        tasks = [*closing, *(task for task in self._tasks if task is not me)]
+        if not tasks:
+            return
+        _, left = await asyncio.wait(tasks, timeout=max(deadline - monotonic(), 0))
         for task in left:
             if task in self._tasks:
                 stream, op = self._tasks[task]
                 peer = stream.comm.peer_address
                 logger.warning("The server closes, and cancels stream handler %s of %s", op, peer)
+                self.cut_short = True
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=1)
-        return not any(task not in closing for task in left)
 
     def abort_idle(self) -> None:
         """End the streams that wait, without calling any handler."""

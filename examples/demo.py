@@ -69,7 +69,7 @@ def running(name: str, background: str = "") -> Iterator[subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONWARNINGS": quiet},
+            env=os.environ | {"PYTHONWARNINGS": quiet, "DASK_LOGGING__DISTRIBUTED": "warning"},
         )
         watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that takes too long
         watchdog.start()

@@ -80,4 +80,17 @@ def nearest_key(key: str, known: Iterable[str]) -> str | None:
         # A key in the wrong section.
         by_last = {each.rpartition(".")[2]: each for each in inside}
         near = by_last.get(nearest(rest[-1], by_last, _LIKENESS) or "")
-    return None if near is None else start + near
+    return None if near is None else start + (_in_section(".".join(rest), inside) or near)
+
+
+def _in_section(key: str, known: list[str]) -> str | None:
+    """Return the key of the same section that is most like *key*, or has a word in common."""
+    section, dot, last = key.rpartition(".")
+    names = [each.removeprefix(section + dot) for each in known if each.startswith(section + dot)]
+    names = [each for each in names if "." not in each]
+    near = nearest(last, names, _LIKENESS)
+    if near is None:
+        words = frozenset(last.split("-"))
+        alike = [each for each in names if words.intersection(each.split("-"))]
+        near = alike[0] if len(alike) == 1 else None
+    return None if near is None else section + dot + near

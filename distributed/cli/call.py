@@ -18,8 +18,8 @@ from distributed.cli.failures import CommandError, OutputClosed
 from distributed.cli.options import Access, access_options, json_option, timeout_option
 from distributed.cli.output import as_json, as_text
 from distributed.cli.progress import Progress
+from distributed.core.handlers import KEYS_OF_REQUESTS
 from distributed.core.operations import Operation
-from distributed.core.reserved import KEYS_OF_REQUESTS
 
 __all__ = ["command"]
 

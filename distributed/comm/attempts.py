@@ -159,6 +159,7 @@ class Attempts:
             self.addr,
             max(0.0, self.seconds - elapsed),
             self.summary(),
+            extra={"peer": self.addr},
         )
 
     def summary(self) -> str:
@@ -172,6 +173,11 @@ class Attempts:
         for stage, count in stages.items():
             parts.append(f"{_attempts(count)} had no result yet: {stage}")
         return "; ".join(parts) or "there was no time for an attempt"
+
+    def interrupted(self, exc: asyncio.CancelledError) -> None:
+        """Add to *exc* why the attempts before it have failed; see `failures_before`."""
+        if self._failures:
+            exc.add_note(f"connecting to {shown(self.addr)} did not succeed: {self.summary()}")
 
     def error(self) -> OSError:
         """Return the error to raise because time has run out."""
@@ -201,6 +207,20 @@ class Attempts:
     def times_reached(self, address: Any) -> int:
         """Return how many attempts have reached *address*."""
         return self._reached.get(address, 0)
+
+
+def failures_before(exc: TimeoutError) -> str:
+    """Return why connecting had failed before a time limit ended it, as a part of an error.
+
+    The result is empty if the limit did not end a call of `connect`, or no attempt had failed.
+
+    Parameters
+    ----------
+    exc
+        The error of `asyncio.timeout`.
+    """
+    notes = getattr(exc.__cause__, "__notes__", None)
+    return f": {notes[-1]}" if notes and isinstance(exc.__cause__, asyncio.CancelledError) else ""
 
 
 def _attempts(count: int) -> str:

@@ -514,7 +514,11 @@ async def connect(
                 raise
             return comm
 
-    return await keep_trying(attempt, attempts, _abort)
+    try:
+        return await keep_trying(attempt, attempts, _abort)
+    except asyncio.CancelledError as exc:
+        attempts.interrupted(exc)
+        raise
 
 
 def _abort(comm: Comm) -> None:

@@ -133,4 +133,4 @@ class Refusals:
             return
         more = f", and {self._unlogged} others since the last report" if self._unlogged else ""
         self._logged, self._unlogged = now, 0
-        logger.warning("%s (from %s%s)", message, peer, more)
+        logger.warning("%s (from %s%s)", message, peer, more, extra={"peer": peer})

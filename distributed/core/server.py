@@ -31,6 +31,7 @@ from distributed.comm.core import Listener
 from distributed.comm.settings import check_configuration
 from distributed.core import slow_calls
 from distributed.core.description import describe
+from distributed.core.handlers import blocked_names, check_handlers, check_reserved
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -44,7 +45,6 @@ from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
 from distributed.core.pool import ConnectionPool
 from distributed.core.requests import Requests
-from distributed.core.reserved import blocked_names, check_handlers, check_reserved
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory

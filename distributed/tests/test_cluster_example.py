@@ -683,6 +683,7 @@ async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
 @gen_test()
 async def test_the_output_of_tasks_is_flushed_when_the_worker_ends(monkeypatch):
     monkeypatch.delitem(ENVIRONMENT, "PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setitem(ENVIRONMENT, "DASK_LOGGING__DISTRIBUTED", "warning")
     async with (
         cluster(0) as (scheduler, client),
         program("worker", scheduler.address) as worker,
@@ -770,6 +771,7 @@ def test_dask_array_computes_on_it():
 
         asyncio.run(main())
     """
-    done = run_in(python, code, env={"PYTHONPATH": str(EXAMPLES)})
+    env = {"PYTHONPATH": str(EXAMPLES), "DASK_LOGGING__DISTRIBUTED": "warning"}
+    done = run_in(python, code, env=env)
     assert "computed" in done.stdout
     assert done.stderr == ""

@@ -271,6 +271,8 @@ async def test_a_bad_value_that_is_set_later_does_not_make_a_server_drop_its_con
         ("distributed.comm.Shard", "distributed.comm.shard"),
         ("distributed.comm.require-encrypt", "distributed.comm.require-encryption"),
         ("distributed.comm.auth.tokne", "distributed.comm.auth.token"),
+        ("distributed.comm.tls.ca-cert", "distributed.comm.tls.ca-file"),
+        ("distributed.comm.tls.client.certs", "distributed.comm.tls.client.cert"),
     ],
 )
 def test_a_misspelt_key_causes_one_warning_that_names_the_nearest_one(key, meant):

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = Path(__file__).parent / "data" / "foundations.rst"
 PROMPT = ">>> "
-#: Makes programs import this checkout, whether it is installed or not.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+#: Makes programs import this checkout, whether it is installed or not, and log warnings only.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
 def blocks(document: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Checks of the handlers that a server is given, and of their names.
 
-Some names are reserved, because requests or ``rpc`` objects use them.
+Some names are reserved, because requests or ``rpc`` objects use them.  A server blocks others.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -52,6 +53,16 @@ def test_a_server_is_served_at_all_addresses_until_a_signal(cli, tmp_path, facto
         output, _ = process.communicate()
         assert process.returncode == running.CLOSED
     assert b"Traceback" not in output
+
+
+def test_a_server_listens_at_a_socket_that_it_inherits(cli, command):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        fd = listening.fileno()
+        address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        args = ["serve", f"{MODULE}:server", "--listen", f"fd://{fd}"]
+        with popen([*command, *args], pass_fds=[fd], capture_output=True):
+            # The kernel keeps the connection until the server accepts it.
+            assert cli("call", address, "add", "x=1", "--timeout", "60s") == (0, "1\n", "")
 
 
 def test_requests_in_progress_are_cancelled_after_the_shutdown_timeout(command, server):

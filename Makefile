@@ -9,7 +9,7 @@ VENV := .venv
 VENV_DEMO := .venv-demo
 VENV_MINIMUM := .venv-minimum
 # the extras of setup.cfg whose minimum versions are tested, and the tools for these tests, in any version
-MINIMUM_EXTRAS := compression config libraries metrics security statistics tracebacks
+MINIMUM_EXTRAS := cli compression config libraries metrics security statistics tracebacks
 MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
 BIN := $(VENV)/bin
 # modules are compiled when they are first imported: most of those in the large libraries never are

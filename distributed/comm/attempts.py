@@ -73,6 +73,12 @@ class Attempt:
 
 _current: ContextVar[Attempt | None] = ContextVar("distributed.comm.attempt", default=None)
 
+#: A function that is called with the `Attempts` after each failed attempt of the calls of `connect`
+#: in this context, for instance to show the failure in a terminal.
+on_failure: ContextVar[Callable[[Attempts], object] | None] = ContextVar(
+    "distributed.comm.on_failure", default=None
+)
+
 
 def enter_stage(stage: str) -> None:
     """State what the current attempt is doing from now on, for the error if time runs out."""
@@ -138,6 +144,9 @@ class Attempts:
         kind, reason = _kind_and_reason(exc)
         count, _ = self._failures.get(kind, (0, ""))
         self._failures[kind] = count + 1, reason
+        watcher = on_failure.get()
+        if watcher is not None:
+            watcher(self)
 
     def report(self) -> None:
         """Log once that there is no success so far, unless it is too early to tell."""

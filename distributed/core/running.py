@@ -19,6 +19,7 @@ from distributed.base import config
 from distributed.base.arguments import check_duration
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
+from distributed.comm.arguments import SecuritySettings
 from distributed.comm.settings import check_configuration
 from distributed.comm.socket_activation import PREFIX, has_inherited, inherited_addresses
 from distributed.core.server import Server
@@ -70,6 +71,7 @@ async def serve(
     *,
     services: Sequence[Service] = (),
     shutdown_timeout: float | str | None = None,
+    security: SecuritySettings | None = None,
 ) -> int:
     """Start a server, let it listen, and close it when a signal arrives or when it closes itself.
 
@@ -94,6 +96,8 @@ async def serve(
         Maximum time for requests in progress to finish, in seconds or as a string such as
         ``"500ms"``; by default ``distributed.server.shutdown-timeout``.  Those that still run are
         cancelled.
+    security
+        For listening at *addresses*, if the server has no ``security`` of its own.
 
     Returns
     -------
@@ -107,7 +111,7 @@ async def serve(
         If an argument is invalid.
     """
     timeout = check_duration("shutdown_timeout", shutdown_timeout)
-    serving = _Serving(server, _listed(addresses), services, timeout)
+    serving = _Serving(server, _listed(addresses), services, timeout, security)
     with serving.stop.handling_signals():
         return await serving.serve()
 
@@ -125,6 +129,7 @@ class _Serving:
         addresses: Sequence[Address],
         services: Sequence[Service],
         timeout: float | None,
+        security: SecuritySettings | None = None,
         closing: Callable[[float], object] = lambda seconds: None,
     ) -> None:
         if not isinstance(server, Server) and not callable(server):
@@ -133,6 +138,7 @@ class _Serving:
         self._addresses = addresses
         self._services = services
         self._timeout = timeout
+        self._security = security
         # Called when closing begins, with the maximum number of seconds that it takes.
         self._closing = closing
         # None until the server is made.
@@ -202,12 +208,20 @@ class _Serving:
             await server.start()
         except Exception as exc:
             raise _StartError(f"{name} failed to start", FAILED) from exc
+        listen_args: dict[str, Any] = {}
+        if self._security is not None and server._server_security is not None:
+            logger.warning(
+                "%s has security settings of its own, which are used and not those given to run()",
+                name,
+            )
+        elif self._security is not None:
+            listen_args["security"] = self._security
         try:
             for listening in list(server._server_listeners.requested):
                 # It was not awaited, perhaps because no event loop was running.
                 await listening
             for address in self._expanded(server):
-                await server.listen(address)
+                await server.listen(address, **listen_args)
         except (TypeError, ValueError) as exc:
             raise _StartError(f"{name} cannot listen", INVALID) from exc
         except Exception as exc:
@@ -326,6 +340,7 @@ def run(
     *,
     services: Sequence[Service] = (),
     shutdown_timeout: float | str | None = None,
+    security: SecuritySettings | None = None,
 ) -> int:
     """Run :func:`serve` in a new event loop, and return the exit code for ``sys.exit``.
 
@@ -334,7 +349,7 @@ def run(
 
     Parameters
     ----------
-    server, addresses, services, shutdown_timeout
+    server, addresses, services, shutdown_timeout, security
         As for :func:`serve`.
 
     Returns
@@ -364,7 +379,7 @@ def run(
         raise RuntimeError("run() blocks, and an event loop runs here: use `await serve(...)`")
     timeout = check_duration("shutdown_timeout", shutdown_timeout)
     exit_timer = _ExitTimer()
-    serving = _Serving(server, _listed(addresses), services, timeout, exit_timer.start)
+    serving = _Serving(server, _listed(addresses), services, timeout, security, exit_timer.start)
     exit_timer.code = lambda: serving.code or UNFINISHED
     made_on = server._io_loop if isinstance(server, Server) else None
     factory = None if made_on is None else lambda: asyncio_loop_of(made_on)

@@ -62,7 +62,7 @@ def test_a_module_has_a_docstring(path):
 
 @pytest.mark.parametrize(
     "package",
-    ["", "base", "comm", "core", "protocol", "scratch", "security", "telemetry"],
+    ["", "base", "comm", "core", "protocol", "scratch", "security", "telemetry", "testing"],
     ids=lambda package: package or "distributed",
 )
 def test_each_folder_has_its_tests(package):

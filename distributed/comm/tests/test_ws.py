@@ -395,7 +395,8 @@ async def test_an_encrypted_listener_encrypts_the_port_that_it_shares():
                 assert await page(port, "/page", ssl_options=trusting) == "a page"
                 # The context of the listener also decides which peers may connect.
                 keyless = ssl.create_default_context(cafile=tls.tls_ca_file)
-                with pytest.raises((StreamClosedError, ssl.SSLError)):
+                # Which error it is depends on the version of TLS and on the time.
+                with pytest.raises(OSError):  # noqa: PT011
                     await page(port, "/page", ssl_options=keyless)
 
 

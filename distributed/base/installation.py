@@ -1,0 +1,36 @@
+"""A warning if dask.distributed is installed into the same directory as this package.
+
+Both packages have the import name ``distributed``, and pip does not refuse to install the second:
+its files replace those of the first with the same name. ``distributed/core.py`` exists only in
+dask.distributed, ``distributed/core/`` only here and in a grafted wheel of dask.distributed, from
+which `distributed.graft` removes ``core.py``. So the directory and the file together mean that the
+installation is mixed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+
+__all__ = ["warn_if_mixed"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@functools.cache
+def warn_if_mixed() -> None:
+    """Warn, once per process, if files of dask.distributed are between those of this package.
+
+    Of the two ``__init__`` modules, either may have replaced the other, so this function is called
+    when ``distributed`` or ``distributed.core`` is imported. It looks for one file.
+    """
+    if os.path.exists(os.path.join(_PACKAGE, "core.py")):
+        warnings.warn(
+            f"distributed-core and dask.distributed are both installed in {_PACKAGE}, and each has "
+            "overwritten files of the other, so that neither works reliably. Uninstall both (pip "
+            "uninstall distributed distributed-core) and install the one that you need. To run "
+            "dask on this core, make one wheel of both: python -m distributed.graft, explained at "
+            "https://distributed-core.readthedocs.io/en/stable/dask.html",
+            stacklevel=3,
+        )

@@ -134,12 +134,13 @@ class ServerThread:
         TimeoutError
             After the timeout of this object. The call is cancelled.
         """
+        loop = self._started()
 
         async def call() -> T:
             async with asyncio.timeout(self.timeout):
                 return await function(*args, **kwargs)
 
-        return asyncio.run_coroutine_threadsafe(call(), self._started()).result()
+        return asyncio.run_coroutine_threadsafe(call(), loop).result()
 
     def close(self) -> None:
         """Close callers and servers, and wait for the end of the thread.

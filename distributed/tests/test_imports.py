@@ -36,7 +36,11 @@ print(json.dumps(sorted(loaded - sys.stdlib_module_names - {{"distributed"}})))
 
 
 # The others are imported when the first object of their library is serialized, or by its users.
-OF_LIBRARIES = {*MODULES_OF_LIBRARIES.values(), "distributed.core.tracing"}
+OF_LIBRARIES = {
+    *MODULES_OF_LIBRARIES.values(),
+    "distributed.core.tracing",
+    "distributed.testing.plugin",
+}
 INDEPENDENT_MODULES = [name for name in PUBLIC_MODULES if name not in OF_LIBRARIES]
 
 

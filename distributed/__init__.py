@@ -14,7 +14,6 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from distributed.base.installation import warn_if_mixed
 from distributed.base.version import __version__
 
 if TYPE_CHECKING:
@@ -112,6 +111,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES, *_SUBMODULES})
-
-
-warn_if_mixed()

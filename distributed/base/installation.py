@@ -9,7 +9,6 @@ installation is mixed.
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 
@@ -18,13 +17,8 @@ __all__ = ["warn_if_mixed"]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-@functools.cache
 def warn_if_mixed() -> None:
-    """Warn, once per process, if files of dask.distributed are between those of this package.
-
-    Of the two ``__init__`` modules, either may have replaced the other, so this function is called
-    when ``distributed`` or ``distributed.core`` is imported. It looks for one file.
-    """
+    """Warn if files of dask.distributed are between those of this package; look for one file."""
     if os.path.exists(os.path.join(_PACKAGE, "core.py")):
         warnings.warn(
             f"distributed-core and dask.distributed are both installed in {_PACKAGE}, and each has "
@@ -32,5 +26,5 @@ def warn_if_mixed() -> None:
             "uninstall distributed distributed-core) and install the one that you need. To run "
             "dask on this core, make one wheel of both: python -m distributed.graft, explained at "
             "https://distributed-core.readthedocs.io/en/stable/dask.html",
-            stacklevel=3,
+            stacklevel=2,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from distributed.base import config
-from distributed.base.installation import warn_if_mixed
 from distributed.base.version import __version__ as __core_version__
 from distributed.comm import Comm, CommClosedError, connect, get_address_host_port, listen
 from distributed.core.answers import run_to_completion
@@ -76,6 +75,3 @@ def __getattr__(name: str) -> Any:
     if name == "tick_maximum_delay":
         return config.get_timedelta("distributed.admin.tick.limit")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-warn_if_mixed()

@@ -1,4 +1,4 @@
-"""The pytest plugin as users have it: in another directory, without the settings of this project."""
+"""The pytest plugin, as users have it: without the settings of this project."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ import distributed.testing
 from distributed.core import Server, rpc
 from distributed.testing import ServerThread
 from distributed.tests.environments import ROOT, clean_environ, run_here
+from distributed.tests.pages import blocks
 from distributed.utils_test import gen_test
+
+PAGE = ROOT / "docs" / "testing.rst"
 
 USED = """
 import asyncio, threading
@@ -192,6 +195,14 @@ def test_the_plugin_imports_only_light_modules_of_this_package():
     """
     loaded = set(json.loads(run_here(code).stdout))
     assert loaded - sys.stdlib_module_names == LIGHT
+
+
+def test_the_tests_of_the_page_pass(tmp_path):
+    tests = [block.source for block in blocks(PAGE) if block.language == "python"]
+    assert len(tests) == 4
+    failures = run_pytest(tmp_path, "\n".join(tests), "distributed_leak_check = true\n")
+    assert len(failures) == 8
+    assert not any(failures.values()), failures
 
 
 # ServerThread, without pytest

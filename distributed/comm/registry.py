@@ -218,7 +218,9 @@ def _backend_from_entry_point(scheme: str) -> Backend | None:
 def _package_of(entry_point: importlib.metadata.EntryPoint) -> str:
     """Return " of the package …", or "" if its metadata does not tell the name."""
     try:
-        name = entry_point.dist.name if entry_point.dist is not None else None
+        metadata = entry_point.dist.metadata if entry_point.dist is not None else None
+        # From Python 3.12 on, a warning is issued for a name that is missing.
+        name = metadata["Name"] if metadata is not None and "Name" in metadata else None
     except (OSError, KeyError, ValueError):
         # The package has no METADATA file, or one that is not text.
         name = None

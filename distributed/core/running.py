@@ -191,6 +191,7 @@ class _Serving:
             # Tornado's and asyncio's time limits of the server are errors like others.
             if not limit.expired():
                 raise
+            logger.info("Received %s while %s was starting", self.stop.name, self._name)
 
     async def _start(self, stack: AsyncExitStack) -> None:
         try:

@@ -125,6 +125,19 @@ def instructions():
     return [line.split(maxsplit=1) for line in text.splitlines() if line]
 
 
+def test_the_image_contains_no_more_than_it_needs():
+    lines = (SERVICE / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert "*" in lines
+    assert {"distributed", "setup.py", "setup.cfg", "README.md", "LICENSE"} <= kept
+    sources = {source for name, what in instructions() if name == "COPY" for source in what.split()}
+    assert all(
+        any(source.startswith(f"{name}/") for name in kept)
+        for source in sources
+        if source.startswith("examples")
+    )
+
+
 def test_the_files_that_the_dockerfile_copies_exist():
     copied = [what.split()[:-1] for name, what in instructions() if name == "COPY"]
     sources = [ROOT / source for group in copied for source in group]

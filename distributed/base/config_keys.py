@@ -162,6 +162,8 @@ KEYS: Mapping[str, Key] = {
     "distributed.pages.max-header-size": Key("16kiB", Size(minimum=1000)),
     # Time for a client to send its request, and to receive the answer.
     "distributed.pages.timeout": Key("10s", Duration(minimum=_SHORTEST)),
+    # Further names by which browsers reach the pages of a server without token and TLS; "*": any.
+    "distributed.pages.allowed-hosts": Key([], Names()),
     # Whether other hosts get the pages without a token or a certificate.
     "distributed.pages.public": Key(False, Flag()),
 }

@@ -417,6 +417,12 @@ KEYS: Mapping[str, Key] = {
         Duration(minimum=_SHORTEST),
         "Time for an HTTP client to send its request, and to receive the answer.",
     ),
+    "distributed.pages.allowed-hosts": Key(
+        [],
+        Names(),
+        "Further names by which browsers reach the pages of a server without token and TLS; "
+        '"*": any.',
+    ),
     "distributed.pages.public": Key(
         False,
         Flag(),

@@ -132,7 +132,7 @@ class Access:
     def check_origin(self, method: str, headers: HTTPHeaders) -> Refusal | None:
         """Return why the page that makes a request may not make it, or None."""
         if not self.needs_token and not self._encrypted:
-            refusal = self._check_host(headers.get("Host", ""))
+            refusal = self._check_host(headers.get("Host"))
             if refusal is not None:
                 return refusal
         site = headers.get("Sec-Fetch-Site")
@@ -172,10 +172,13 @@ class Access:
             return Refusal(401, "the cookie is not valid", wrong_token=True)
         return Refusal(401, "this server requires its token: Authorization: Bearer …")
 
-    def _check_host(self, header: str) -> Refusal | None:
+    def _check_host(self, header: str | None) -> Refusal | None:
+        if header is None:
+            # A probe that uses HTTP/1.0; all browsers send the header.
+            return None
         host = host_of_header(header)
         if host is None:
-            return Refusal(400, "the Host header is missing or malformed")
+            return Refusal(400, "the Host header is malformed")
         try:
             # The page of an IP address is that of this server: no name was resolved.
             ipaddress.ip_address(host.partition("%")[0])
@@ -188,5 +191,5 @@ class Access:
         return Refusal(
             421,
             f"this server is not {shown(host, 100)}; if that is a name of it, add it to "
-            "allowed_hosts of Pages()",
+            "allowed_hosts of Pages(), or to 'distributed.pages.allowed-hosts'",
         )

@@ -87,6 +87,12 @@ def _sign_in_page() -> Document:
     return _load("sign_in.html")
 
 
+@cache
+def _wrong_token_page() -> Document:
+    page = _sign_in_page()
+    return page._replace(content=page.content.replace(b'role="alert" hidden', b'role="alert"'))
+
+
 class Context:
     """What the handlers of one port share.
 
@@ -285,7 +291,7 @@ async def sign_in(page: Page, token: bytes) -> None:
         return
     if not context.access.knows_token(token):
         await page._delay()
-        await page.answer_page(_sign_in_page(), 401)
+        await page.answer_page(_wrong_token_page(), 401)
         return
     assert context.access.cookie is not None
     page.set_cookie(
@@ -437,7 +443,7 @@ class Paths(Matcher):
         if not self.is_open or request.path not in self._paths:
             return None
         # A `ws://` listener may have the same path.
-        return None if "Upgrade" in request.headers else {}
+        return None if request.headers.get("Upgrade", "").lower() == "websocket" else {}
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -82,8 +82,9 @@ class Pages:
         Whether other hosts get the pages without a token or a certificate; by default the value of
         ``distributed.pages.public``.
     allowed_hosts
-        Further names by which browsers reach this port.  They matter without a token and TLS only:
-        see :mod:`distributed.pages.access`.
+        Further names by which browsers reach this port, or ``"*"`` for any; by default those of
+        ``distributed.pages.allowed-hosts``.  They matter without a token and TLS only: see
+        :mod:`distributed.pages.access`.
     path
         The path of the live page, with a slash at the end.
 
@@ -116,7 +117,7 @@ class Pages:
         security: SecuritySettings | None = None,
         ssl_context: ssl.SSLContext | None = None,
         public: bool | None = None,
-        allowed_hosts: Collection[str] = (),
+        allowed_hosts: Collection[str] | None = None,
         path: str = "/",
     ) -> None:
         self._scheme, self._host, self._port = _parse(address)
@@ -130,7 +131,7 @@ class Pages:
         self._ssl_context = ssl_context or arguments.get("ssl_context")
         self._token = None if arguments.get("token") is None else choose_token(arguments["token"])
         self._public = check_flag("public", public)
-        self._allowed_hosts = tuple(allowed_hosts)
+        self._allowed_hosts = None if allowed_hosts is None else tuple(allowed_hosts)
         self._path = path
 
     def __repr__(self) -> str:
@@ -163,7 +164,11 @@ class Pages:
                 Access(
                     token,
                     encrypted=port.encrypted,
-                    allowed_hosts=self._allowed_hosts,
+                    allowed_hosts=(
+                        settings.allowed_hosts
+                        if self._allowed_hosts is None
+                        else self._allowed_hosts
+                    ),
                 ),
                 settings,
                 updates,

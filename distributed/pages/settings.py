@@ -22,6 +22,8 @@ class Settings(NamedTuple):
     max_header_size: int
     #: Seconds for a client to send its request, and to receive the answer.
     timeout: float
+    #: Names by which browsers reach the server, besides those of this host.
+    allowed_hosts: tuple[str, ...]
     #: Whether clients on other hosts get the pages without a token or a certificate.
     public: bool
 
@@ -40,5 +42,6 @@ class Settings(NamedTuple):
             max_connections=config.get_int("distributed.pages.max-connections"),
             max_header_size=config.read("distributed.pages.max-header-size"),
             timeout=config.read("distributed.pages.timeout"),
+            allowed_hosts=tuple(config.read("distributed.pages.allowed-hosts")),
             public=config.read("distributed.pages.public"),
         )

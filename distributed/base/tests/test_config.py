@@ -63,6 +63,7 @@ OURS = {
     "distributed.admin.log-limit",
     "distributed.admin.max-shown-length",
     "distributed.admin.slow-call",
+    "distributed.pages.allowed-hosts",
     "distributed.pages.interval",
     "distributed.pages.max-connections",
     "distributed.pages.max-header-size",

@@ -79,6 +79,10 @@ def run_browser(directory: Path) -> Iterator[int]:
             process.wait()
 
 
+class Navigated(Exception):
+    """The page was replaced by another one before a command had its answer."""
+
+
 class Tab:
     """A page of a browser.
 
@@ -111,7 +115,10 @@ class Tab:
         command = {"id": self._number, "method": method, "params": parameters}
         await self._connection.write_message(json.dumps(command))
         message = await asyncio.wait_for(answer, PATIENCE)
-        assert "error" not in message, message
+        if "error" in message:
+            # -32000: the page, or its context for scripts, has gone.
+            is_gone = message["error"]["code"] == -32000
+            raise (Navigated if is_gone else AssertionError)(f"{method}: {message['error']}")
         return message["result"]
 
     async def evaluate(self, expression: str) -> Any:
@@ -124,12 +131,19 @@ class Tab:
         """Wait until a JavaScript expression is true; return its value."""
         try:
             async with asyncio.timeout(PATIENCE):
-                while not (value := await self.evaluate(expression)):
+                while not (value := await self._evaluate_now(expression)):
                     await asyncio.sleep(0.02)
         except TimeoutError:
             text = await self.evaluate("document.body ? document.body.innerText : ''")
             pytest.fail(f"never true: {expression}\nThe page:\n{text}\n{self.messages}")
         return value
+
+    async def _evaluate_now(self, expression: str) -> Any:
+        """Return the value of an expression; None if there is no page at this moment."""
+        try:
+            return await self.evaluate(expression)
+        except Navigated:
+            return None
 
     async def open(self, url: str) -> None:
         """Show the page at *url*."""

@@ -74,6 +74,10 @@ def test_a_malformed_host_header_is_refused(host):
     assert check(Access(), Host=host).status == 400
 
 
+def test_a_client_without_a_host_header_is_not_a_browser():
+    assert Access().check("GET", HTTPHeaders()) is None
+
+
 def test_further_names_can_be_allowed():
     assert check(Access(allowed_hosts=["Box.Example"]), Host="box.example:80") is None
     assert check(Access(allowed_hosts=["*"]), Host="any.example") is None

@@ -358,6 +358,13 @@ async def test_the_page_can_be_used_with_a_keyboard(browser):
         await tab.until(f"{text_of('#at')} === ''")
 
 
+@gen_test(timeout=100, config={"distributed.pages.max-watchers": 0})
+async def test_a_page_that_may_not_watch_tells_why(browser):
+    async with Calculator({}) as server, Pages(0)(server) as pages, open_tab(browser) as tab:
+        await tab.open(pages.url)
+        await tab.until(f"/too many watchers/.test({text_of('#state')})")
+
+
 @often()
 async def test_operations_are_filtered_by_name(browser):
     async with watched(browser) as (_, tab):

@@ -453,9 +453,11 @@ async def test_a_browser_without_the_token_gets_a_form():
         answer = await get(pages.url, headers={"Accept": "text/html,*/*"})
         assert answer.code == 401
         assert b'<form method="post" action="sign-in"' in answer.body
+        assert b'role="alert" hidden' in answer.body
         assert "form-action 'self'" in answer.headers["Content-Security-Policy"]
         answer = await get(pages.url + "sign-in", method="POST", body="token=wrong")
         assert answer.code == 401
+        assert b'role="alert" hidden' not in answer.body
         assert "Set-Cookie" not in answer.headers
 
 
@@ -493,8 +495,12 @@ async def test_a_name_that_is_not_that_of_this_host_is_refused():
     async with Server({}) as server, Pages(0)(server) as pages:
         for name in ("", "json", "events", "health"):
             assert (await get(pages.url + name, headers={"Host": "evil.example"})).code == 421
+    good = {"Host": "good.example"}
     async with Server({}) as server, Pages(0, allowed_hosts=["good.example"])(server) as pages:
-        assert (await get(pages.url + "json", headers={"Host": "good.example"})).code == 200
+        assert (await get(pages.url + "json", headers=good)).code == 200
+    with distributed.config.set({"distributed.pages.allowed-hosts": ["good.example"]}):
+        async with Server({}) as server, Pages(0)(server) as pages:
+            assert (await get(pages.url + "json", headers=good)).code == 200
 
 
 @gen_test()

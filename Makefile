@@ -35,7 +35,7 @@ BENCH_ARGS ?=
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
-	  | while IFS='|' read -r verb what; do printf '  make %-12s %s\n' "$$verb" "$$what"; done
+	  | while IFS='|' read -r verb what; do printf '  make %-13s %s\n' "$$verb" "$$what"; done
 	@echo
 	@echo '  PYTHON=...      the interpreter for new environments (default: python3; 3.11 or newer)'
 	@echo '  PYTEST_ARGS=... arguments for pytest, such as PYTEST_ARGS="-k handshake -x"'

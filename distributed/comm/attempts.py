@@ -302,6 +302,9 @@ async def keep_trying(
         others = await race.ended()
         assert others is not None
         return others.result()
+    except asyncio.CancelledError as exc:
+        attempts.interrupted(exc)
+        raise
     finally:
         if race.running:
             await race.close()

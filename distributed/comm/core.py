@@ -519,15 +519,7 @@ async def connect(
                 raise
             return comm
 
-    try:
-        return await keep_trying(attempt, attempts, _abort)
-    except asyncio.CancelledError as exc:
-        attempts.interrupted(exc)
-        raise
-
-
-def _abort(comm: Comm) -> None:
-    comm.abort()
+    return await keep_trying(attempt, attempts, Comm.abort)
 
 
 def listen(

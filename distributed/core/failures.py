@@ -50,7 +50,7 @@ class Failures:
     server
         The server, for its name and its interceptors.
     counts
-        Where faults of handlers are noted.
+        Where errors are noted.
     given_up
         The comms whose handlers the server itself has cancelled.
     """
@@ -101,6 +101,7 @@ class Failures:
         elif isinstance(exc, DeadlineExceeded | Refused):
             exc = (TimeoutError if isinstance(exc, DeadlineExceeded) else RuntimeError)(*exc.args)
             logger.info("Did not finish op %s in %s for %s: %s", op, name, peer, exc, extra=fields)
+            self._counts.note_error(op, peer, exc)
             return error_message(exc, "uncaught-error")
         elif isinstance(exc, Mistake) or (
             call is not None
@@ -110,6 +111,7 @@ class Failures:
             exc = plain(exc)
             text = "Bad request for op %s in %s from %s: %s: %s"
             logger.info(text, op, name, peer, type(exc).__name__, exc, extra=fields)
+            self._counts.note_error(op, peer, exc)
             return error_message(exc, "uncaught-error")
         message = "Exception while handling op %s in %s for %s"
         logger.log(level, message, op, name, peer, exc_info=exc, extra=fields)

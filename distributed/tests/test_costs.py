@@ -44,9 +44,11 @@ over_sockets = pytest.mark.parametrize("address", [TCP, "unix://"])
 def counting():
     """Count function calls: those of C and of asyncio by name, those of this package as "ours".
 
-    Each resumption of a coroutine counts as a call.
+    Each resumption of a coroutine counts as a call.  The garbage collector does not run meanwhile:
+    it would finalize what earlier tests have left.
     """
     counts: Counter[str] = Counter()
+    collects = gc.isenabled()
 
     def note(frame, event, arg):
         if event == "c_call":
@@ -59,11 +61,14 @@ def counting():
                 counts["ours"] += 1
                 counts["of config"] += code.co_filename == config.__file__
 
+    gc.disable()
     sys.setprofile(note)
     try:
         yield counts
     finally:
         sys.setprofile(None)
+        if collects:
+            gc.enable()
 
 
 def add(x, y):

@@ -18,11 +18,11 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # `name` is a link if the reference exists
 
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "The networking core of dask.distributed",
-    "fixed_sidebar": True,
-}
+html_theme = "furo"
+html_title = f"distributed-core {release}"
+html_static_path = ["_static"]
+html_css_files = ["distributed.css"]
+html_theme_options = {"navigation_with_keys": True}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -1,4 +1,4 @@
-"""Each row of the table of events in ``docs/calls.rst`` names existing tests."""
+"""Each row of the table of events in ``docs/reference/calls.rst`` names existing tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from distributed.tests.interop import CASES
 from distributed.tests.test_interop_page import defined
 
-PAGE = (Path(__file__).parents[2] / "docs" / "calls.rst").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "calls.rst").read_text()
 
 
 def rows(heading):

@@ -74,7 +74,7 @@ def test_the_examples_in_docstrings_run_and_print_the_output_shown(name, capsys)
 
 
 def test_the_structure_page_shows_the_modules_of_the_package_and_of_core():
-    tree = next(pages.blocks(ROOT / "docs" / "structure.rst"))
+    tree = next(pages.blocks(ROOT / "docs" / "explanation" / "structure.rst"))
     shown = set()
     for line in tree.source.splitlines()[1:]:
         parent = PACKAGE / "core" if line.startswith("    ") else PACKAGE

@@ -1,4 +1,4 @@
-"""Each statement of ``docs/coming-from-dask.rst`` names existing tests."""
+"""Each statement of ``docs/reference/coming-from-dask.rst`` names existing tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from distributed.tests.interop import CASES
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "coming-from-dask.rst").read_text()
+PAGE = (ROOT / "docs" / "reference" / "coming-from-dask.rst").read_text()
 SECTIONS = ["The same", "Better", "Different on purpose", "Absent", "In a cluster of the original"]
 
 

@@ -1,4 +1,4 @@
-"""The tables in docs/security.rst name existing tests and show the defaults of the limits."""
+"""The tables in docs/explanation/security.rst name existing tests and show the defaults of the limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from distributed.base import config
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "security.rst").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "security.rst").read_text()
 
 
 def rows(heading):

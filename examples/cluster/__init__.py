@@ -1,4 +1,4 @@
-"""A cluster on `distributed.core`, to copy from (docs/cluster.rst).  Not for production use."""
+"""A cluster on `distributed.core`, to copy from (docs/explanation/cluster.rst).  Not for production use."""
 
 from cluster.client import Client, Future
 from cluster.scheduler import Scheduler

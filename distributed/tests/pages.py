@@ -50,6 +50,41 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(match["language"].strip(), line, textwrap.dedent(body).strip("\n") + "\n")
 
 
+def section(page: Path, heading: str) -> str:
+    """Return the text below a heading of a page, up to the next heading of the same level or above.
+
+    Headings are underlined by "=", and those below them by "-".
+    """
+    text = page.read_text()
+    match = re.search(rf"^{re.escape(heading)}\n(=+|-+)\n", text, re.MULTILINE)
+    if match is None:
+        raise LookupError(f"{page} has no heading {heading!r}")
+    levels = "=" if match[1][0] == "=" else "=-"
+    end = re.compile(rf"^\S[^\n]*\n[{levels}]{{3,}}\n", re.MULTILINE).search(text, match.end())
+    return text[match.end() : end.start() if end else len(text)]
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the last list-table of a section, without the header; [] without a table.
+
+    Each row is a list of its cells, with single spaces between words.
+    """
+    _, table, text = section(page, heading).rpartition(".. list-table::")
+    if not table:
+        return []
+    text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return [
+        [" ".join(cell.split()) for cell in re.split(r"^     -(?:\s|$)", row, flags=re.MULTILINE)]
+        for row in re.split(r"^   \* - ", text, flags=re.MULTILINE)[2:]
+    ]
+
+
+def items(page: Path, heading: str) -> list[list[str]]:
+    """Return the items of the bulleted lists in a section, each as a row of one cell."""
+    found = re.findall(r"^\* (.*\n(?:  .*\n)*)", section(page, heading), re.MULTILINE)
+    return [[" ".join(item.split())] for item in found]
+
+
 def run(page: Path) -> None:
     """Run the Python blocks of a page.
 

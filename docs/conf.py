@@ -14,7 +14,8 @@ author = "the distributed-core developers"
 copyright = "the distributed-core developers"
 version = release = __version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.append(str(Path(__file__).with_name("_ext")))
+extensions = ["notebook", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # `name` is a link if the reference exists
 

@@ -3,7 +3,8 @@
 The code is in ``.. code-block:: python`` of reStructuredText, or ```` ```python ```` of Markdown.
 The blocks of a page run in order and share one namespace.  The output of a block with ``>>>``
 prompts must equal the output on the page, in which ``...`` stands for any text; log messages do not
-count.  Blocks in other languages do not run.  Each block must name one of `LANGUAGES`, so that a
+count.  Blocks in other languages do not run, and neither do those that are files, whose caption is
+the name of the file: `terminals` runs these.  Each block must name one of `LANGUAGES`, so that a
 misspelled language cannot hide code from the test.
 """
 
@@ -37,6 +38,7 @@ class Block:
     language: str
     line: int  #: line number of its first line of code, from 1
     source: str
+    caption: str = ""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -47,7 +49,10 @@ def blocks(page: Path) -> Iterator[Block]:
         body = match["body"]
         empty = len(body) - len(body.lstrip("\n"))
         line = text.count("\n", 0, match.start("body") + empty) + 1
-        yield Block(match["language"].strip(), line, textwrap.dedent(body).strip("\n") + "\n")
+        options = match["options"] if page.suffix == ".rst" else ""
+        caption = re.search(r":caption: *(.*)", options)
+        source = textwrap.dedent(body).strip("\n") + "\n"
+        yield Block(match["language"].strip(), line, source, caption[1] if caption else "")
 
 
 def section(page: Path, heading: str) -> str:
@@ -98,7 +103,7 @@ def run(page: Path) -> None:
     logging.getLogger("distributed").addHandler(logging.NullHandler())
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page):
-        if block.language == "python":
+        if block.language == "python" and not block.caption.endswith(".py"):
             if ">>> " in block.source:
                 _run_session(page, block, namespace)
             else:

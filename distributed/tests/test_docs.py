@@ -29,7 +29,10 @@ MODULES = [
 
 
 def has_python(page):
-    return any(block.language == "python" for block in pages.blocks(page))
+    return any(
+        block.language == "python" and not block.caption.endswith(".py")
+        for block in pages.blocks(page)
+    )
 
 
 def run_page(page):

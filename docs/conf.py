@@ -15,7 +15,13 @@ copyright = "the distributed-core developers"
 version = release = __version__
 
 sys.path.append(str(Path(__file__).with_name("_ext")))
-extensions = ["notebook", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon"]
+extensions = [
+    "existing_names",
+    "notebook",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # `name` is a link if the reference exists
 
@@ -26,7 +32,25 @@ html_css_files = ["distributed.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+# A reference to a name that does not exist is an error.
+nitpicky = True
+nitpick_ignore_regex = [
+    # words of numpydoc that are not types, and lists of attributes in one line
+    ("py:class", r"optional|sequence|.* .*|available|message_count|batch_count"),
+    # names that modules import for type checkers only, and type variables
+    ("py:class", r"IOLoop|TCPServer|Operations"),
+    ("py:class", r".*\.[TP]|[TP]|_asyncio\.Future"),
+    # optional libraries
+    ("py:.*", r"(opentelemetry|hypothesis|cloudpickle)\..*"),
+]
+# scripts/inventories.py writes these files, so that building needs no network.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.inv"),
+    "tornado": ("https://www.tornadoweb.org/en/stable", "inventories/tornado.inv"),
+}

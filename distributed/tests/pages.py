@@ -3,8 +3,8 @@
 The code is in ``.. code-block:: python`` of reStructuredText, or ```` ```python ```` of Markdown.
 The blocks of a page run in order and share one namespace.  The output of a block with ``>>>``
 prompts must equal the output on the page, in which ``...`` stands for any text; log messages do not
-count.  Blocks in other languages do not run, and neither do those that are files, whose caption is
-the name of the file: `terminals` runs these.  Each block must name one of `LANGUAGES`, so that a
+count.  Blocks in other languages do not run.  The module `terminals` runs pages that are typed into
+terminals.  Each block must name one of `LANGUAGES`, so that a
 misspelled language cannot hide code from the test.
 """
 
@@ -103,7 +103,7 @@ def run(page: Path) -> None:
     logging.getLogger("distributed").addHandler(logging.NullHandler())
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page):
-        if block.language == "python" and not block.caption.endswith(".py"):
+        if block.language == "python":
             if ">>> " in block.source:
                 _run_session(page, block, namespace)
             else:

@@ -33,10 +33,16 @@ from pathlib import Path
 from distributed.tests import pages
 
 _PROMPT = "<ready>"
+_TERMINAL = re.compile(r"Machine (\d), terminal \d+")
 _SCP = """#!/bin/sh
 for last; do :; done
 for file; do [ "$file" = "$last" ] || cp "$file" "$SECOND_MACHINE/"; done
 """
+
+
+def is_typed(page: Path) -> bool:
+    """Return whether a page is typed into terminals, instead of being run block by block."""
+    return any(_TERMINAL.fullmatch(block.caption) for block in pages.blocks(page))
 
 
 class Terminal:
@@ -187,7 +193,7 @@ def play(
 
     def terminal(title: str) -> Terminal:
         if title not in terminals:
-            match = re.fullmatch(r"Machine (\d), terminal \d+", title)
+            match = _TERMINAL.fullmatch(title)
             assert match is not None, f"{page}: {title!r} is neither a file nor a terminal"
             number = int(match[1])
             shell = on(number, ["bash", "--norc", "--noprofile", "--noediting", "-i"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.tests import pages
+from distributed.tests import pages, terminals
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "distributed"
@@ -29,10 +29,7 @@ MODULES = [
 
 
 def has_python(page):
-    return any(
-        block.language == "python" and not block.caption.endswith(".py")
-        for block in pages.blocks(page)
-    )
+    return any(block.language == "python" for block in pages.blocks(page))
 
 
 def run_page(page):
@@ -46,7 +43,9 @@ def run_page(page):
 
 
 @pytest.mark.parametrize(
-    "page", list(filter(has_python, PAGES)), ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    [page for page in PAGES if has_python(page) and not terminals.is_typed(page)],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_code_of_a_page_runs_and_prints_the_output_shown(page):
     result = run_page(page)

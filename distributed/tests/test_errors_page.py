@@ -77,7 +77,7 @@ async def served(handlers=None, listen=None, address="tcp://127.0.0.1:0", **argu
 async def refused():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    await connect(f"tcp://127.0.0.1:{port}", timeout="50ms")
+    await connect(f"tcp://127.0.0.1:{port}", timeout="200ms")
 
 
 async def without_token():

@@ -21,6 +21,16 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import get_node_source, make_refnode
 
 _MISSING = object()
+#: Where the short names on pages are looked up.
+_ON_PAGES = (
+    "distributed.core.",
+    "distributed.core.Server.",
+    "distributed.comm.",
+    "distributed.protocol.",
+    "distributed.batched.",
+    "distributed.security.",
+    "distributed.utils_test.",
+)
 
 
 def resolve(
@@ -54,7 +64,8 @@ def candidates(node: pending_xref) -> Iterator[str]:
         yield f"{owner}.{target}"
     if module:
         yield f"{module}.{target}"
-    yield target
+    for place in ("", *_ON_PAGES):
+        yield f"{place}{target}"
 
 
 def find(name: str) -> Any:

@@ -29,6 +29,7 @@ html_theme = "furo"
 html_title = f"distributed-core {release}"
 html_static_path = ["_static"]
 html_css_files = ["distributed.css"]
+html_js_files = ["tables.js"]
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 html_show_sourcelink = False
 html_copy_source = False

@@ -50,9 +50,9 @@ nitpick_ignore_regex = [
     ("py:class", r"optional|sequence|.* .*|available|message_count|batch_count"),
     # names that modules import for type checkers only, and type variables
     ("py:class", r"IOLoop|TCPServer|Operations"),
-    ("py:class", r".*\.[TP]|[TP]|_asyncio\.Future"),
+    ("py:class", r".*\.[TP]|[TP]|_asyncio\.\w+"),
     # optional libraries
-    ("py:.*", r"(opentelemetry|hypothesis|cloudpickle)\..*"),
+    ("py:.*", r"(opentelemetry|hypothesis|cloudpickle|numpy|np|_pytest|pytest)\..*"),
 ]
 # scripts/inventories.py writes these files, so that building needs no network.
 intersphinx_mapping = {

@@ -29,6 +29,8 @@ _ON_PAGES = (
     "distributed.protocol.",
     "distributed.batched.",
     "distributed.security.",
+    "distributed.pages.",
+    "distributed.testing.",
     "distributed.utils_test.",
 )
 

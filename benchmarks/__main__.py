@@ -20,9 +20,9 @@ from distributed.tests.environments import ROOT, EnvironmentUnavailable, environ
 SHARED_REQUIREMENTS = ("tornado", "msgpack")
 
 OUTPUT = ROOT / "build" / "bench"
-RECORD = ROOT / "docs" / "performance"
+RECORD = ROOT / "docs" / "explanation" / "performance"
 
-#: Files that the repository keeps, since docs/performance.rst shows them.
+#: Files that the repository keeps, since docs/explanation/performance.rst shows them.
 #: The names of the plots; a directory given by the user may contain other images.
 PLOTTED = ("sequential", "transports", "concurrent", "payloads")
 
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="also replace the files that docs/performance.rst shows",
+        help="also replace the files that docs/explanation/performance.rst shows",
     )
     parser.add_argument(
         "--show", type=Path, metavar="RESULTS", help="show an earlier run instead of measuring"

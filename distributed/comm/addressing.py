@@ -223,7 +223,7 @@ def get_address_host(addr: str) -> str:
     Raises
     ------
     ValueError
-        If the address is invalid; see `Backend.get_address_host`.
+        If the address is invalid; see ``Backend.get_address_host``.
 
     Examples
     --------

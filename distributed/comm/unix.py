@@ -6,7 +6,7 @@ process and user the peer is, and file permissions decide which users may connec
 * ``unix:///run/app.sock``, the path of a socket file;
 * ``unix://``, to listen at a new path in a directory that only this user can enter;
 * ``unix://@name``, an abstract name: without a file, but also without permissions (Linux only);
-* ``unix://host:/run/app.sock``, a path and a host.  Only `get_address_host` uses the host, which
+* ``unix://host:/run/app.sock``, a path and a host.  Only ``get_address_host`` uses the host, which
   links to dashboards contain, for example;
 * ``unix://host``, ``unix://host:port`` or ``unix://:port``, to listen at a new path, as servers
   that are written for TCP request it.  The address of the listener is then a path and a host.

@@ -1,8 +1,9 @@
 """Interceptors: functions around the calls of one side.
 
-An interceptor is a coroutine function that takes a :class:`Call` and a function `proceed`.  ``await
-proceed()`` makes the call, or calls the next interceptor; its result is the answer.  An interceptor
-can measure, log, refuse (by raising), change the arguments or the answer, or repeat the call.
+An interceptor is a coroutine function that takes a :class:`Call` and a function ``proceed``.
+``await proceed()`` makes the call, or calls the next interceptor; its result is the answer.  An
+interceptor can measure, log, refuse (by raising), change the arguments or the answer, or repeat the
+call.
 
 At a caller, pass interceptors to ``rpc`` or ``ConnectionPool``; at a server, to ``Server``.  The
 first one is the outermost.
@@ -42,18 +43,18 @@ class Call:
 
     #: The operation.
     op: str
-    #: The keyword arguments of the handler; may be changed before `proceed`.
+    #: The keyword arguments of the handler; may be changed before ``proceed``.
     arguments: dict[str, Any]
     #: The address of the other side.
     address: str
     #: Which side this is.
     side: Literal["client", "server"]
     #: The answer: one value, a stream of items, or a conversation over the comm.  The result of
-    #: `proceed` is the value or an asynchronous iterator.  For a conversation it is the comm at the
-    #: caller, and the unused result of the handler at the server.
+    #: ``proceed`` is the value or an asynchronous iterator.  For a conversation it is the comm at
+    #: the caller, and the unused result of the handler at the server.
     answer: Literal["value", "stream", "conversation"] = "value"
     #: Names and texts that travel with the request, if both sides run this package; otherwise
-    #: they are dropped.  A caller's interceptors may add some before `proceed`.
+    #: they are dropped.  A caller's interceptors may add some before ``proceed``.
     metadata: dict[str, str] = field(default_factory=dict)
     #: For a conversation at the caller: functions that are called at its end, with the exception
     #: that ended it or None.

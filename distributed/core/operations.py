@@ -99,8 +99,8 @@ class Operation:
         -------
         async context manager
             It returns a comm, whose messages the handler reads and which reads the handler's.  If
-            the handler fails, the next `read` raises its exception.  The comm is closed at the end
-            of the block, or when the handler returns; the return value is dropped.
+            the handler fails, the next ``read`` raises its exception.  The comm is closed at the
+            end of the block, or when the handler returns; the return value is dropped.
         """
         if args:
             raise _positional("open", args)

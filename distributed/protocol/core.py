@@ -522,7 +522,7 @@ def loads(
     Raises
     ------
     UnfinishedMessageError
-        If the budget is used up.  Its `finish` returns the message, or raises the same error if
+        If the budget is used up.  Its ``finish`` returns the message, or raises the same error if
         the budget that it gets is used up too.
     ProtocolError
         If the frames are not a valid message; a `ValueError`.

@@ -60,7 +60,7 @@ class Security:
     tls_ciphers
         The ciphers to allow up to TLS 1.2, in OpenSSL's syntax. Default: those of Python.
     tls_min_version, tls_max_version
-        `ssl.TLSVersion.TLSv1_2` or `TLSv1_3`. Default: at least 1.2.
+        `ssl.TLSVersion.TLSv1_2` or ``TLSv1_3``. Default: at least 1.2.
     extra_conn_args
         More arguments for a transport, such as the headers of a websocket.
     token

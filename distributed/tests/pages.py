@@ -3,7 +3,8 @@
 The code is in ``.. code-block:: python`` of reStructuredText, or ```` ```python ```` of Markdown.
 The blocks of a page run in order and share one namespace.  The output of a block with ``>>>``
 prompts must equal the output on the page, in which ``...`` stands for any text; log messages do not
-count.  Blocks in other languages do not run.  Each block must name one of `LANGUAGES`, so that a
+count.  Blocks in other languages do not run.  The module `terminals` runs pages that are typed into
+terminals.  Each block must name one of `LANGUAGES`, so that a
 misspelled language cannot hide code from the test.
 """
 
@@ -37,6 +38,7 @@ class Block:
     language: str
     line: int  #: line number of its first line of code, from 1
     source: str
+    caption: str = ""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -47,7 +49,45 @@ def blocks(page: Path) -> Iterator[Block]:
         body = match["body"]
         empty = len(body) - len(body.lstrip("\n"))
         line = text.count("\n", 0, match.start("body") + empty) + 1
-        yield Block(match["language"].strip(), line, textwrap.dedent(body).strip("\n") + "\n")
+        options = match["options"] if page.suffix == ".rst" else ""
+        caption = re.search(r":caption: *(.*)", options)
+        source = textwrap.dedent(body).strip("\n") + "\n"
+        yield Block(match["language"].strip(), line, source, caption[1] if caption else "")
+
+
+def section(page: Path, heading: str) -> str:
+    """Return the text below a heading of a page, up to the next heading of the same level or above.
+
+    Headings are underlined by "=", and those below them by "-".
+    """
+    text = page.read_text()
+    match = re.search(rf"^{re.escape(heading)}\n(=+|-+)\n", text, re.MULTILINE)
+    if match is None:
+        raise LookupError(f"{page} has no heading {heading!r}")
+    levels = "=" if match[1][0] == "=" else "=-"
+    end = re.compile(rf"^\S[^\n]*\n[{levels}]{{3,}}\n", re.MULTILINE).search(text, match.end())
+    return text[match.end() : end.start() if end else len(text)]
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the last list-table of a section, without the header; [] without a table.
+
+    Each row is a list of its cells, with single spaces between words.
+    """
+    _, table, text = section(page, heading).rpartition(".. list-table::")
+    if not table:
+        return []
+    text = re.split(r"^\S", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return [
+        [" ".join(cell.split()) for cell in re.split(r"^     -(?:\s|$)", row, flags=re.MULTILINE)]
+        for row in re.split(r"^   \* - ", text, flags=re.MULTILINE)[2:]
+    ]
+
+
+def items(page: Path, heading: str) -> list[list[str]]:
+    """Return the items of the bulleted lists in a section, each as a row of one cell."""
+    found = re.findall(r"^\* (.*\n(?:  .*\n)*)", section(page, heading), re.MULTILINE)
+    return [[" ".join(item.split())] for item in found]
 
 
 def run(page: Path) -> None:

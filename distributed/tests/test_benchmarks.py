@@ -14,8 +14,8 @@ import pytest
 from distributed.tests import environments
 from distributed.tests.environments import ROOT, _or_skip
 
-RECORD = ROOT / "docs" / "performance"
-PAGE = ROOT / "docs" / "performance.rst"
+RECORD = ROOT / "docs" / "explanation" / "performance"
+PAGE = ROOT / "docs" / "explanation" / "performance.rst"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The cluster of ``examples/cluster`` works as ``docs/cluster.rst`` says."""
+"""The cluster of ``examples/cluster`` works as ``docs/explanation/cluster.rst`` says."""
 
 from __future__ import annotations
 

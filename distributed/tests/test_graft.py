@@ -170,7 +170,7 @@ def test_a_version_that_was_not_tested_is_refused_before_its_download(tmp_path):
 
 
 def test_the_documentation_names_the_wheel_of_this_version(grafted):
-    text = (ROOT / "docs" / "dask.rst").read_text()
+    text = (ROOT / "docs" / "how-to" / "dask.rst").read_text()
     assert set(re.findall(r"distributed-\S+\.whl", text)) == {grafted.name}
 
 

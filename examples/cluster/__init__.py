@@ -1,4 +1,7 @@
-"""A cluster on `distributed.core`, to copy from (docs/cluster.rst).  Not for production use."""
+"""A cluster on `distributed.core`, to copy from.  Not for production use.
+
+``docs/explanation/cluster.rst`` explains it.
+"""
 
 from cluster.client import Client, Future
 from cluster.scheduler import Scheduler

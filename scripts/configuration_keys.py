@@ -1,4 +1,4 @@
-"""Write ``docs/configuration-keys.inc``, the list of configuration keys, from their table.
+"""Write ``docs/reference/configuration-keys.inc``, the list of configuration keys, from their table.
 
 Usage: ``python scripts/configuration_keys.py``, after a change in
 ``distributed/base/config_keys.py``.
@@ -12,7 +12,7 @@ from typing import Any
 
 from distributed.base.config_keys import KEYS
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration-keys.inc"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration-keys.inc"
 
 
 def shown(default: Any) -> str:

@@ -21,7 +21,7 @@ from distributed.core import running
 from distributed.tests import pages
 from distributed.utils_test import popen
 
-PAGE = Path(__file__).parents[2] / "docs" / "command-line.rst"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.rst"
 BLOCKS = list(pages.blocks(PAGE))
 
 

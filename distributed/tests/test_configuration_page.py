@@ -15,5 +15,5 @@ def test_the_list_of_keys_in_the_documentation_is_that_of_the_table():
 
 
 def test_the_configuration_page_shows_that_list():
-    page = (ROOT / "docs" / "configuration.rst").read_text()
+    page = (ROOT / "docs" / "reference" / "configuration.rst").read_text()
     assert ".. include:: configuration-keys.inc" in page

@@ -1,4 +1,4 @@
-"""The table in docs/logging.rst lists every logger of the package and the levels of its lines."""
+"""The table in docs/how-to/logging.rst lists every logger of the package and the levels of its lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from distributed.base.log_setup import DEFAULT_LEVELS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "logging.rst").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "logging.rst").read_text()
 
 #: The levels of the methods of a logger.  `exception` logs at level ERROR.
 METHODS = {

@@ -29,7 +29,7 @@ prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client import parser as plain_parser  # noqa: E402
 from prometheus_client.openmetrics import parser as openmetrics_parser  # noqa: E402
 
-PAGE = Path(__file__).parents[3] / "docs" / "metrics.rst"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.rst"
 
 
 def parsed(text, parser=openmetrics_parser):

@@ -18,7 +18,7 @@ from distributed.tests.environments import ROOT, clean_environ, run_here
 from distributed.tests.pages import blocks
 from distributed.utils_test import gen_test
 
-PAGE = ROOT / "docs" / "testing.rst"
+PAGE = ROOT / "docs" / "how-to" / "testing.rst"
 
 USED = """
 import asyncio, threading

@@ -1,4 +1,4 @@
-"""Write ``docs/reference/configuration-keys.inc``, the list of configuration keys, from their table.
+"""Write ``docs/reference/configuration-keys.inc``, the list of keys, from their table.
 
 Usage: ``python scripts/configuration_keys.py``, after a change in
 ``distributed/base/config_keys.py``.

@@ -1,4 +1,4 @@
-"""The table in docs/how-to/logging.rst lists every logger of the package and the levels of its lines."""
+"""The table in docs/how-to/logging.rst lists all loggers of the package and their levels."""
 
 from __future__ import annotations
 

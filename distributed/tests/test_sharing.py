@@ -61,7 +61,7 @@ def test_a_file_that_does_not_have_its_recorded_size_stays_as_it_is(packages, tm
     assert (two / "a").read_bytes() == LARGE + b"changed"
 
 
-def test_missing_files_are_no_error(packages, tmp_path):
+def test_missing_files_are_skipped(packages, tmp_path):
     one = packages("one", a=LARGE)
     (one / "a").unlink()
     assert share_files(one, tmp_path / "store") == 0

@@ -18,7 +18,6 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.core.figures import figures
 from distributed.core.server import Server
@@ -26,7 +25,6 @@ from distributed.telemetry.loop_delay import measuring
 
 __all__ = ["Source", "Updates", "to_json"]
 
-logger = get_logger(__name__)
 
 #: Milliseconds before a browser connects again.
 _RETRY = 1000

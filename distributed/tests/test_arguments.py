@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
+import socket
 import warnings
 from typing import Any
 
@@ -91,14 +92,20 @@ async def test_an_argument_that_is_like_no_other_is_an_error_that_lists_all(tran
 @gen_test()
 async def test_a_transport_does_not_ignore_arguments_of_connect_and_listen(scheme):
     """A transport that is called directly refuses what only connect() and listen() use."""
-    loc = {"inproc": "", "unix": ""}.get(scheme, "127.0.0.1:0")
     backend = get_backend(scheme)
-    for name in ("token", "allow_pickle", "security"):
-        with pytest.raises(TypeError, match=rf"{name}=.*distributed\.comm\.connect\(\) and listen"):
-            backend.get_listener(loc, echo, True, **{name: TOKEN})
-        address = TRANSPORTS[scheme].unused_address().partition("://")[2]
-        with pytest.raises(TypeError, match=rf"{name}=.*distributed\.comm\.connect\(\) and listen"):
-            await backend.get_connector().connect(address, **{name: TOKEN})
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        locs = {"inproc": "", "unix": "", "fd": str(passed.fileno())}
+        loc = locs.get(scheme, "127.0.0.1:0")
+        for name in ("token", "allow_pickle", "security"):
+            expected = rf"{name}=.*distributed\.comm\.connect\(\) and listen"
+            with pytest.raises(TypeError, match=expected):
+                backend.get_listener(loc, echo, True, **{name: TOKEN})
+            if scheme == "fd":
+                # Nothing connects to such an address.
+                continue
+            address = TRANSPORTS[scheme].unused_address().partition("://")[2]
+            with pytest.raises(TypeError, match=expected):
+                await backend.get_connector().connect(address, **{name: TOKEN})
 
 
 def unknown_keyword(make: Any, *args: Any) -> str:

@@ -17,7 +17,6 @@ from distributed.utils_test import gen_test, poll_for, popen, tls_security
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "examples" / "nginx" / "nginx.conf"
-PEM = ROOT / "distributed" / "utils_test.pem"
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
@@ -43,7 +42,7 @@ def accepts(port):
 def with_certificates(text):
     for name in ("proxy.pem", "proxy-key.pem", "ca.pem"):
         assert text.count(f"/etc/nginx/tls/{name}") == 1
-        text = text.replace(f"/etc/nginx/tls/{name}", str(PEM))
+        text = text.replace(f"/etc/nginx/tls/{name}", tls_security().tls_ca_file)
     return text
 
 
@@ -103,7 +102,7 @@ async def test_calls_and_streams_pass_through_nginx(tmp_path):
 
 @gen_test()
 async def test_nginx_refuses_a_client_without_a_certificate(tmp_path):
-    trusting = ssl.create_default_context(cafile=PEM)
+    trusting = ssl.create_default_context(cafile=tls_security().tls_ca_file)
     trusting.check_hostname = False
     async with server_behind_nginx(tmp_path) as (address, _):
         with pytest.raises(CommClosedError, match="400"):

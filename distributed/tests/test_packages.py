@@ -168,7 +168,8 @@ def test_the_links_of_the_readme_are_absolute_and_their_pages_exist(metadata):
     assert links
     assert [link for link in links if not link.startswith("https://")] == []
     pages = [link.removeprefix(f"{SITE}/en/stable/") for link in links if link.startswith(SITE)]
-    existing = {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.rst")}
+    docs = ROOT / "docs"
+    existing = {str(path.relative_to(docs).with_suffix(".html")) for path in docs.rglob("*.rst")}
     assert set(pages) - existing == set()
 
 

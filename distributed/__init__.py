@@ -44,6 +44,7 @@ _SUBMODULES = frozenset(
         "metrics",
         "protocol",
         "security",
+        "shared",
         "system_monitor",
         "utils",
     }

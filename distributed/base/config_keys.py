@@ -76,6 +76,12 @@ KEYS: Mapping[str, Key] = {
     "distributed.comm.max-inflated-size": Key("auto", Size(null=True, auto=True)),
     # A handshake takes about 200 bytes; null: unlimited.
     "distributed.comm.max-handshake-size": Key("64kiB", Size(null=True, minimum=1000)),
+    # Whether arrays in shared memory travel as such over unix://.
+    "distributed.comm.shared.enabled": Key(True, Flag()),
+    # Maximum number of regions of shared memory in a message, and their total size; "auto": the
+    # size of this host's memory.  Senders keep the limits of the receiver.
+    "distributed.comm.shared.max-descriptors": Key(253, Whole(maximum=253)),
+    "distributed.comm.shared.max-bytes": Key("auto", Size(auto=True)),
     # Maximum number of connections to a server, in total and per host; null: unlimited.
     "distributed.comm.max-connections": Key(100_000, Whole(null=True, minimum=1)),
     "distributed.comm.max-connections-per-host": Key(50_000, Whole(null=True, minimum=1)),

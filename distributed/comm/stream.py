@@ -8,13 +8,14 @@ messages, and :mod:`distributed.comm.framed` converts errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
+from distributed.base.shared_memory import has_regions
 from distributed.base.text import shown
 from distributed.comm.control import pack_control
 from distributed.comm.core import CommClosedError
@@ -25,6 +26,17 @@ from distributed.comm.sockets import peer_has_left
 from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = get_logger(__name__)
+
+
+class SharedWriting(Protocol):
+    """The part of :class:`~distributed.comm.sharing.Sharing` that a comm uses."""
+
+    @property
+    def is_waiting(self) -> bool: ...
+
+    def start_write(
+        self, comm: StreamComm, frames: Sequence[Buffer]
+    ) -> tuple[int, Awaitable[Any] | None] | None: ...
 
 
 class StreamComm(FramedComm):
@@ -41,6 +53,8 @@ class StreamComm(FramedComm):
     """
 
     stream: MessageStream | None
+    # The shared memory in messages; None if the peer does not take part.
+    _sharing: SharedWriting | None = None
 
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
@@ -68,10 +82,14 @@ class StreamComm(FramedComm):
         self._decoder.limits = limits
         return stream.read_message()
 
-    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
+        if len(frames) > 1 and self._sharing is not None and has_regions():
+            started = self._sharing.start_write(self, frames)
+            if started is not None:
+                return started
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
         if rest is None:
@@ -103,7 +121,10 @@ class StreamComm(FramedComm):
     # The keep-alive
 
     def is_writing(self) -> bool:
-        return self.stream is not None and self.stream.writing()
+        sharing = self._sharing
+        return self.stream is not None and (
+            self.stream.writing() or (sharing is not None and sharing.is_waiting)
+        )
 
     def unread(self) -> object:
         if self.stream is None or not self.stream._held or self.controls is None:

@@ -11,9 +11,9 @@ not know how descriptors travel; that is the business of :mod:`distributed.comm.
 
 Ownership
 ---------
-All views of a region keep its *lease* alive, a ctypes array.  The region is unmapped, and its
-descriptor closed, when the lease is deleted with the last view.  The registry of regions holds weak
-references to leases only.
+All views of a region keep its *lease* alive, an `mmap.mmap` object.  The region is unmapped, and
+its descriptor closed, when the lease is deleted with the last view.  The registry of regions holds
+weak references to leases only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import stat
 import sys
 import threading
 import weakref
-from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple
 
 from distributed.base.buffers import address_of, ensure_memoryview
@@ -54,6 +53,7 @@ _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL = 0x1, 0x2, 0x8
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE, _FUTURE_WRITE = 0x1, 0x2, 0x4, 0x8, 0x10
 _TMPFS_MAGIC: Final = 0x01021994
+_MAP_FIXED: Final = 0x10
 
 #: The seals of a region that is sent: its size, and the seals themselves, are final.
 _REQUIRED: Final = _SEAL | _SHRINK | _GROW
@@ -126,7 +126,7 @@ class _Regions(NamedTuple):
     """The regions of this process, in the order of their addresses."""
 
     starts: list[int]
-    leases: list[weakref.ref[Any]]
+    leases: list[weakref.ref[_Lease]]
 
 
 # The registry.  `_regions` has at most one element, which is replaced as a whole, so that `find`
@@ -134,7 +134,7 @@ class _Regions(NamedTuple):
 # write).  When a region is added and there are `_purge_at` entries, those of deleted leases are
 # removed.
 _regions: list[_Regions] = []
-_by_file: dict[tuple[int, int, bool], weakref.ref[Any]] = {}
+_by_file: dict[tuple[int, int, bool], weakref.ref[_Lease]] = {}
 _MIN_PURGED: Final = 64
 _purge_at = _MIN_PURGED
 _adding = threading.RLock()
@@ -235,7 +235,7 @@ def adopt(descriptor: int, *, peers_may_write: bool = False, max_bytes: int) -> 
         raise
     try:
         return _mapped(descriptor, status.st_size, writable=writable, peers_may_write=writable)
-    except (OSError, MemoryError) as exc:
+    except (OSError, OverflowError, MemoryError) as exc:
         raise ValueError(f"its {status.st_size:,} bytes cannot be mapped: {exc}") from exc
 
 
@@ -318,27 +318,39 @@ def _find_mapped(status: os.stat_result, writable: bool) -> memoryview | None:
         known = _by_file.get((status.st_dev, status.st_ino, mapped_writable))
         lease = None if known is None else known()
         if lease is not None:
-            view = PickleBuffer(lease).raw()
+            view = memoryview(lease)
             return view if writable else view.toreadonly()
     return None
 
 
+class _Lease(mmap.mmap):
+    """The mapping of a region, which is unmapped when this object is deleted."""
+
+    memory: Memory
+
+
 def _mapped(descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bool) -> memoryview:
-    """Map a region, register it, and return its memory; close the descriptor if that fails."""
+    """Map a region, register it, and return its memory; close the descriptor if that fails.
+
+    Raises
+    ------
+    OSError, OverflowError
+        If it cannot be mapped.
+    """
     try:
-        address, writable = _map(descriptor, nbytes, writable)
+        lease = _map(descriptor, nbytes, writable)
+        view = memoryview(lease)
+        status = os.fstat(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
-    lease: Any = (ctypes.c_ubyte * nbytes).from_address(address)
-    status = os.fstat(descriptor)
     if not writable or peers_may_write:
         descriptor = _limited(descriptor)
-    lease.memory = Memory(descriptor, address, nbytes, peers_may_write and writable)
-    weakref.finalize(lease, _release, descriptor, address, nbytes).atexit = False
-    _register(lease, (status.st_dev, status.st_ino, writable))
-    view = PickleBuffer(lease).raw()
-    return view if writable else view.toreadonly()
+    lease.memory = Memory(descriptor, address_of(view), nbytes, peers_may_write and writable)
+    if descriptor >= 0:
+        weakref.finalize(lease, os.close, descriptor).atexit = False
+    _register(lease, (status.st_dev, status.st_ino, not view.readonly))
+    return view
 
 
 def _limited(descriptor: int) -> int:
@@ -361,7 +373,7 @@ def _register(lease: Any, file: tuple[int, int, bool]) -> None:
     added = weakref.ref(lease)
     with _adding:
         starts: list[int] = []
-        leases: list[weakref.ref[Any]] = []
+        leases: list[weakref.ref[_Lease]] = []
         if _regions:
             starts, leases = list(_regions[0].starts), list(_regions[0].leases)
         if len(starts) >= _purge_at:
@@ -381,46 +393,31 @@ def _register(lease: Any, file: tuple[int, int, bool]) -> None:
         _by_file[file] = added
 
 
-def _release(descriptor: int, address: int, nbytes: int) -> None:
-    """Unmap a region that has no views any more, and close its descriptor."""
-    _libc().munmap(address, nbytes)
-    if descriptor >= 0:
-        os.close(descriptor)
-
-
-def _map(descriptor: int, nbytes: int, writable: bool) -> tuple[int, bool]:
-    """Map a region; return its address, and whether this process can write to it.
-
-    Raises
-    ------
-    OSError
-        If it cannot be mapped.
-    """
-    shared, private = mmap.MAP_SHARED, mmap.MAP_PRIVATE
-    attempts = [(mmap.PROT_READ | mmap.PROT_WRITE, shared)] if writable else []
+def _map(descriptor: int, nbytes: int, writable: bool) -> _Lease:
+    """Map a region, read-only unless *writable*."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    # The object reserves the addresses, and unmaps them later.  If it were given the descriptor, it
+    # would keep a duplicate.
+    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    lease = _Lease(-1, nbytes, flags=anonymous, prot=protection)
+    address = address_of(memoryview(lease))
     # Before Linux 6.7, memory with F_SEAL_WRITE can only be mapped privately.  Its pages are the
     # same, since nothing writes to them.
-    attempts += [(mmap.PROT_READ, shared), (mmap.PROT_READ, private)]
-    error = 0
-    for protection, kind in attempts:
-        address = _libc().mmap(None, nbytes, protection, kind, descriptor, 0)
-        if address != _MAP_FAILED:
-            return address, bool(protection & mmap.PROT_WRITE)
-        error = ctypes.get_errno()
+    for kind in (mmap.MAP_SHARED,) if writable else (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+        found = _libc().mmap(address, nbytes, protection, kind | _MAP_FIXED, descriptor, 0)
+        if found == address:
+            return lease
+    error = ctypes.get_errno()
     raise OSError(error, os.strerror(error))
-
-
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 @functools.cache
 def _libc() -> Any:
-    """Return the C library.  Its mmap() does not duplicate the descriptor, as `mmap.mmap` does."""
+    """Return the functions of the C library that Python lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
     pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     libc.mmap.restype = pointer
     libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_long]
-    libc.munmap.argtypes = [pointer, size]
     libc.fstatfs.argtypes = [integer, pointer]
     return libc
 

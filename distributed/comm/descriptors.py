@@ -115,18 +115,24 @@ class DescriptorSocket(socket.socket):
         return count
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send bytes, up to the next ones that descriptors are attached to, or with these."""
-        if not self._attached:
+        """Send bytes, up to the next one that descriptors are attached to.
+
+        Descriptors that are attached to the first byte are sent with it.
+        """
+        attached = self._attached
+        if not attached:
             sent = super().send(data, flags)
-        else:
-            position, descriptors, _ = self._attached[0]
-            if position > self._sent:
-                sent = super().send(memoryview(data)[: position - self._sent], flags)
-            else:
-                sent = self.send_with([data], descriptors)
-                self._attached.popleft()
-                return sent
-        self._sent += sent
+            self._sent += sent
+            return sent
+        here = attached[0].position == self._sent
+        if len(attached) > here:
+            data = memoryview(data)[: attached[here].position - self._sent]
+        if not here:
+            sent = super().send(data, flags)
+            self._sent += sent
+            return sent
+        sent = self.send_with([data], attached[0].descriptors)
+        attached.popleft()
         return sent
 
     def sendmsg(self, buffers: Any, *args: Any) -> int:

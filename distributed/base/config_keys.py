@@ -78,6 +78,8 @@ KEYS: Mapping[str, Key] = {
     "distributed.comm.max-handshake-size": Key("64kiB", Size(null=True, minimum=1000)),
     # Whether arrays in shared memory travel as such over unix://.
     "distributed.comm.shared.enabled": Key(True, Flag()),
+    # Minimum size of ordinary memory that is copied into shared memory; false or null: none is.
+    "distributed.comm.shared.threshold": Key(None, Size(null=True, false=True, minimum=65536)),
     # Maximum number of regions of shared memory in a message, and their total size; "auto": the
     # size of this host's memory.  Senders keep the limits of the receiver.
     "distributed.comm.shared.max-descriptors": Key(253, Whole(maximum=253)),

@@ -27,7 +27,8 @@ import stat
 import sys
 import threading
 import weakref
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 from distributed.base.buffers import address_of, ensure_memoryview
 
@@ -45,6 +46,7 @@ __all__ = [
     "has_regions",
     "is_shared",
     "is_supported",
+    "map_received",
     "memory_of_host",
 ]
 
@@ -54,6 +56,8 @@ _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE, _FUTURE_WRITE = 0x1, 0x2, 0x4, 0x8, 0x10
 _TMPFS_MAGIC: Final = 0x01021994
 _MAP_FIXED: Final = 0x10
+
+_Mapping = TypeVar("_Mapping", bound=mmap.mmap)
 
 #: The seals of a region that is sent: its size, and the seals themselves, are final.
 _REQUIRED: Final = _SEAL | _SHRINK | _GROW
@@ -219,12 +223,7 @@ def adopt(descriptor: int, *, peers_may_write: bool = False, max_bytes: int) -> 
         mapped.
     """
     try:
-        seals, status = _check(descriptor)
-        if status.st_size > max_bytes:
-            raise ValueError(
-                f"it has {status.st_size:,} bytes, where {max_bytes:,} are allowed "
-                "('distributed.comm.shared.max-bytes')"
-            )
+        seals, status = _check(descriptor, max_bytes)
         writable = peers_may_write and not seals & (_WRITE | _FUTURE_WRITE)
         known = _find_mapped(status, writable)
         if known is not None:
@@ -239,6 +238,43 @@ def adopt(descriptor: int, *, peers_may_write: bool = False, max_bytes: int) -> 
         raise ValueError(f"its {status.st_size:,} bytes cannot be mapped: {exc}") from exc
 
 
+def map_received(
+    descriptor: int, max_bytes: int, known: Mapping[tuple[int, int], mmap.mmap]
+) -> tuple[tuple[int, int], mmap.mmap]:
+    """Map a region that another process has sent for writing, and do not register it.
+
+    Parameters
+    ----------
+    descriptor
+        Any file descriptor; this function closes it.
+    max_bytes
+        Maximum size of the region in bytes.
+    known
+        Mappings of such regions by device and inode; that of the same region is returned.
+
+    Returns
+    -------
+    (key, mapping)
+        Device and inode, and the mapping.
+
+    Raises
+    ------
+    ValueError
+        As `adopt` does; or if the seals do not allow writing.
+    """
+    try:
+        _, status = _check(descriptor, max_bytes)
+        key = status.st_dev, status.st_ino
+        mapping = known.get(key)
+        if mapping is None:
+            mapping = _map(descriptor, status.st_size, True, mmap.mmap)
+    except (OSError, OverflowError, MemoryError) as exc:
+        raise ValueError(f"it cannot be mapped for writing: {exc}") from exc
+    finally:
+        os.close(descriptor)
+    return key, mapping
+
+
 @functools.cache
 def is_supported() -> bool:
     """Return whether this system has shared memory that can be sealed."""
@@ -249,7 +285,7 @@ def is_supported() -> bool:
         return False
     try:
         fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEAL)
-        _check(descriptor)
+        _check(descriptor, 1)
     except (OSError, ValueError):
         return False
     finally:
@@ -287,13 +323,13 @@ def _new_descriptor(nbytes: int) -> int | None:
     return descriptor
 
 
-def _check(descriptor: int) -> tuple[int, os.stat_result]:
+def _check(descriptor: int, max_bytes: int) -> tuple[int, os.stat_result]:
     """Return seals and status of a descriptor that another process has sent.
 
     Raises
     ------
     ValueError
-        If it is not that of memory whose size is sealed.
+        If it is not that of memory whose size is sealed, or the memory is too large.
     """
     try:
         # The first question, since the kernel answers it without the file system.  To others, a
@@ -309,6 +345,11 @@ def _check(descriptor: int) -> tuple[int, os.stat_result]:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         raise ValueError("it is empty")
+    if status.st_size > max_bytes:
+        raise ValueError(
+            f"it has {status.st_size:,} bytes, where {max_bytes:,} are allowed "
+            "('distributed.comm.shared.max-bytes')"
+        )
     return seals, status
 
 
@@ -338,7 +379,7 @@ def _mapped(descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bo
         If it cannot be mapped.
     """
     try:
-        lease = _map(descriptor, nbytes, writable)
+        lease = _map(descriptor, nbytes, writable, _Lease)
         view = memoryview(lease)
         status = os.fstat(descriptor)
     except BaseException:
@@ -393,13 +434,13 @@ def _register(lease: Any, file: tuple[int, int, bool]) -> None:
         _by_file[file] = added
 
 
-def _map(descriptor: int, nbytes: int, writable: bool) -> _Lease:
+def _map(descriptor: int, nbytes: int, writable: bool, cls: type[_Mapping]) -> _Mapping:
     """Map a region, read-only unless *writable*."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     # The object reserves the addresses, and unmaps them later.  If it were given the descriptor, it
     # would keep a duplicate.
     anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    lease = _Lease(-1, nbytes, flags=anonymous, prot=protection)
+    lease = cls(-1, nbytes, flags=anonymous, prot=protection)
     address = address_of(memoryview(lease))
     # Before Linux 6.7, memory with F_SEAL_WRITE can only be mapped privately.  Its pages are the
     # same, since nothing writes to them.

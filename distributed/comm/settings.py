@@ -112,6 +112,11 @@ class CommSettings:
         return ShareLimits(descriptors, memory_of_host() if size == "auto" else size)
 
     @cached_property
+    def share_threshold(self) -> int | None:
+        """Minimum size of a buffer that is copied into shared memory (``shared.threshold``)."""
+        return config.get_bytes("distributed.comm.shared.threshold")
+
+    @cached_property
     def compression(self) -> str | None:
         """The name of the compression for peers on other hosts (``compression``)."""
         return get_compression_settings(_COMPRESSION)

@@ -10,6 +10,9 @@ than receiving bytes alone.  The side that has one to send changes its socket to
 "descriptors".  The other side does the same.  Descriptors are sent only to a side that has said so.
 This takes one round trip, once in the life of a connection.
 
+With a threshold (``distributed.comm.shared.threshold``), larger buffers of ordinary memory are
+copied into a region that is lent to the receiver; see :mod:`distributed.base.memory_pool`.
+
 A comm that unpickles nothing does not offer the feature: its peers are not trusted, and could
 change the memory after it was checked.
 """
@@ -17,13 +20,19 @@ change the memory after it was checked.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import functools
+import weakref
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypeAlias
 
 from tornado.iostream import StreamClosedError
 
-from distributed.base.shared_memory import is_supported
+from distributed.base.buffers import address_of
+from distributed.base.event_loop import offload
+from distributed.base.memory_pool import lend
+from distributed.base.shared_memory import has_regions, is_supported
 from distributed.comm.control import ControlledComm, common_handlers, pack_control
 from distributed.comm.descriptors import DescriptorSocket
 from distributed.comm.handshake import Endpoint, register_feature
@@ -32,7 +41,9 @@ from distributed.comm.settings import settings
 from distributed.comm.stream import StreamComm
 from distributed.protocol.framing import Buffer, pack_message
 from distributed.protocol.shared_frames import (
+    Copy,
     Descriptors,
+    Lender,
     SharedMessage,
     ShareLimits,
     SharingDecoder,
@@ -70,6 +81,9 @@ def _agree(ours: Any, theirs: Any) -> tuple[int, int] | None:
 register_feature(FEATURE, _offer, _agree)
 
 
+#: Number of bytes that are copied in the event loop; more are copied in a thread.
+_COPIED_AT_ONCE: Final = 4 * 2**20
+
 #: The result of `FramedComm._start_write`.
 _Started: TypeAlias = tuple[int, Awaitable[Any] | None]
 
@@ -78,10 +92,14 @@ class Sharing:
     """The shared memory in the messages of one comm."""
 
     # `_enabled` and `_peer_enabled` become true once, in any order.
-    __slots__ = ("_enabled", "_limits", "_peer_enabled", "_waiting")
+    __slots__ = ("_enabled", "_lend", "_limits", "_peer_enabled", "_threshold", "_waiting")
 
-    def __init__(self, limits: tuple[int, int]) -> None:
+    def __init__(self, comm: StreamComm, limits: tuple[int, int]) -> None:
         self._limits = ShareLimits(*limits)
+        # Minimum size in bytes of a buffer that is copied into shared memory; None for never.
+        self._threshold = settings().share_threshold
+        reference = weakref.ref(comm)
+        self._lend: Lender = functools.partial(lend, is_open=functools.partial(_is_open, reference))
         # Whether this side receives descriptors, and whether the peer does.
         self._enabled = self._peer_enabled = False
         # Done when the peer receives descriptors or the stream is closed; None if no write waits.
@@ -92,15 +110,19 @@ class Sharing:
         """Whether a write waits until the peer receives descriptors."""
         return self._waiting is not None
 
-    def start_write(self, comm: StreamComm, frames: Sequence[Buffer]) -> _Started | None:
-        """Write a message if a part of it is in shared memory, else return None.
+    def may_share(self) -> bool:
+        """Return whether a message with several frames may have shared ones."""
+        return self._threshold is not None or has_regions()
 
-        The result is that of `FramedComm._start_write`.
+    def start_write(self, comm: StreamComm, frames: Sequence[Buffer]) -> _Started | None:
+        """Write a message if a part of it is in shared memory or is to be copied there.
+
+        Otherwise, return None.  The result is that of `FramedComm._start_write`.
         """
-        message = share(frames, self._limits)
+        message = share(frames, self._limits, self._threshold, self._lend, comm._shard)
         if message is None:
             return None
-        if self._peer_enabled:
+        if self._peer_enabled and not message.copies:
             return self._send(comm, frames, message)
         size = sum(map(len, message.frames))
         return size, self._send_later(comm, frames, message)
@@ -108,12 +130,16 @@ class Sharing:
     async def _send_later(
         self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage
     ) -> None:
-        """Write a message once the peer receives descriptors."""
+        """Write a message after its copies were made, and once the peer receives descriptors."""
         self._enable(comm)
         if await self._peer_receives(comm):
+            if sum(len(copy.source) for copy in message.copies) > _COPIED_AT_ONCE:
+                await offload(_make_copies, message.copies)
+            else:
+                _make_copies(message.copies)
             _, rest = self._send(comm, frames, message)
         else:
-            _, rest = _send_bytes(comm, pack_message(frames, comm._shard)[0])
+            rest = _send_unshared(comm, frames, message)[1]
         if rest is not None:
             await rest
 
@@ -159,7 +185,7 @@ class Sharing:
                 if exc.errno != errno.ETOOMANYREFS:
                     raise stream.failed(exc) from exc
                 # Too many descriptors of this user wait to be received.
-                return _send_bytes(comm, pack_message(frames, comm._shard)[0])
+                return _send_unshared(comm, frames, message)
             if sent == nbytes:
                 return nbytes, None
         if not sent:
@@ -205,6 +231,24 @@ def _open_stream(comm: StreamComm) -> MessageStream:
     if stream.closed():
         raise StreamClosedError(real_error=stream.error)
     return stream
+
+
+def _send_unshared(comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage) -> _Started:
+    """Write a message as bytes; its regions stay here."""
+    for loan in message.loans:
+        loan.give_back()
+    return _send_bytes(comm, pack_message(frames, comm._shard)[0])
+
+
+def _is_open(comm: weakref.ref[StreamComm]) -> bool:
+    found = comm()
+    return found is not None and not found.closed()
+
+
+def _make_copies(copies: Sequence[Copy]) -> None:
+    for target, source in copies:
+        # It releases the GIL, which an assignment to a slice would hold.
+        ctypes.memmove(address_of(target), address_of(memoryview(source)), len(source))
 
 
 def _send_bytes(comm: StreamComm, buffers: Sequence[Buffer]) -> _Started:

@@ -15,7 +15,6 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
-from distributed.base.shared_memory import has_regions
 from distributed.base.text import shown
 from distributed.comm.control import pack_control
 from distributed.comm.core import CommClosedError
@@ -33,6 +32,8 @@ class SharedWriting(Protocol):
 
     @property
     def is_waiting(self) -> bool: ...
+
+    def may_share(self) -> bool: ...
 
     def start_write(
         self, comm: StreamComm, frames: Sequence[Buffer]
@@ -86,7 +87,7 @@ class StreamComm(FramedComm):
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
-        if len(frames) > 1 and self._sharing is not None and has_regions():
+        if len(frames) > 1 and self._sharing is not None and self._sharing.may_share():
             started = self._sharing.start_write(self, frames)
             if started is not None:
                 return started

@@ -191,7 +191,7 @@ class Unix(StreamComm):
         super().complete_handshake(local, remote)
         limits = self.features.get(SHARED)
         if limits is not None and self.controls is not None:
-            self._sharing = Sharing(limits)
+            self._sharing = Sharing(self, limits)
             self.controls.watch_always()
 
     @property

@@ -21,17 +21,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
+from distributed.base.memory_pool import HEADER_SIZE, Borrower, Loan
 from distributed.base.shared_memory import Found, adopt, find
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 
-__all__ = ["Descriptors", "ShareLimits", "SharedMessage", "SharingDecoder", "share"]
+__all__ = ["Copy", "Descriptors", "ShareLimits", "SharedMessage", "SharingDecoder", "share"]
 
 #: Flag of a region that the receiver is asked to map for writing.
 _WRITABLE = 1
+#: Flag of a region of the sender's pool (:mod:`distributed.base.memory_pool`).
+_LENT = 2
 
 #: Size in bytes of the entry of a frame in the table.
 _ENTRY = struct.Struct("<4Q")
@@ -52,6 +55,13 @@ class ShareLimits(NamedTuple):
     max_bytes: int
 
 
+class Copy(NamedTuple):
+    """Bytes that have to be copied into a region before a message is sent."""
+
+    target: memoryview
+    source: Buffer
+
+
 class SharedMessage(NamedTuple):
     """A message with shared frames, ready to be sent.
 
@@ -63,50 +73,134 @@ class SharedMessage(NamedTuple):
         The descriptors to send with them.
     leases
         Objects that keep the regions, and so the descriptors, until the message was sent.
+    copies
+        What has to be copied first.
+    loans
+        The regions that it is copied into.
     """
 
     frames: list[Buffer]
     descriptors: list[int]
     leases: list[Any]
+    copies: list[Copy]
+    loans: list[Loan]
 
 
-def share(frames: Sequence[Buffer], limits: ShareLimits) -> SharedMessage | None:
+#: Returns a region for a number of bytes, or None.
+Lender: TypeAlias = Callable[[int], Loan | None]
+
+
+class _Writer:
+    """The parts of a message with shared frames, as they are found."""
+
+    def __init__(self, limits: ShareLimits):
+        self._limits = limits
+        # id of a region → its index in the message
+        self._indices: dict[int, int] = {}
+        self._size = 0
+        self.regions: list[Found] = []
+        self.flags: list[int] = []
+        self.entries: list[bytes] = []
+        self.copies: list[Copy] = []
+        self.loans: list[Loan] = []
+
+    def add_shared(self, position: int, found: Found, length: int) -> bool:
+        """Refer to a frame in shared memory; return false if that exceeds the limits."""
+        memory = found.memory
+        index = self._indices.get(id(memory))
+        if index is None:
+            if memory.descriptor < 0 or not self._has_room(memory.nbytes):
+                return False
+            index = self._add_region(found, _WRITABLE if memory.peers_may_write else 0)
+        self.entries.append(_ENTRY.pack(position, index, found.offset, length))
+        return True
+
+    def add_copies(self, position: int, frames: Sequence[Buffer], lend: Lender) -> bool:
+        """Refer to copies of adjacent frames; return false if there is no region for them."""
+        size = sum(map(len, frames))
+        # A region may have twice the size.
+        loan = lend(size) if self._has_room(2 * size + HEADER_SIZE) else None
+        if loan is None:
+            return False
+        self.loans.append(loan)
+        index = self._add_region(loan.found, _LENT)
+        offset = 0
+        for number, frame in enumerate(frames, position):
+            stop = offset + len(frame)
+            self.copies.append(Copy(loan.data[offset:stop], frame))
+            self.entries.append(_ENTRY.pack(number, index, HEADER_SIZE + offset, len(frame)))
+            offset = stop
+        return True
+
+    def _has_room(self, nbytes: int) -> bool:
+        return (
+            len(self.regions) < self._limits.max_descriptors
+            and self._size + nbytes <= self._limits.max_bytes
+        )
+
+    def _add_region(self, found: Found, flags: int) -> int:
+        found.memory.seal_for_sending()
+        index = self._indices[id(found.memory)] = len(self.regions)
+        self.regions.append(found)
+        self.flags.append(flags)
+        self._size += found.memory.nbytes
+        return index
+
+
+def share(
+    frames: Sequence[Buffer],
+    limits: ShareLimits,
+    threshold: int | None = None,
+    lend: Lender | None = None,
+    shard: int | None = None,
+) -> SharedMessage | None:
     """Return the message that refers to those of *frames* that lie in shared memory.
 
     It is None if there are none.  Frames whose regions exceed the limits are sent as bytes.
+
+    Parameters
+    ----------
+    frames
+        The frames of a message.
+    limits
+        The limits that both sides agreed upon.
+    threshold
+        Minimum size in bytes of a buffer that is copied into a region of the pool; None for never.
+    lend
+        Returns such a region.
+    shard
+        The size in bytes at which large buffers were split into frames.
     """
-    # id of a region → its index in the message
-    indices: dict[int, int] = {}
-    regions: list[Found] = []
-    entries: list[bytes] = []
+    writer = _Writer(limits)
     others: list[Buffer] = [frames[0]]
-    size = 0
-    for position, frame in enumerate(frames):
-        if not position:
-            continue
+    position = 1
+    while position < len(frames):
+        frame = frames[position]
         found = find(frame) if type(frame) is memoryview else None
-        if found is None or found.memory.descriptor < 0:
-            others.append(frame)
-            continue
-        memory = found.memory
-        index = indices.get(id(memory))
-        if index is None:
-            if len(regions) >= limits.max_descriptors or size + memory.nbytes > limits.max_bytes:
-                others.append(frame)
-                continue
-            memory.seal_for_sending()
-            index = indices[id(memory)] = len(regions)
-            regions.append(found)
-            size += memory.nbytes
-        entries.append(_ENTRY.pack(position, index, found.offset, len(frame)))
-    if not entries:
+        group = [frame]
+        if found is not None:
+            is_shared = writer.add_shared(position, found, len(frame))
+        elif threshold is None or lend is None:
+            is_shared = False
+        else:
+            # The parts of a split buffer stay adjacent, so that they merge without a copy.
+            while len(group[-1]) == shard and position + len(group) < len(frames):
+                group.append(frames[position + len(group)])
+            large = sum(map(len, group)) >= threshold
+            is_shared = large and writer.add_copies(position, group, lend)
+        if not is_shared:
+            others += group
+        position += len(group)
+    if not writer.entries:
         return None
-    flags = [_WRITABLE if region.memory.peers_may_write else 0 for region in regions]
-    table = struct.pack(f"<{1 + len(flags)}Q", len(flags), *flags) + b"".join(entries)
+    flags = writer.flags
+    table = struct.pack(f"<{1 + len(flags)}Q", len(flags), *flags) + b"".join(writer.entries)
     return SharedMessage(
         [b"", table, *others],
-        [region.memory.descriptor for region in regions],
-        [region.lease for region in regions],
+        [region.memory.descriptor for region in writer.regions],
+        [region.lease for region in writer.regions],
+        writer.copies,
+        writer.loans,
     )
 
 
@@ -177,13 +271,14 @@ class SharingDecoder(MessageDecoder):
         The limits that both sides agreed upon.
     """
 
-    __slots__ = ("descriptors", "share_limits")
+    __slots__ = ("borrower", "descriptors", "share_limits")
 
     def __init__(
         self, decoder: MessageDecoder, descriptors: Descriptors, share_limits: ShareLimits
     ):
         for name in MessageDecoder.__slots__:
             setattr(self, name, getattr(decoder, name))
+        self.borrower = Borrower()
         self.descriptors = descriptors
         self.share_limits = share_limits
 
@@ -267,11 +362,11 @@ class SharingDecoder(MessageDecoder):
         try:
             for index, flag in enumerate(flags):
                 try:
-                    memory = adopt(
-                        descriptors.pop(),
-                        peers_may_write=bool(flag & _WRITABLE),
-                        max_bytes=left,
-                    )
+                    if flag & _LENT:
+                        memory = self.borrower.borrow(descriptors.pop(), left)
+                    else:
+                        writable = bool(flag & _WRITABLE)
+                        memory = adopt(descriptors.pop(), peers_may_write=writable, max_bytes=left)
                 except ValueError as exc:
                     raise FramingError(
                         f"file descriptor {index} of a message cannot be used as shared memory: "

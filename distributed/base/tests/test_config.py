@@ -86,6 +86,7 @@ OURS = {
     "distributed.comm.shared.enabled",
     "distributed.comm.shared.max-bytes",
     "distributed.comm.shared.max-descriptors",
+    "distributed.comm.shared.threshold",
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
     "distributed.nanny.blocked-handlers",

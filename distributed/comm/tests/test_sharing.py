@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from distributed import shared
-from distributed.base import config, shared_memory
+from distributed.base import config, memory_pool, shared_memory
 from distributed.batched import BatchedSend
 from distributed.comm import CommClosedError, connect, listen
 from distributed.comm.descriptors import MAX_DESCRIPTORS, DescriptorSocket
@@ -603,3 +603,86 @@ async def test_eight_receivers_hold_one_resident_copy():
         assert 0.95 * size < total < 1.05 * size
         for comm in comms:
             await comm.close()
+
+
+# Ordinary memory that is copied into shared memory
+
+
+@pytest.fixture
+def lending():
+    """Copy buffers of 100 kB and more into shared memory."""
+    with config.set({"distributed.comm.shared.threshold": "100kB"}):
+        yield
+
+
+@gen_test()
+async def test_large_arrays_are_copied_into_shared_memory_above_the_threshold(server, lending):
+    async with connected(server.address) as comm:
+        for x in (np.arange(100_000), [np.ones(50_000), np.zeros(50_000)]):
+            assert await comm.write({"op": "echo", "x": to_serialize(x)}) < 2000
+            np.testing.assert_array_equal(await comm.read(), x)
+        assert await comm.write({"op": "echo", "x": to_serialize(b"x" * 200_000)}) < 2000
+        assert await comm.read() == b"x" * 200_000
+        assert await comm.write({"op": "echo", "x": to_serialize(np.ones(10_000))}) > 80_000
+        await comm.read()
+
+
+@gen_test()
+async def test_copied_arrays_are_writable_and_independent(server, lending):
+    async with connected(server.address) as comm:
+        x = np.zeros(200_000, "u1")
+        assert await ask(comm, "write", x, value=5) == "written"
+        assert x[0] == 0
+        for i in range(5):
+            x[:] = i
+            assert await ask(comm, "hold", x) == i * 200_000
+        # A region that the receiver uses is not written again.
+        for i in range(5):
+            assert set((await ask(comm, "held", index=i)).tolist()) == {i}
+        await ask(comm, "drop")
+
+
+@gen_test()
+async def test_the_parts_of_a_split_array_arrive_as_one_view(lending):
+    received = []
+
+    async def receive(comm):
+        received.append(await comm.read())
+        await comm.close()
+
+    x = np.arange(1_000_000, dtype="u4")
+    with config.set({"distributed.comm.shard": 150_000}):
+        listener = await listen("unix://", receive)
+        comm = await connect(listener.contact_address)
+    assert await comm.write({"x": to_serialize(x)}) < 3000
+    await async_poll_for(lambda: received, 5)
+    await comm.close()
+    listener.stop()
+    y = received[0]["x"]
+    np.testing.assert_array_equal(x, y)
+    # Joining the parts would have copied them into other memory.
+    assert type(y.base).__name__.startswith("c_ubyte_Array")
+
+
+@gen_test()
+async def test_regions_come_back_without_a_message(server, lending, monkeypatch):
+    pool = []
+    monkeypatch.setattr(memory_pool, "_pool", pool)
+    x = np.ones(800_000, "u1")
+    async with connected(server.address) as comm:
+        for _ in range(20):
+            assert await ask(comm, "hold", x, step=4096) > 0
+            await ask(comm, "drop")
+        # One is lent until the server has forgotten the message.
+        assert 1 <= len(pool) <= 3
+        await ask(comm, "hold", x)
+        assert not all(loan.is_free for loan in pool)
+    assert await ask_once(server, "drop")
+    # The server has forgotten the connection, and all of its mappings.
+    while (await ask_once(server, "state"))["maps"]:
+        await asyncio.sleep(0.005)
+
+
+async def ask_once(server, op):
+    async with connected(server.address) as comm:
+        return await ask(comm, op)

@@ -2,7 +2,8 @@
 
 Tests of optional dependencies and of the original run in these environments.  An environment is
 created at first use in ``.environments/`` at the root of the checkout, and recreated when its
-requirements change.  The directory can be deleted at any time.
+requirements change.  The directory can be deleted at any time.  Equal files of libraries are on
+disk once, as links.
 
 `environment`, `run_in` and `clean_environ` work without pytest.  The fixtures at the end skip a
 test if its environment cannot be created (no package registry, for instance); if the variable
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import configparser
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +33,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+
+from distributed.tests.sharing import remove_unused, share_files
 
 #: The root of this checkout.
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,11 +84,21 @@ def environment(name: str, requirements: Sequence[str], *, project: bool = False
     python = path / "bin" / "python"
     if not complete.exists():
         CACHE.mkdir(exist_ok=True)
-        with _exclusive(path.with_suffix(".lock")):
+        with exclusive(path.with_suffix(".lock")):
             if not complete.exists():
+                _share_own_files()
                 _make(path, python, requirements, project)
                 complete.write_text(json.dumps(recipe, indent=2))
     return python
+
+
+@functools.cache
+def _share_own_files() -> None:
+    """Let the environments link to the libraries of the environment that runs the tests."""
+    if Path(sys.prefix).is_relative_to(ROOT):
+        store = CACHE / "shared"
+        share_files(Path(sysconfig.get_path("purelib")), store)
+        remove_unused(store)
 
 
 def _project_requirements() -> list[str]:
@@ -93,7 +108,8 @@ def _project_requirements() -> list[str]:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created if needed; wait until no other process holds it."""
     with path.open("w") as file:
         # The kernel releases the lock when the process ends, even if it is killed.
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -102,14 +118,20 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _make(path: Path, python: Path, requirements: Sequence[str], project: bool) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    _build_step(path, [sys.executable, "-m", "venv", str(path)])
+    _build_step(path, [sys.executable, "-m", "venv", "--without-pip", str(path)])
+    site_packages = _site_packages(python, path)
     if requirements:
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
-        _build_step(path, [str(python), "-m", "pip", "install", *options, *requirements])
+        _build_step(path, [*pip, "install", "--no-compile", *options, *requirements])
+        share_files(site_packages, CACHE / "shared")
     if project:
-        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        site_packages = _build_step(path, [str(python), "-c", code]).strip()
-        (Path(site_packages) / "checkout.pth").write_text(f"{ROOT}\n")
+        (site_packages / "checkout.pth").write_text(f"{ROOT}\n")
+
+
+def _site_packages(python: Path, path: Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(_build_step(path, [str(python), "-c", code]).strip())
 
 
 def _build_step(path: Path, command: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from distributed.protocol.exceptions import (
     SerializationError,
 )
 from distributed.protocol.limits import LoadPolicy, check_unpickling
+from distributed.tests import ids
 from distributed.utils_test import gen_test
 
 NO_PICKLE = LoadPolicy(allow_pickle=False)
@@ -126,8 +127,8 @@ def unwrapped(x):
     return tuple(map(unwrapped, x)) if isinstance(x, list) else x
 
 
-@pytest.mark.parametrize("msg", WITHOUT_PICKLE, ids=str)
-@pytest.mark.parametrize("context", [None, CONTEXT, {"compression": "zlib"}], ids=str)
+@pytest.mark.parametrize("msg", WITHOUT_PICKLE, ids=ids.shown)
+@pytest.mark.parametrize("context", [None, CONTEXT, {"compression": "zlib"}], ids=ids.shown)
 def test_registered_types_and_msgpack_values_arrive(msg, context):
     frames = [bytes(frame) for frame in dumps(msg, context=context)]
     arrived = loads(frames, policy=NO_PICKLE)
@@ -135,7 +136,7 @@ def test_registered_types_and_msgpack_values_arrive(msg, context):
     assert arrived == unwrapped(msg)
 
 
-@pytest.mark.parametrize("msg", WITHOUT_PICKLE_IF_AGREED, ids=str)
+@pytest.mark.parametrize("msg", WITHOUT_PICKLE_IF_AGREED, ids=ids.shown)
 def test_msgpack_replaces_pickle_if_the_receiver_does_not_unpickle(msg):
     assert loads(dumps(msg, context=CONTEXT), policy=NO_PICKLE) == unwrapped(msg)
 
@@ -153,14 +154,14 @@ def test_msgpack_replaces_pickle_if_the_receiver_does_not_unpickle(msg):
         Serialize(Record(Bomb())),
         Serialize(Fraction(1, 2)),
     ],
-    ids=lambda msg: str(msg).replace("object at ", "")[:40],
+    ids=lambda msg: ids.shown(msg)[:40],
 )
 def test_a_pickled_value_is_refused(msg):
     with pytest.raises(PickleNotAllowedError, match=FORBIDDEN):
         loads(dumps(msg), policy=NO_PICKLE)
 
 
-@pytest.mark.parametrize("msg", [{"x": 1 + 2j}, {"x": ToPickle(1)}, {"x": Bomb()}], ids=str)
+@pytest.mark.parametrize("msg", [{"x": 1 + 2j}, {"x": ToPickle(1)}, {"x": Bomb()}], ids=ids.shown)
 def test_a_sender_refuses_a_value_that_it_would_have_to_pickle(msg):
     with pytest.raises(SerializationError, match=FORBIDDEN):
         dumps(msg, context=CONTEXT)

@@ -28,6 +28,7 @@ from distributed.comm.addressing import (
     uri_from_host_port,
 )
 from distributed.comm.inproc import new_address
+from distributed.tests import ids
 from distributed.utils_test import gen_test, has_ipv6
 
 NO_ADDRESS = [None, 3, 3.5, b"tcp://h:1", ["h", 1]]
@@ -414,7 +415,7 @@ def test_uri_from_host_port_errors(args: Any, error: type[Exception], match: str
         ({"security": Security(True), "host": "wss://h"}, "wss://h:0"),
         ({"security": Security(True), "host": "inproc://"}, "inproc://"),
     ],
-    ids=str,
+    ids=ids.shown,
 )
 def test_address_from_user_args(kwargs: dict[str, Any], expected: str) -> None:
     assert address_from_user_args(**kwargs) == expected
@@ -432,7 +433,7 @@ def test_address_from_user_args(kwargs: dict[str, Any], expected: str) -> None:
         ({"interface": "lo", "host": "h"}, "both interface and host: 'lo', 'h'"),
         ({"protocol": "tls://h"}, "protocol must be a scheme .*'tls://h'"),
     ],
-    ids=str,
+    ids=ids.shown,
 )
 def test_address_from_user_args_errors(kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -467,7 +468,7 @@ def test_address_from_an_interface(loopback: str) -> None:
         ({"port": [None, 2], "default_port": 9}, ["", "tcp://:2"]),
         ({"host": [], "port": []}, []),
     ],
-    ids=str,
+    ids=ids.shown,
 )
 def test_addresses_from_user_args(kwargs: dict[str, Any], expected: list[str]) -> None:
     assert addresses_from_user_args(**kwargs) == expected

@@ -523,7 +523,11 @@ def test_an_invalid_address_is_an_error(address: str) -> None:
         InProcListener(address, echo)
 
 
-@pytest.mark.parametrize("address", [f"1.2.3.4/{os.getpid()}/1", f"{get_ip()}/{os.getpid() + 1}/1"])
+@pytest.mark.parametrize(
+    "address",
+    [f"1.2.3.4/{os.getpid()}/1", f"{get_ip()}/{os.getpid() + 1}/1"],
+    ids=["other host", "other process"],
+)
 @gen_test()
 async def test_addresses_of_other_processes_are_refused_at_once(address: str) -> None:
     with pytest.raises(ValueError, match="does not match host"):

@@ -39,6 +39,7 @@ from distributed.protocol.exceptions import (
 )
 from distributed.protocol.extension import import_allowed_module
 from distributed.protocol.families import families
+from distributed.tests import ids
 
 
 class Color(Enum):
@@ -108,7 +109,7 @@ Point = namedtuple("Point", "x y")
         (-(2**100), -(2**100)),
         (msgpack.Timestamp(1, 2), msgpack.Timestamp(1, 2)),
     ],
-    ids=repr,
+    ids=ids.shown,
 )
 def test_values_that_msgpack_encodes_arrive_as_msgpack_decodes_them(msg, arrives):
     assert sent(msg) == arrives

@@ -29,6 +29,7 @@ from distributed.protocol import dumps as dumps_message
 from distributed.protocol import loads as loads_message
 from distributed.protocol.pickle import pickled_name
 from distributed.protocol.tblib_pickles import loads_without_tblib
+from distributed.tests import ids
 
 
 class Holder:
@@ -66,6 +67,7 @@ def test_lambdas_closures_and_local_classes_are_pickled_by_value():
 MAIN = """
 import sys
 from distributed.protocol import pickle
+from distributed.tests import ids
 
 class Model:
     def __init__(self, x):
@@ -370,7 +372,7 @@ class TestPickledName:
         assert name is not None
         assert name.replace("__builtin__", "builtins") == f"{cls.__module__}.{cls.__name__}"
 
-    @pytest.mark.parametrize("x", [Box(1), 5, ("a", "b"), lambda: 1, [int, str]], ids=str)
+    @pytest.mark.parametrize("x", [Box(1), 5, ("a", "b"), lambda: 1, [int, str]], ids=ids.shown)
     def test_is_none_for_other_objects(self, x):
         assert pickled_name(pickle.dumps(x)) is None
 

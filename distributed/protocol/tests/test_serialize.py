@@ -48,6 +48,7 @@ from distributed.protocol.serialize import (
     merge_and_deserialize,
     serialize_and_split,
 )
+from distributed.tests import ids
 
 Point = namedtuple("Point", "x y")
 
@@ -85,7 +86,7 @@ def test_the_module_is_importable_despite_the_function_of_its_name():
         *([b"a", 1], (b"a", [b"b"]), {b"a"}, {"a": b"x", 1: [b"y"]}, {frozenset(): b"x"}),
         *([[[b"a"]]], {"a": {"b": {"c": b"x"}}}, {(1, (2,)): b"x"}, {2**70: b"x"}),
     ],
-    ids=repr,
+    ids=ids.shown,
 )
 @pytest.mark.parametrize("iterate", [None, True, False])
 def test_objects_are_deserialized_unchanged(x, iterate):
@@ -258,7 +259,7 @@ class TestInvalidHeaders:
         *(({1: 2}, False), ({b"a": 1}, False), ({"a": 1j}, False), (bytearray(), False)),
         *((2**64, False), (Text("a"), False), ({Text("a"): 1}, False), ({1}, False)),
     ],
-    ids=repr,
+    ids=ids.shown,
 )
 def test_values_that_msgpack_preserves_are_recognized(x, plain):
     assert _is_msgpack_serializable(x) is plain

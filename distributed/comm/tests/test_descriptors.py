@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import sys
 
@@ -153,3 +154,26 @@ def test_a_socket_that_receives_no_descriptors_closes_them():
         os.close(descriptor)
         assert len(os.listdir("/proc/self/fd")) == before
         sender.close()
+
+
+def test_descriptors_that_find_no_room_are_an_error(pair):
+    (sender, _), (receiver, received) = pair
+    descriptor = pipe()
+    sender.send_with([b"x"], [descriptor] * 5)
+    os.close(descriptor)
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # All numbers below the limit are in use, except for two.
+    free = [os.dup(0) for _ in range(2)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        for number in free:
+            os.close(number)
+        with pytest.raises(OSError, match="were lost") as caught:
+            receiver.recv_into(bytearray(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+    assert 0 < len(received) < 5
+    received.close()
+    assert len(os.listdir("/proc/self/fd")) == before

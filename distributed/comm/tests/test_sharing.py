@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -330,6 +331,24 @@ async def test_the_limits_of_the_receiver_are_kept(server):
     assert await comm.write({"op": "echo", "x": [to_serialize(a) for a in (x, large)]}) > 90_000
     assert list(map(is_same_memory, await comm.read(), (x, large))) == [True, False]
     await comm.close()
+
+
+@gen_test()
+async def test_memory_travels_as_bytes_if_too_many_descriptors_wait_to_be_received(
+    server, monkeypatch
+):
+    def refuse(self, buffers, descriptors):
+        # The kernel exempts root from its limit.
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    x = numbers(10_000)
+    async with connected(server.address) as comm:
+        monkeypatch.setattr(DescriptorSocket, "send_with", refuse)
+        received = await ask(comm, "echo", x)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(received, x)
+        assert not is_same_memory(received, x)
+        assert is_same_memory(await ask(comm, "echo", x), x)
 
 
 # Messages in order, in pieces and in threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import sys
 
@@ -183,3 +184,23 @@ def test_descriptors_of_the_next_message_wait_for_it(region):
     assert len(received) == 1
     ((_, frame),) = feed(receiver, data[50:])
     assert bytes(frame) == bytes(region)
+
+
+def test_random_tables_are_read_or_refused_and_leave_no_descriptor(region):
+    choose = random.Random(1).choice
+    before = open_descriptors()
+    refused = 0
+    for _ in range(500):
+        count = choose([0, 1, 2, 3, 2**63])
+        numbers = [0, 1, 2, 3, 5, SIZE, SIZE - 1, 2**32, 2**63, 2**64 - 1]
+        entries = [choose(numbers) for _ in range(choose([0, 3, 4, 8, 12]))]
+        table = u64(count, *[choose([0, 1, 2, 3]) for _ in range(count % 10)], *entries)
+        receiver, received = decoder()
+        received.add(copies(*[region] * choose([0, 1, 2])))
+        try:
+            feed(receiver, packed(b"", table, b"head", b"frame"))
+        except FramingError:
+            refused += 1
+        received.close()
+    assert 0 < refused < 500
+    assert open_descriptors() == before

@@ -28,7 +28,7 @@ _held: list[Any] = []
 
 
 def _fold(path: str, key: str) -> int:
-    """Return the sum of the numbers of a line of smaps of the mappings of shared memory."""
+    """Return the sum of the numbers (kB) in a line of smaps, for mappings of shared memory."""
     total = 0
     shared = False
     with open(path) as file:
@@ -41,17 +41,17 @@ def _fold(path: str, key: str) -> int:
     return total
 
 
-def state() -> dict[str, Any]:
-    """Return what this process has: descriptors, mappings and memory (in kB)."""
+def state() -> dict[str, int]:
+    """Return the number of open descriptors, and of mappings of shared memory."""
     gc.collect()
     with open("/proc/self/maps") as file:
         maps = sum("/memfd:distributed" in line for line in file)
-    return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "maps": maps,
-        "shared_rss": _fold("/proc/self/smaps", "Rss"),
-        "shared_pss": _fold("/proc/self/smaps", "Pss"),
-    }
+    return {"descriptors": len(os.listdir("/proc/self/fd")), "maps": maps}
+
+
+def memory() -> dict[str, int]:
+    """Return the resident part of shared memory in bytes, and the share of this process in it."""
+    return {key: 1024 * _fold("/proc/self/smaps", key) for key in ("Rss", "Pss")}
 
 
 def _first_byte(x: Any, value: int) -> str:
@@ -73,6 +73,8 @@ async def _answer(msg: dict[str, Any]) -> Any:
         return sum(bytes(memoryview(x).cast("B")[:: msg.get("step", 1)]))
     if op == "held":
         return to_serialize(_held[msg["index"]])
+    if op == "memory":
+        return memory()
     if op == "drop":
         _held.clear()
     if op == "write":

@@ -25,7 +25,7 @@ from distributed.batched import BatchedSend
 from distributed.comm import CommClosedError, connect, listen
 from distributed.comm.descriptors import MAX_DESCRIPTORS, DescriptorSocket
 from distributed.comm.tests.raw_peers import HANDSHAKE, message
-from distributed.comm.tests.sharing_server import serving, serving_many, state
+from distributed.comm.tests.sharing_server import memory, serving, serving_many, state
 from distributed.protocol import Serialized, dumps, to_serialize
 from distributed.protocol.framing import pack_message
 from distributed.protocol.shared_frames import Descriptors, ShareLimits, share
@@ -155,8 +155,8 @@ async def test_an_array_with_gaps_is_copied(server):
 
 @gen_test()
 async def test_arrays_in_one_buffer_are_mapped_once(server):
-    memory = shared.buffer(10_000)
-    arrays = [np.frombuffer(memory[i * 1000 : (i + 1) * 1000], "u1") for i in range(10)]
+    whole = shared.buffer(10_000)
+    arrays = [np.frombuffer(whole[i * 1000 : (i + 1) * 1000], "u1") for i in range(10)]
     for i, x in enumerate(arrays):
         x[:] = i
     async with connected(server.address) as comm:
@@ -615,10 +615,10 @@ async def test_eight_receivers_hold_one_resident_copy():
         comms = [await connect(receiver.address) for receiver in running]
         for comm in comms:
             assert await ask(comm, "hold", x, step=4096) == size // 4096
-        states = [await ask(comm, "state") for comm in comms]
+        found = [await ask(comm, "memory") for comm in comms]
         # Every receiver has read all pages.
-        assert all(found["shared_rss"] * 1024 == size for found in states)
-        total = (state()["shared_pss"] + sum(found["shared_pss"] for found in states)) * 1024
+        assert [sizes["Rss"] for sizes in found] == [size] * 8
+        total = memory()["Pss"] + sum(sizes["Pss"] for sizes in found)
         assert 0.95 * size < total < 1.05 * size
         for comm in comms:
             await comm.close()

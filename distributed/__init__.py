@@ -46,6 +46,7 @@ _SUBMODULES = frozenset(
         "metrics",
         "protocol",
         "security",
+        "shared",
         "system_monitor",
         "utils",
     }

@@ -35,7 +35,10 @@ __all__ = ["TESTED_VERSIONS", "GraftError", "graft", "main"]
 TESTED_VERSIONS = ("2026.8.0",)
 
 #: Folders and modules of this project that replace those of the original.
-OURS = ("base", "batched.py", "comm", "core", "protocol", "scratch", "security", "telemetry")
+OURS = (
+    *("base", "batched.py", "comm", "core", "protocol", "scratch", "security", "shared.py"),
+    "telemetry",
+)
 
 #: Modules of the original that a folder of this project replaces.
 REPLACED_MODULES = frozenset({"distributed/core.py", "distributed/security.py"})

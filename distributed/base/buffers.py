@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pickle import PickleBuffer
 from typing import Any
 
-__all__ = ["ensure_memoryview", "nbytes", "size_of"]
+__all__ = ["address_of", "ensure_memoryview", "nbytes", "size_of"]
 
 
 def ensure_memoryview(obj: Any) -> memoryview:
@@ -65,3 +66,37 @@ def size_of(obj: Any) -> int:
     sizeof = getattr(sys.modules.get("dask.sizeof"), "sizeof", sys.getsizeof)
     size: int = sizeof(obj)
     return size
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer`` of the stable ABI (PEP 688, Python 3.11)."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = [ctypes.c_void_p]
+_release_buffer.restype = None
+
+
+def address_of(view: memoryview) -> int:
+    """Return the address of the first byte of *view*."""
+    info = _PyBuffer()
+    _get_buffer(view, ctypes.byref(info), 0)
+    address: int | None = info.buf
+    _release_buffer(ctypes.byref(info))
+    return address or 0

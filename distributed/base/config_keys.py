@@ -289,6 +289,27 @@ KEYS: Mapping[str, Key] = {
         SecretPath(null=True),
         "Private key of that certificate; null: it is in the file of the certificate.",
     ),
+    "distributed.comm.shared.enabled": Key(
+        True,
+        Flag(),
+        "Whether arrays in shared memory travel as such over unix://.",
+    ),
+    "distributed.comm.shared.threshold": Key(
+        None,
+        Size(null=True, false=True, minimum=65536),
+        "Size from which ordinary memory is copied into shared memory; false or null: none is.",
+    ),
+    "distributed.comm.shared.max-descriptors": Key(
+        253,
+        Whole(maximum=253),
+        "Maximum number of regions of shared memory in a message. Senders keep this limit of the"
+        " receiver.",
+    ),
+    "distributed.comm.shared.max-bytes": Key(
+        "auto",
+        Size(auto=True),
+        'Maximum total size of these regions; "auto": the size of this host\'s memory.',
+    ),
     "distributed.comm.websockets.shard": Key(
         "8MiB",
         Size(minimum=1),

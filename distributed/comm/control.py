@@ -101,6 +101,8 @@ class ControlledComm:
 
     #: Whether this transport carries control messages.
     carries_controls: ClassVar[bool] = False
+    #: Whether this transport passes file descriptors.
+    passes_descriptors: ClassVar[bool] = False
     #: The control messages that this comm receives; None if no feature was agreed upon.
     controls: Controls | None = None
 
@@ -179,6 +181,10 @@ class Controls:
         comm = self._comm()
         if comm is not None:
             comm.receive_controls()
+
+    def watch_always(self) -> None:
+        """Receive control messages also while no task reads, as long as the comm is open."""
+        self._always = self.watching = True
 
     def unwatch(self) -> None:
         """Report no end, and stop receiving while no task reads, unless a feature needs it."""

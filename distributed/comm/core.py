@@ -142,7 +142,7 @@ class Comm(WatchfulComm, CountedComm, ABC):
         """Write one message and return its size in bytes.
 
         When the call returns, the message has left this process, and the caller may
-        change arrays in it.
+        change arrays in it, except for those in shared memory.
 
         Parameters
         ----------

@@ -47,7 +47,7 @@ from distributed.protocol.framing import Buffer, Frames, MessageDecoder
 _READ = IOLoop.READ
 
 #: Maximum number of buffers per ``sendmsg()`` call (IOV_MAX).
-_MAX_BUFFERS = 1024
+MAX_BUFFERS = 1024
 
 #: Maximum number of times that the memory for a message is filled without a turn of the event loop.
 _MAX_ROUNDS = 32
@@ -139,7 +139,7 @@ class MessageStream(IOStream):
                 elif len(buffers) == 1:
                     sent = self.socket.send(buffers[0])
                 else:
-                    sent = self.socket.sendmsg(buffers[:_MAX_BUFFERS])
+                    sent = self.socket.sendmsg(buffers[:MAX_BUFFERS])
             except BlockingIOError:
                 pass
             except OSError as exc:
@@ -296,6 +296,16 @@ class MessageStream(IOStream):
                 and not self._read_buffer_size
             ):
                 return None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Number of bytes that wait for the socket."""
+        waiting: int = self._total_write_index - self._total_write_done_index
+        return waiting
+
+    def failed(self, exc: OSError) -> StreamClosedError:
+        """Close the stream because the socket raised *exc*; return the error to raise."""
+        return self._ended(exc)
 
     def _ended(self, exc: OSError | None = None) -> StreamClosedError:
         """Close the stream and return the error to raise, without waking the reader."""

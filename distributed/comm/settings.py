@@ -12,10 +12,12 @@ from typing import Final
 
 from distributed.base import config
 from distributed.base.logs import get_logger
+from distributed.base.shared_memory import memory_of_host
 from distributed.comm.registry import backends, get_backend
 from distributed.protocol.compression import get_compression_settings
 from distributed.protocol.framing import Limits
 from distributed.protocol.limits import LoadPolicy
+from distributed.protocol.shared_frames import ShareLimits
 
 __all__ = ["CommSettings", "check_configuration", "settings"]
 
@@ -99,6 +101,20 @@ class CommSettings:
     def load_policy(self) -> LoadPolicy:
         """Limits of parsing a message (``allow-pickle``, ``max-depth``, ``max-inflated-size``)."""
         return LoadPolicy.from_config()
+
+    @cached_property
+    def share_limits(self) -> ShareLimits | None:
+        """Limits of shared memory in a message (``shared``); None if it is not shared."""
+        if not config.get_bool("distributed.comm.shared.enabled"):
+            return None
+        descriptors: int = config.read("distributed.comm.shared.max-descriptors")
+        size = config.read("distributed.comm.shared.max-bytes")
+        return ShareLimits(descriptors, memory_of_host() if size == "auto" else size)
+
+    @cached_property
+    def share_threshold(self) -> int | None:
+        """Minimum size of a buffer that is copied into shared memory (``shared.threshold``)."""
+        return config.get_bytes("distributed.comm.shared.threshold")
 
     @cached_property
     def compression(self) -> str | None:

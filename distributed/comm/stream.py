@@ -8,8 +8,8 @@ messages, and :mod:`distributed.comm.framed` converts errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from tornado.iostream import IOStream, StreamClosedError
 
@@ -28,6 +28,19 @@ from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 logger = get_logger(__name__)
 
 
+class SharedWriting(Protocol):
+    """The part of :class:`~distributed.comm.sharing.Sharing` that a comm uses."""
+
+    @property
+    def is_waiting(self) -> bool: ...
+
+    def may_share(self) -> bool: ...
+
+    def start_write(
+        self, comm: StreamComm, frames: Sequence[Buffer]
+    ) -> tuple[int, Awaitable[Any] | None] | None: ...
+
+
 class StreamComm(FramedComm):
     """A comm over an established byte stream.
 
@@ -42,6 +55,8 @@ class StreamComm(FramedComm):
     """
 
     stream: MessageStream | None
+    # The shared memory in messages; None if the peer does not take part.
+    _sharing: SharedWriting | None = None
 
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
@@ -73,12 +88,14 @@ class StreamComm(FramedComm):
         super().count_in(traffic)
         self._decoder.traffic = traffic
 
-    def _start_write(
-        self, frames: Sequence[Buffer]
-    ) -> tuple[int, Coroutine[Any, Any, None] | None]:
+    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, Awaitable[Any] | None]:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
+        if len(frames) > 1 and self._sharing is not None and self._sharing.may_share():
+            started = self._sharing.start_write(self, frames)
+            if started is not None:
+                return started
         buffers, nbytes = pack_message(frames, self._shard)
         rest = stream.send(buffers, nbytes)
         if rest is None:
@@ -111,7 +128,10 @@ class StreamComm(FramedComm):
     # The keep-alive
 
     def is_writing(self) -> bool:
-        return self.stream is not None and self.stream.writing()
+        sharing = self._sharing
+        return self.stream is not None and (
+            self.stream.writing() or (sharing is not None and sharing.is_waiting)
+        )
 
     def unread(self) -> object:
         if self.stream is None or not self.stream._held or self.controls is None:

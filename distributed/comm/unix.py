@@ -49,6 +49,8 @@ from distributed.comm.core import (
 from distributed.comm.message_stream import MessageStream
 from distributed.comm.registry import Backend
 from distributed.comm.settings import settings
+from distributed.comm.sharing import FEATURE as SHARED
+from distributed.comm.sharing import Sharing
 from distributed.comm.sockets import MAX_BUFFER_SIZE, SocketServer
 from distributed.comm.stream import StreamComm
 from distributed.comm.stream_listener import StreamListener
@@ -175,12 +177,21 @@ def _credentials(sock: socket.socket) -> dict[str, int]:
 class Unix(StreamComm):
     """A comm over a Unix domain socket."""
 
+    passes_descriptors = True
+
     def __init__(
         self, stream: MessageStream, local_addr: str, peer_addr: str, deserialize: bool = True
     ):
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._extra_info = _credentials(stream.socket)
         super().__init__(stream, local_addr, peer_addr, deserialize)
+
+    def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
+        super().complete_handshake(local, remote)
+        limits = self.features.get(SHARED)
+        if limits is not None and self.controls is not None:
+            self._sharing = Sharing(self, limits)
+            self.controls.watch_always()
 
     @property
     def extra_info(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Arrow tables and record batches, in Arrow's stream format; and information about files.
 
 The sender writes the columns into one buffer of the exact size; the received columns view the
-memory of the frame.  Arrays, schemas and other Arrow objects are left to the next family, which is
-pickle, with the memory of their columns out of band.
+memory of the frame.  Tables in shared memory, arrays, schemas and other Arrow objects are left to
+the next family, which is pickle, with the memory of their columns out of band.
 
 A stream is not trusted.  Arrow does not compare the lengths in it with the bytes received before it
 reads them, so columns are validated.  A stream that another program has compressed is read if the
@@ -25,8 +25,8 @@ from pyarrow import fs
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
 from distributed.protocol.exceptions import HeaderError
 from distributed.protocol.limits import count_memory, may_unpickle
-from distributed.protocol.objects import Header
-from distributed.protocol.reductions import compact_columns
+from distributed.protocol.objects import Header, accepts_pickles
+from distributed.protocol.reductions import compact_columns, has_shared_columns
 from distributed.protocol.utils import Buffer, join_frames
 
 __all__ = [
@@ -39,8 +39,18 @@ __all__ = [
 ]
 
 
-def serialize_table(table: pa.Table | pa.RecordBatch) -> tuple[Header, list[memoryview]]:
-    """Return the stream of a table, with one batch for each of its chunks."""
+def serialize_table(
+    table: pa.Table | pa.RecordBatch, context: Any = None
+) -> tuple[Header, list[memoryview]]:
+    """Return the stream of a table, with one batch for each of its chunks.
+
+    Raises
+    ------
+    NotImplementedError
+        For a table in shared memory, which a stream would copy; it is left to pickle.
+    """
+    if accepts_pickles(context) and has_shared_columns(table):
+        raise NotImplementedError("the columns of this table are in shared memory")
     # Arrow writes only the slice of most columns, but all texts that views may refer to.
     table = compact_columns(table)
     # The size is measured first: a sink that grows takes up to twice the memory.

@@ -21,6 +21,7 @@ import msgpack
 from distributed.base.arguments import did_you_mean
 from distributed.base.buffers import ensure_memoryview
 from distributed.base.callables import has_keyword
+from distributed.base.shared_memory import is_shared
 from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import (
@@ -285,7 +286,10 @@ def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:
 
 
 def pickle_loads(header: Header, frames: Sequence[Any]) -> Any:
-    """Unpickle the result of `pickle_dumps`; buffers are as writable as the sender's."""
+    """Unpickle the result of `pickle_dumps`; buffers are as writable as the sender's.
+
+    Shared memory is as writable as its sender has decided.
+    """
     pickled, *buffers = frames
     writeable = header.get("writeable")
     if writeable is None:
@@ -302,6 +306,9 @@ def pickle_loads(header: Header, frames: Sequence[Any]) -> Any:
 def _with_writability(buffer: Any, writeable: bool | None) -> memoryview:
     view = ensure_memoryview(buffer)
     if writeable is None or writeable is not view.readonly:
+        return view
+    if writeable and is_shared(view):
+        # The sender of shared memory has decided that this process only reads it.
         return view
     return memoryview(bytearray(view)) if writeable else view.toreadonly()
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from distributed.base.buffers import ensure_memoryview
+from distributed.base.shared_memory import is_shared
 from distributed.base.text import shown_repr
 from distributed.protocol import pickle
 from distributed.protocol.dispatch import dask_deserialize, dask_serialize
@@ -194,7 +195,7 @@ def deserialize_numpy_ndarray(header: Header, frames: Sequence[Buffer]) -> np.nd
     """Return an array that views the memory of *frames*.
 
     The memory is copied if it comes in several frames that are not adjacent, or if it is read-only
-    and the array was writeable.
+    and the array was writeable.  Shared memory stays read-only instead.
 
     Raises
     ------
@@ -414,7 +415,10 @@ register_cached_headers(
 def _with_writability(memory: memoryview, writeable: bool) -> memoryview:
     if not writeable:
         return memory.toreadonly()
-    return host_array_from_buffers([memory]) if memory.readonly else memory
+    if not memory.readonly or is_shared(memory):
+        # The sender of shared memory has decided that this process only reads it.
+        return memory
+    return host_array_from_buffers([memory])
 
 
 # Masked arrays

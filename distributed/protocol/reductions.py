@@ -9,7 +9,7 @@ A "reduction" is the value that ``__reduce__`` returns: how to rebuild an object
   repetitions.  A peer can send such an array in a few hundred bytes and get it back in a pickle,
   so each repetition would cost the server's memory.  The result is read-only.
 * A slice of an Arrow array is copied first, because Arrow pickles the memory of the whole array
-  that it was cut from.
+  that it was cut from.  A slice of shared memory is not, because that memory is not copied at all.
 
 The reductions name only functions of these libraries, so any peer that has the library can read
 the pickles.
@@ -25,7 +25,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["compact_columns", "dispatch_table"]
+from distributed.base.shared_memory import has_regions, is_shared
+
+__all__ = ["compact_columns", "dispatch_table", "has_shared_columns"]
 
 Reduction = Callable[[Any], Any]
 
@@ -128,7 +130,7 @@ def _compact(array: Any) -> Any:
 
     try:
         total = array.get_total_buffer_size()
-        if total <= _MAX_WASTE:
+        if total <= _MAX_WASTE or _is_in_shared_memory(array):
             return array
         if array.type.id in (pyarrow.string_view().id, pyarrow.binary_view().id):
             return _compact_views(array, total)
@@ -142,6 +144,22 @@ def _compact(array: Any) -> Any:
     except pyarrow.ArrowNotImplementedError:
         # A type of elements that Arrow does not copy yet.
         return array
+
+
+def _is_in_shared_memory(array: Any) -> bool:
+    """Return whether the memory of an Arrow array can travel as it is, however large."""
+    return has_regions() and any(
+        buffer is not None and is_shared(buffer) for buffer in array.buffers()
+    )
+
+
+def has_shared_columns(table: Any) -> bool:
+    """Return whether a column of an Arrow table or record batch lies in shared memory."""
+    return has_regions() and any(
+        _is_in_shared_memory(chunk)
+        for column in table.columns
+        for chunk in getattr(column, "chunks", (column,))
+    )
 
 
 def _wastes(total: int, used: int) -> bool:

@@ -7,14 +7,13 @@ The length prelude of a stream is in :mod:`distributed.protocol.framing`.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 from distributed.base import config
-from distributed.base.buffers import ensure_memoryview, nbytes
+from distributed.base.buffers import address_of, ensure_memoryview, nbytes
 from distributed.protocol.allocation import allocate
 from distributed.protocol.exceptions import FramingError
 
@@ -129,40 +128,6 @@ def host_array_from_buffers(buffers: Iterable[Buffer]) -> memoryview:
     return joined
 
 
-class _PyBuffer(ctypes.Structure):
-    """``Py_buffer`` of the stable ABI (PEP 688, Python 3.11)."""
-
-    _fields_ = [
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.c_void_p),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_void_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    ]
-
-
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-_release_buffer.argtypes = [ctypes.c_void_p]
-_release_buffer.restype = None
-
-
-def _address(view: memoryview) -> int:
-    """Return the address of the first byte of *view*."""
-    info = _PyBuffer()
-    _get_buffer(view, ctypes.byref(info), 0)
-    address: int | None = info.buf
-    _release_buffer(ctypes.byref(info))
-    return address or 0
-
-
 def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     """Merge adjacent views of one buffer into one view, without a copy.
 
@@ -202,7 +167,7 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
         return views[0]
     first = views[0]
     owner = first.obj
-    expected = begin = _address(first)
+    expected = begin = address_of(first)
     for i, view in enumerate(views):
         if view.ndim != 1:
             raise ValueError(f"{i}: memoryview has {view.ndim} dimensions, not 1")
@@ -213,7 +178,7 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
             )
         if view.format != first.format:
             raise ValueError(f"{i}: inconsistent format: {view.format} vs {first.format}")
-        address = _address(view)
+        address = address_of(view)
         if address != expected:
             raise ValueError(
                 f"memoryview {i} does not start where the previous ends. "
@@ -224,7 +189,7 @@ def merge_memoryviews(mvs: Sequence[memoryview]) -> memoryview:
     if not whole.contiguous:
         raise ValueError("the buffer of the memoryviews is not contiguous")
     whole = ensure_memoryview(whole)
-    offset = begin - _address(whole)
+    offset = begin - address_of(whole)
     merged = whole[offset : offset + expected - begin]
     if first.format != "B":
         merged = merged.cast(first.format)  # type: ignore[call-overload]

@@ -1,0 +1,272 @@
+"""Sending arrays in shared memory as file descriptors, over ``unix://``.
+
+Two peers agree upon the feature "shared" in the handshake.  Its parameter is the limits that a
+receiver sets: the maximum number of regions in a message, and their total size in bytes.  What such
+a message looks like is the business of :mod:`distributed.protocol.shared_frames`.
+
+Connections are ordinary ones until the first such message, because receiving descriptors costs more
+than receiving bytes alone.  The side that has one to send changes its socket to a
+:class:`~distributed.comm.descriptors.DescriptorSocket`, and says so by the control message
+"descriptors".  The other side does the same.  Descriptors are sent only to a side that has said so.
+This takes one round trip, once in the life of a connection.
+
+With a threshold (``distributed.comm.shared.threshold``), larger buffers of ordinary memory are
+copied into a region that is lent to the receiver; see :mod:`distributed.base.memory_pool`.
+
+A comm that unpickles nothing does not offer the feature: its peers are not trusted, and could
+change the memory after it was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import functools
+import weakref
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, TypeAlias
+
+from tornado.iostream import StreamClosedError
+
+from distributed.base.buffers import address_of
+from distributed.base.event_loop import offload
+from distributed.base.memory_pool import lend
+from distributed.base.shared_memory import has_regions, is_supported
+from distributed.comm.control import ControlledComm, common_handlers, pack_control
+from distributed.comm.descriptors import DescriptorSocket
+from distributed.comm.handshake import Endpoint, register_feature
+from distributed.comm.message_stream import MAX_BUFFERS, MessageStream
+from distributed.comm.settings import settings
+from distributed.comm.stream import StreamComm
+from distributed.protocol.framing import Buffer, pack_message
+from distributed.protocol.shared_frames import (
+    Copy,
+    Descriptors,
+    Lender,
+    SharedMessage,
+    ShareLimits,
+    SharingDecoder,
+    share,
+)
+
+__all__ = ["FEATURE", "Sharing"]
+
+#: The name of the feature in the handshake.
+FEATURE: Final = "shared"
+
+#: The kind of the control message by which a side says that it receives descriptors.
+_KIND: Final = "descriptors"
+
+#: Seconds between two checks whether both sides wait for each other to read.
+_CHECK_INTERVAL: Final = 1.0
+
+
+def _offer(comm: Endpoint) -> ShareLimits | None:
+    if not comm.passes_descriptors or not comm.allow_pickle:
+        return None
+    return settings().share_limits if is_supported() else None
+
+
+def _agree(ours: Any, theirs: Any) -> tuple[int, int] | None:
+    if not isinstance(theirs, tuple | list) or len(theirs) != 2:
+        raise ValueError(f"expected two numbers, got {theirs!r:.100}")
+    for number in theirs:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"expected a number that is not negative, got {number!r:.100}")
+    count, size = min(ours[0], theirs[0]), min(ours[1], theirs[1])
+    return (count, size) if count and size else None
+
+
+register_feature(FEATURE, _offer, _agree)
+
+
+#: Number of bytes that are copied in the event loop; more are copied in a thread.
+_COPIED_AT_ONCE: Final = 4 * 2**20
+
+#: The result of `FramedComm._start_write`.
+_Started: TypeAlias = tuple[int, Awaitable[Any] | None]
+
+
+class Sharing:
+    """The shared memory in the messages of one comm."""
+
+    # `_enabled` and `_peer_enabled` become true once, in any order.
+    __slots__ = ("_enabled", "_lend", "_limits", "_peer_enabled", "_threshold", "_waiting")
+
+    def __init__(self, comm: StreamComm, limits: tuple[int, int]) -> None:
+        self._limits = ShareLimits(*limits)
+        # Minimum size in bytes of a buffer that is copied into shared memory; None for never.
+        self._threshold = settings().share_threshold
+        reference = weakref.ref(comm)
+        self._lend: Lender = functools.partial(lend, is_open=functools.partial(_is_open, reference))
+        # Whether this side receives descriptors, and whether the peer does.
+        self._enabled = self._peer_enabled = False
+        # Done when the peer receives descriptors or the stream is closed; None if no write waits.
+        self._waiting: asyncio.Future[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a write waits until the peer receives descriptors."""
+        return self._waiting is not None
+
+    def may_share(self) -> bool:
+        """Return whether a message with several frames may have shared ones."""
+        return self._threshold is not None or has_regions()
+
+    def start_write(self, comm: StreamComm, frames: Sequence[Buffer]) -> _Started | None:
+        """Write a message if a part of it is in shared memory or is to be copied there.
+
+        Otherwise, return None.  The result is that of `FramedComm._start_write`.
+        """
+        message = share(frames, self._limits, self._threshold, self._lend, comm._shard)
+        if message is None:
+            return None
+        if self._peer_enabled and not message.copies:
+            return self._send(comm, frames, message)
+        size = sum(map(len, message.frames))
+        return size, self._send_later(comm, frames, message)
+
+    async def _send_later(
+        self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage
+    ) -> None:
+        """Write a message after its copies were made, and once the peer receives descriptors."""
+        self._enable(comm)
+        if await self._peer_receives(comm):
+            if sum(len(copy.source) for copy in message.copies) > _COPIED_AT_ONCE:
+                await offload(_make_copies, message.copies)
+            else:
+                _make_copies(message.copies)
+            _, rest = self._send(comm, frames, message)
+        else:
+            rest = _send_unshared(comm, frames, message)[1]
+        if rest is not None:
+            await rest
+
+    async def _peer_receives(self, comm: StreamComm) -> bool:
+        """Wait until the peer receives descriptors; return false if it may never do so.
+
+        That is so if a message of the peer waits for a reader here: the peer may wait for that
+        reader before it reads.
+        """
+        comm.watch_peer()
+        while not self._peer_enabled:
+            stream = _open_stream(comm)
+            self._waiting = asyncio.get_running_loop().create_future()
+            stream.set_close_callback(self._wake)
+            try:
+                await asyncio.wait([self._waiting], timeout=_CHECK_INTERVAL)
+            finally:
+                self._waiting = None
+                stream.set_close_callback(None)
+            if not self._peer_enabled and comm.unread() is not None and not comm.is_reading:
+                return False
+        return True
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _send(self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage) -> _Started:
+        """Write a message; the peer receives descriptors."""
+        self._enable(comm)
+        stream = _open_stream(comm)
+        sock = stream.socket
+        assert isinstance(sock, DescriptorSocket)
+        buffers, nbytes = pack_message(message.frames, comm._shard)
+        waiting = stream.unsent_bytes
+        sent = 0
+        if not waiting:
+            try:
+                sent = sock.send_with(buffers[:MAX_BUFFERS], message.descriptors)
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                if exc.errno != errno.ETOOMANYREFS:
+                    raise stream.failed(exc) from exc
+                # Too many descriptors of this user wait to be received.
+                return _send_unshared(comm, frames, message)
+            if sent == nbytes:
+                return nbytes, None
+        if not sent:
+            sock.attach(message.descriptors, message.leases, after=waiting)
+        return nbytes, _send_bytes(comm, _without(buffers, sent))[1]
+
+    def _enable(self, comm: StreamComm) -> None:
+        """Receive descriptors from now on, and tell the peer."""
+        if self._enabled:
+            return
+        stream = _open_stream(comm)
+        self._enabled = True
+        # While the descriptors of one message wait, those of the next one may come.
+        received = Descriptors(2 * self._limits.max_descriptors)
+        stream.socket = DescriptorSocket(stream.socket, received)
+        stream.decoder = comm._decoder = SharingDecoder(comm._decoder, received, self._limits)
+        # Not `post_control`: the peer waits for this, even if earlier data waits to be sent.
+        stream.send(*pack_message([b"", pack_control(_KIND, False, ())]))
+
+    def peer_enabled(self, comm: StreamComm) -> None:
+        """Note that the peer receives descriptors."""
+        self._peer_enabled = True
+        try:
+            self._enable(comm)
+        except StreamClosedError:
+            # Wakes the reader.
+            comm.abort()
+        self._wake()
+
+
+def _note_peer(comm: ControlledComm, args: tuple[Any, ...]) -> None:
+    if isinstance(comm, StreamComm) and isinstance(comm._sharing, Sharing):
+        comm._sharing.peer_enabled(comm)
+
+
+common_handlers[_KIND] = _note_peer
+
+
+def _open_stream(comm: StreamComm) -> MessageStream:
+    stream = comm.stream
+    if stream is None:
+        raise StreamClosedError
+    if stream.closed():
+        raise StreamClosedError(real_error=stream.error)
+    return stream
+
+
+def _send_unshared(comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage) -> _Started:
+    """Write a message as bytes; its regions stay here."""
+    for loan in message.loans:
+        loan.give_back()
+    return _send_bytes(comm, pack_message(frames, comm._shard)[0])
+
+
+def _is_open(comm: weakref.ref[StreamComm]) -> bool:
+    found = comm()
+    return found is not None and not found.closed()
+
+
+def _make_copies(copies: Sequence[Copy]) -> None:
+    for target, source in copies:
+        # It releases the GIL, which an assignment to a slice would hold.
+        ctypes.memmove(address_of(target), address_of(memoryview(source)), len(source))
+
+
+def _send_bytes(comm: StreamComm, buffers: Sequence[Buffer]) -> _Started:
+    """Write *buffers*, and return what `FramedComm._start_write` returns."""
+    nbytes = sum(map(len, buffers))
+    rest = _open_stream(comm).send(buffers, nbytes)
+    if rest is None:
+        return nbytes, None
+    comm.watch_peer()
+    # Cancelling a future of Tornado breaks its stream.
+    return nbytes, asyncio.shield(rest)
+
+
+def _without(buffers: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """Return *buffers* without their first *sent* bytes."""
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if sent < len(buffer):
+            rest.append(memoryview(buffer)[sent:] if sent else buffer)
+        sent = max(sent - len(buffer), 0)
+    return rest

@@ -13,7 +13,7 @@ Where the system has no such memory (it is a feature of Linux), the functions of
 ordinary memory.
 
 The kernel frees shared memory when the last process that maps it has dropped it or has ended.  See
-``docs/shared-memory.rst`` for limits and security.
+``docs/how-to/shared-memory.rst`` for limits and security.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The scheduler's state and decisions, without I/O.
 
-Events are methods that only record what has happened.  After one or more events, `settle` goes over
-all tasks, assigns and frees them, and returns the messages to send, each with its receiver (the
-address of a worker or the id of a client).  Functions and arguments are never unpickled here.
+Events are methods that only record what has happened.  After one or more events, `settle` assigns
+and frees the tasks that they concern, whatever the number of all tasks, and returns the messages to
+send, each with its receiver (the address of a worker or the id of a client).  Functions and
+arguments are never unpickled here.
 
 A task is running while it has a `worker` and an `attempt`, and finished while it has only a
 `worker`, which holds its result.  It is needed if a client wants it, or if a task that is needed
@@ -10,7 +11,9 @@ and not finished depends on it.  A task that is not needed is taken from its wor
 remembers it as long as a known task depends on it, in case the result of that one is lost.
 """
 
+import heapq
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +38,7 @@ class WorkerState:
     address: str
     nthreads: int
     running: dict["Task", float] = field(default_factory=dict)  # task → expected seconds
+    results: set["Task"] = field(default_factory=set)  # the tasks whose results it has
 
     def start_delay(self, task: "Task") -> float:
         """Estimate the seconds until this worker can start a task with all its inputs."""
@@ -45,8 +49,13 @@ class WorkerState:
 @dataclass(eq=False, slots=True)
 class Task:
     key: str
+    number: int  # higher than those of the tasks that it depends on
     run: Any  # function and arguments, serialized; None if no longer known
     dependencies: list["Task"]
+    dependents: dict["Task", None] = field(default_factory=dict)  # known tasks that depend on it
+    unfinished: int = 0  # number of its dependencies that are not finished
+    needers: int = 0  # number of its dependents that are needed and not finished
+    is_needer: bool = False  # True if its dependencies count it among their needers
     scattered: bool = False  # True if it returns data of a client, which exists nowhere else
     wanted_by: dict[str, str] = field(default_factory=dict)  # client → mark of its future
     reported: str = "nothing"  # the status last sent to these clients
@@ -64,7 +73,16 @@ class Task:
         return "finished" if self.worker is not None and not self.attempt else "pending"
 
     def can_run(self) -> bool:
-        return all(needed.status() == "finished" for needed in self.dependencies)
+        return not self.unfinished
+
+
+def visit(tasks: set[Task], function: Callable[[Task], Iterable[Task]], direction: int) -> None:
+    """Call a function with tasks, and with those that it returns; inputs first, or last for -1."""
+    agenda = sorted((direction * task.number, task) for task in tasks)  # a heap
+    while agenda:
+        for found in set(function(heapq.heappop(agenda)[1])) - tasks:
+            tasks.add(found)
+            heapq.heappush(agenda, (direction * found.number, found))
 
 
 class ClusterState:
@@ -73,6 +91,8 @@ class ClusterState:
         self.workers: dict[str, WorkerState] = {}  # by address
         self.durations: dict[str, float] = {}  # key up to "-" (the function) → seconds it took last
         self.clock = itertools.count(1)  # orders attempts and failures
+        self._changed: set[Task] = set()  # the tasks to visit in settle()
+        self._ready: list[tuple[int, Task]] = []  # a heap: those that wait for a worker, and others
         self._messages: list[tuple[str, dict[str, Any]]] = []  # (receiver, message), not sent yet
 
     def add_worker(self, address: str, nthreads: int) -> None:
@@ -82,7 +102,7 @@ class ClusterState:
         """Take all tasks from a worker; if it died, blame those that may have been running."""
         worker = self.workers.pop(address, None)
         started = list(worker.running)[: worker.nthreads] if worker else []
-        for task in [task for task in self.tasks.values() if worker and task.worker is worker]:
+        for task in [*worker.running, *worker.results] if worker else ():
             self._take_away(task)
             task.deaths += blame and task in started
             if task.deaths > ALLOWED_FAILURES:
@@ -99,7 +119,9 @@ class ClusterState:
                 self.missing(address, outcome.get("missing", {}), attempt)
                 return
             del task.worker.running[task]
+            task.worker.results.add(task)
             task.attempt, task.nbytes = 0, outcome["nbytes"]
+            self._count(task, -1)
             task.run = None if task.scattered else task.run
             for needed in task.dependencies:
                 needed.failures = 0 if needed.worker is not task.worker else needed.failures
@@ -128,64 +150,78 @@ class ClusterState:
         if key in self.tasks and not self.tasks[key].wanted_by:
             self._messages = self.settle()  # forgets the old task of that key if it is not needed
         if (task := self.tasks.get(key)) is None:
-            dependencies = [self.tasks[needed] for needed in needs if needed in self.tasks]
-            run = run if len(dependencies) == len(needs) else None
-            task = self.tasks[key] = Task(key, run, dependencies, scattered)
+            dependencies = [self.tasks[name] for name in set(needs) if name in self.tasks]
+            run = run if len(dependencies) == len(set(needs)) else None
+            task = Task(key, next(self.clock), run, dependencies, scattered=scattered)
+            task.unfinished = sum(needed.status() != "finished" for needed in dependencies)
+            for needed in dependencies:
+                needed.dependents[task] = None
+            self.tasks[key] = task
         task.wanted_by[client] = mark
         task.reported = "nothing"
+        self._changed.add(task)
 
     def release(self, client: str, keys: list[str]) -> None:
         for key in self.tasks.keys() & set(keys):
-            self.tasks[key].wanted_by.pop(client, None)
+            if self.tasks[key].wanted_by.pop(client, None) is not None:
+                self._changed.add(self.tasks[key])
 
     def cancel(self, client: str, key: str) -> None:
         """Release a task and its dependents for this client only, and tell the client so."""
-        cancelled: set[Task] = set()
-        for task in self.tasks.values():
-            if task.key == key or not cancelled.isdisjoint(task.dependencies):
-                cancelled.add(task)
-                if (mark := task.wanted_by.pop(client, None)) is not None:
-                    self._send(client, "update", key=task.key, mark=mark, status="cancelled")
+        tasks = {self.tasks[key]} if key in self.tasks else set()
+        visit(tasks, lambda task: task.dependents, 1)
+        for task in sorted(tasks, key=lambda task: task.number):
+            if (mark := task.wanted_by.pop(client, None)) is not None:
+                self._changed.add(task)
+                self._send(client, "update", key=task.key, mark=mark, status="cancelled")
 
     def settle(self) -> list[tuple[str, dict[str, Any]]]:
         """Assign, free and forget tasks as needed; return the messages to send."""
-        tasks = list(self.tasks.values())
-        for task in tasks:  # from inputs to outputs: pass on errors and losses
-            if task.attempt and not task.can_run():
-                self._take_away(task)  # an input was lost, which it may still have to fetch
-            if task.status() == "pending" and task.worker is None:
-                task.error = next((n.error for n in task.dependencies if n.error), None)
-                if task.run is None:
-                    why = "it was scattered, or a task that it depends on was released or cancelled"
-                    task.error = error_message(LostData(f"{task.key!r} cannot be computed: {why}"))
-
-        needed: set[Task] = set()
-        known: set[Task] = set()  # the needed tasks, and all that a known task depends on
-        waiting: list[Task] = []
-        for task in reversed(tasks):  # from outputs to inputs: find the tasks that are needed
-            status = task.status()
-            if task.wanted_by or task in needed:
-                known.add(task)
-                if status == "pending":
-                    needed.update(task.dependencies)
-                    waiting.append(task)
-            elif task.worker is not None:
-                self._take_away(task)
-            if task in known:
-                known.update(task.dependencies)
-            else:
-                del self.tasks[task.key]
-            if status != task.reported:
-                task.reported = status
-                news = {"key": task.key, "status": status, "error": task.error}
-                for client, mark in task.wanted_by.items():
-                    self._send(client, "update", mark=mark, **news)
-
-        for task in reversed(waiting):  # in order of submission
-            if task.worker is None and task.can_run() and not self._start(task):
+        changed, self._changed = self._changed, set()
+        visit(changed, self._pass_on, 1)
+        visit(changed, self._review, -1)
+        while self._ready:  # in order of submission
+            task = self._ready[0][1]
+            if task.is_needer and task.worker is None and task.can_run() and not self._start(task):
                 break
+            heapq.heappop(self._ready)
         messages, self._messages = self._messages, []
         return messages
+
+    def _pass_on(self, task: Task) -> Iterable[Task]:
+        """Let a task lose its worker or fail with its inputs; return the tasks that fail with it."""
+        if task.attempt and not task.can_run():
+            self._take_away(task)  # an input was lost, which it may still have to fetch
+        if task.status() == "pending" and task.worker is None:
+            task.error = next((n.error for n in task.dependencies if n.error), None)
+            if task.run is None:
+                why = "it was scattered, or a task that it depends on was released or cancelled"
+                task.error = error_message(LostData(f"{task.key!r} cannot be computed: {why}"))
+        return task.dependents if task.error else ()
+
+    def _review(self, task: Task) -> Iterable[Task]:
+        """Queue, free, forget or report a task; return those of its inputs that this concerns."""
+        status, needed = task.status(), bool(task.wanted_by or task.needers)
+        is_needer, was_needer = needed and status == "pending", task.is_needer
+        task.is_needer = is_needer
+        for required in task.dependencies if is_needer != was_needer else ():
+            required.needers += is_needer - was_needer
+        if is_needer and task.worker is None and task.can_run():
+            heapq.heappush(self._ready, (task.number, task))
+        if not needed and task.worker is not None:
+            self._take_away(task)
+        forget = not needed and not task.dependents
+        if forget:
+            del self.tasks[task.key]
+            self._changed.discard(task)
+            for required in task.dependencies:
+                del required.dependents[task]
+        if status != task.reported:
+            task.reported = status
+            news = {"key": task.key, "status": status, "error": task.error}
+            for client, mark in task.wanted_by.items():
+                self._send(client, "update", mark=mark, **news)
+        return task.dependencies if forget or is_needer != was_needer else ()
 
     def _start(self, task: Task) -> bool:
         """Assign a task to the worker that can start it first; return whether a worker had room."""
@@ -201,10 +237,20 @@ class ClusterState:
 
     def _take_away(self, task: Task) -> None:
         """Make the worker that runs a task or has its result forget it."""
-        worker, task.worker, task.attempt = task.worker, None, 0
+        worker, task.worker = task.worker, None
         assert worker is not None
-        worker.running.pop(task, None)
+        if worker.running.pop(task, None) is None:
+            worker.results.discard(task)
+            self._count(task, 1)
+        task.attempt = 0
+        self._changed.add(task)
         self._send(worker.address, "free", key=task.key)
+
+    def _count(self, task: Task, change: int) -> None:
+        """Tell the dependents of a task that its result has come (-1) or gone (1)."""
+        for dependent in task.dependents:
+            dependent.unfinished += change
+        self._changed |= {task, *(d for d in task.dependents if d.attempt or not d.unfinished)}
 
     def _send(self, to: str, op: str, **message: Any) -> None:
         self._messages.append((to, {"op": op, **message}))

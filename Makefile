@@ -14,6 +14,8 @@ MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
 BIN := $(VENV)/bin
 # modules are compiled when they are first imported: most of those in the large libraries never are
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile -qq
+# each test file runs in one of these processes, so that its tests share what is expensive to set up
+PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
@@ -29,6 +31,7 @@ help:  ## list the targets
 	@echo
 	@echo '  PYTHON=...      the interpreter for new environments (default: python3; 3.11 or newer)'
 	@echo '  PYTEST_ARGS=... arguments for pytest, such as PYTEST_ARGS="-k handshake -x"'
+	@echo '  PYTEST_WORKERS=... processes for the tests (default: 2; 0 for none beside pytest itself)'
 	@echo '  SOAK_ARGS=...   arguments for the soak test, such as SOAK_ARGS="--calls 20000 --address unix://"'
 	@echo '  QUICK=1         measure for a few minutes only'
 	@echo '  BENCH_ARGS=...  arguments for the benchmarks, such as BENCH_ARGS="--only sequential --contestants ours,original"'
@@ -65,7 +68,7 @@ contracts: $(VENV)/.made
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.made
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.made  ## search for messages that break the protocol, until interrupted (FUZZ_ARGS for libFuzzer)
 	$(BIN)/python $(PIP_INSTALL) --editable '.[fuzz]'

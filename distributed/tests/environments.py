@@ -84,7 +84,7 @@ def environment(name: str, requirements: Sequence[str], *, project: bool = False
     python = path / "bin" / "python"
     if not complete.exists():
         CACHE.mkdir(exist_ok=True)
-        with _exclusive(path.with_suffix(".lock")):
+        with exclusive(path.with_suffix(".lock")):
             if not complete.exists():
                 _share_own_files()
                 _make(path, python, requirements, project)
@@ -108,7 +108,8 @@ def _project_requirements() -> list[str]:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created if needed; wait until no other process holds it."""
     with path.open("w") as file:
         # The kernel releases the lock when the process ends, even if it is killed.
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from distributed.graft import TESTED_VERSIONS, graft
-from distributed.tests.environments import CACHE, EnvironmentUnavailable, clean_environ, environment
+from distributed.tests.environments import (
+    CACHE,
+    EnvironmentUnavailable,
+    clean_environ,
+    environment,
+    exclusive,
+)
 
 VERSION = TESTED_VERSIONS[-1]
 
@@ -41,8 +47,7 @@ def original_wheel() -> Path:
     """
     directory = CACHE / "wheels"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(directory / "lock"):
         found = list(directory.glob(f"distributed-{VERSION}-*.whl"))
         if not found:
             pip("download", "--no-deps", "--dest", directory, f"distributed=={VERSION}")
@@ -73,7 +78,14 @@ def grafted_environment(directory: Path) -> Path:
     """
     wheel = graft(str(original_wheel()), directory)
     python = environment("dask-on-core", [*_REQUIREMENTS, *_LIBRARIES])
-    pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel, python=python)
+    # another process may use the environment: it stays as it is while this core is the same
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    installed = python.parents[1] / "core.sha256"
+    with exclusive(python.parents[1] / "core.lock"):
+        if not installed.exists() or installed.read_text() != digest:
+            installed.unlink(missing_ok=True)
+            pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel, python=python)
+            installed.write_text(digest)
     return python
 
 

@@ -52,7 +52,7 @@ class Task:
     number: int  # higher than those of the tasks that it depends on
     run: Any  # function and arguments, serialized; None if no longer known
     dependencies: list["Task"]
-    dependents: dict["Task", None] = field(default_factory=dict)  # known tasks that depend on it
+    dependents: set["Task"] = field(default_factory=set)  # known tasks that depend on it
     unfinished: int = 0  # number of its dependencies that are not finished
     needers: int = 0  # number of its dependents that are needed and not finished
     is_needer: bool = False  # True if its dependencies count it among their needers
@@ -155,7 +155,7 @@ class ClusterState:
             task = Task(key, next(self.clock), run, dependencies, scattered=scattered)
             task.unfinished = sum(needed.status() != "finished" for needed in dependencies)
             for needed in dependencies:
-                needed.dependents[task] = None
+                needed.dependents.add(task)
             self.tasks[key] = task
         task.wanted_by[client] = mark
         task.reported = "nothing"
@@ -202,26 +202,26 @@ class ClusterState:
     def _review(self, task: Task) -> Iterable[Task]:
         """Queue, free, forget or report a task; return those of its inputs that this concerns."""
         status, needed = task.status(), bool(task.wanted_by or task.needers)
-        is_needer, was_needer = needed and status == "pending", task.is_needer
+        is_needer, forget = needed and status == "pending", not needed and not task.dependents
+        change = is_needer - task.is_needer
         task.is_needer = is_needer
-        for required in task.dependencies if is_needer != was_needer else ():
-            required.needers += is_needer - was_needer
         if is_needer and task.worker is None and task.can_run():
             heapq.heappush(self._ready, (task.number, task))
         if not needed and task.worker is not None:
             self._take_away(task)
-        forget = not needed and not task.dependents
-        if forget:
-            del self.tasks[task.key]
-            self._changed.discard(task)
-            for required in task.dependencies:
-                del required.dependents[task]
         if status != task.reported:
             task.reported = status
             news = {"key": task.key, "status": status, "error": task.error}
             for client, mark in task.wanted_by.items():
                 self._send(client, "update", mark=mark, **news)
-        return task.dependencies if forget or is_needer != was_needer else ()
+        if forget:
+            del self.tasks[task.key]
+            self._changed.discard(task)
+        inputs = task.dependencies if forget or change else []
+        for required in inputs:
+            required.needers += change
+            required.dependents -= {task} if forget else set()
+        return inputs
 
     def _start(self, task: Task) -> bool:
         """Assign a task to the worker that can start it first; return whether a worker had room."""

@@ -1,16 +1,24 @@
 # Each target creates the environment that it needs; make and Python 3.11 or newer are the only requirements.
 # .venv holds everything that the tests use, .venv-demo only the package and its three requirements,
-# .venv-minimum the minimum versions of the requirements, and .dask dask.distributed as released and on this core.
+# .venv-minimum the minimum versions of the requirements, .venv-newest the newest Python at hand,
+# .venv-packages the tools that build and check packages, and .dask dask.distributed as released and on this core.
 
 PYTHON ?= python3
 # the oldest supported Python, for which the minimum versions of all requirements have wheels
 PYTHON_MINIMUM ?= $(shell command -v python3.11 || echo $(PYTHON))
+# the newest Python at hand; empty if none is newer than PYTHON
+PYTHON_NEWEST ?= $(shell $(PYTHON) scripts/interpreters.py --newest)
 VENV := .venv
 VENV_DEMO := .venv-demo
 VENV_MINIMUM := .venv-minimum
+VENV_NEWEST := .venv-newest
+VENV_PACKAGES := .venv-packages
 # the extras of setup.cfg whose minimum versions are tested, and the tools for these tests, in any version
-MINIMUM_EXTRAS := compression config libraries security statistics tracebacks
+MINIMUM_EXTRAS := cli compression config libraries metrics security statistics tracebacks
 MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
+# what is installed for the newest Python: no heavy library but numpy
+NEWEST_EXTRAS := compression,config,security,statistics,tracebacks
+NEWEST_TOOLS := hypothesis numpy pytest pytest-timeout websockets
 BIN := $(VENV)/bin
 # modules are compiled when they are first imported: most of those in the large libraries never are
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile -qq
@@ -23,7 +31,7 @@ QUICK ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dask test test-minimum check lint types contracts format docs pytest fuzz soak bench clean python-is-new-enough
+.PHONY: help demo dask test test-minimum test-newest packages check lint types contracts format docs pytest fuzz soak bench clean python-is-new-enough
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -46,6 +54,18 @@ test: check docs pytest  ## run check, docs and the test suite
 
 test-minimum: $(VENV_MINIMUM)/.made  ## run tests with exactly the minimum versions of the requirements
 	$(VENV_MINIMUM)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-newest: | python-is-new-enough  ## run tests with the newest Python at hand, if it is newer than PYTHON
+	@if [ -z "$(PYTHON_NEWEST)" ]; then \
+	  echo "make test-newest: skipped, no Python newer than $$($(PYTHON) --version) was found;" \
+	    "name one: make test-newest PYTHON_NEWEST=/path/to/python"; \
+	else \
+	  $(MAKE) --no-print-directory $(VENV_NEWEST)/.made PYTHON_NEWEST="$(PYTHON_NEWEST)" && \
+	  $(VENV_NEWEST)/bin/python -m pytest $(PYTEST_ARGS); \
+	fi
+
+packages: $(VENV_PACKAGES)/.made  ## build and check the packages, and run the demo from them with each Python at hand
+	@$(VENV_PACKAGES)/bin/python scripts/packages.py
 
 check: lint types contracts  ## check style, types and import contracts
 
@@ -81,7 +101,7 @@ bench: $(VENV)/.made  ## measure this project, the original, similar libraries a
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 clean:  ## remove the environments and all generated files
-	rm -rf $(VENV) $(VENV_DEMO) $(VENV_MINIMUM) .dask .environments docs/_build build *.egg-info
+	rm -rf $(VENV) $(VENV_DEMO) $(VENV_MINIMUM) $(VENV_NEWEST) $(VENV_PACKAGES) .dask .environments docs/_build build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -102,6 +122,16 @@ $(VENV_MINIMUM)/.made: setup.cfg setup.py scripts/minimum_versions.py | python-i
 	$(VENV_MINIMUM)/bin/python scripts/minimum_versions.py $(MINIMUM_EXTRAS) > $(VENV_MINIMUM)/requirements.txt
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --requirement $(VENV_MINIMUM)/requirements.txt $(MINIMUM_TOOLS)
 	$(VENV_MINIMUM)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+$(VENV_NEWEST)/.made: setup.cfg setup.py
+	$(PYTHON_NEWEST) -m venv --clear $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python $(PIP_INSTALL) --editable '.[$(NEWEST_EXTRAS)]' $(NEWEST_TOOLS)
+	@touch $@
+
+$(VENV_PACKAGES)/.made: | python-is-new-enough
+	$(PYTHON) -m venv --clear $(VENV_PACKAGES)
+	$(VENV_PACKAGES)/bin/python $(PIP_INSTALL) build check-wheel-contents twine
 	@touch $@
 
 python-is-new-enough:

@@ -7,9 +7,9 @@ import pytest
 from distributed.base import logs
 
 pytest_plugins = [
+    "distributed.testing.plugin",
     "distributed.tests.environments",
     "distributed.tests.grafts",
-    "distributed.tests.leaks",
 ]
 
 # These run in another environment; see distributed/tests/test_dask_programs.py.

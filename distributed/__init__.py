@@ -11,8 +11,10 @@ The names of this module are imported on first use, so that importing a lower fl
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from distributed.base.log_setup import apply_at_import
 from distributed.base.version import __version__
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ _SUBMODULES = frozenset(
     }
 )
 
-#: Names of the original that this package lacks.  Looking one up raises AttributeError, not another
-#: error, because dask and other callers then do without it.
+#: Names of the original that this package lacks.  Looking one up raises AttributeError, because
+#: dask and other callers then do without it; ``from distributed import ...`` raises ImportError.
 _ELSEWHERE = frozenset(
     {
         "Actor",
@@ -85,14 +87,22 @@ _ELSEWHERE = frozenset(
     }
 )
 
+apply_at_import()
+
 
 def __getattr__(name: str) -> Any:
     if name in _ELSEWHERE:
-        raise AttributeError(
+        message = (
             f"module {__name__!r} has no attribute {name!r}: this is distributed-core, the "
             f"networking core alone. {name} is in dask.distributed, which has the same import "
-            "name; install it into another environment."
+            "name; install it into another environment, or put this core into it: "
+            "python -m distributed.graft --help"
         )
+        # The import statement looks names up here first.  It replaces the message of an
+        # AttributeError by its own, but not that of an ImportError.
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+            raise ImportError(message, name=__name__)
+        raise AttributeError(message)
     if name in _SUBMODULES:
         return importlib.import_module(f"distributed.{name}")
     if name not in _MODULES:

@@ -65,7 +65,6 @@ LARGE_BATCH_BYTES = 65_536
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
 LOGGED_BATCH_BYTES = 1_000_000
 
-
 #: The tasks of `BatchedSend.close`.  The event loop has only weak references to tasks.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -240,6 +239,7 @@ class BatchedSend:
             asyncio.get_running_loop() if self.loop is None else asyncio_loop_of(self.loop)
         )
         self._budget = budget_of(self._asyncio_loop)
+        self._budget.add(self)
         if comm is not self.comm:
             self._take_back()
             self._must_open = True
@@ -547,6 +547,8 @@ class BatchedSend:
         if sent is not None and sent.unasked >= ASK_AFTER_BYTES:
             self._delivery.ask(comm)
         self.batch_count += 1
+        self._budget.batches += 1
+        self._budget.messages += len(batch)
         self.byte_count += nbytes
         self.recent_message_log.append(batch if nbytes < LOGGED_BATCH_BYTES else "large-message")
 

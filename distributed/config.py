@@ -4,8 +4,9 @@ from typing import Any
 
 from distributed.base import config as _config
 from distributed.base.config import *  # noqa: F403
+from distributed.base.log_setup import initialize_logging
 
-__all__ = _config.__all__
+__all__ = [*_config.__all__, "initialize_logging"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ There is no helper that finds a free port: listen on port 0 and read the address
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import inspect
@@ -32,10 +33,14 @@ from distributed.base import config as dask_config
 from distributed.base import logs
 from distributed.base.host_addresses import get_ip, get_ipv6
 from distributed.comm import connect
+from distributed.security.certificates import make_certificate
 from distributed.security.settings import Security
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: The environment variable that names the file of the certificate of `tls_security`.
+_CERTIFICATE = "DISTRIBUTED_TEST_CERTIFICATE"
 
 #: Seconds before remaining tasks of a test are cancelled, and again before they are abandoned.
 _GRACE = 1.0
@@ -95,10 +100,10 @@ async def _watched(test: Coroutine[Any, Any, T], name: str, timeout: float) -> T
     try:
         await asyncio.wait([task], timeout=timeout)
         in_time = task.done()
-        waiting = _whereabouts(_others())
+        waiting = whereabouts(other_tasks())
     finally:
         task.cancel()
-        left = await _end(_others())
+        left = await end_tasks(other_tasks())
     if not in_time:
         cause = task.exception() if task.done() and not task.cancelled() else None
         raise TimeoutError(
@@ -115,18 +120,19 @@ async def _watched(test: Coroutine[Any, Any, T], name: str, timeout: float) -> T
     return result
 
 
-def _others() -> set[asyncio.Task[Any]]:
+def other_tasks() -> set[asyncio.Task[Any]]:
+    """Return the tasks of the running event loop, without the current one."""
     tasks = asyncio.all_tasks()
     tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
     return tasks
 
 
-async def _end(tasks: set[asyncio.Task[Any]]) -> str:
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> str:
     """Wait for tasks to end, cancel the others, and return where these were waiting."""
     if not tasks:
         return ""
     _, stuck = await asyncio.wait(tasks, timeout=_GRACE)
-    left = _whereabouts(stuck)
+    left = whereabouts(stuck)
     for task in stuck:
         task.cancel()
     if stuck:
@@ -134,7 +140,8 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> str:
     return left
 
 
-def _whereabouts(tasks: set[asyncio.Task[Any]]) -> str:
+def whereabouts(tasks: set[asyncio.Task[Any]]) -> str:
+    """Return the name of each task and the lines at which it waits, as text."""
     return "\n".join(sorted(f"  {task.get_name()}:\n{_await_chain(task)}" for task in tasks))
 
 
@@ -214,13 +221,19 @@ def throws(x: Any) -> NoReturn:
 def tls_security(**kwargs: Any) -> Security:
     """Return a `Security` for ``tls://`` connections between all roles.
 
-    Its certificate is self-signed, is part of this package, and is valid for ``localhost``. Its
-    private key is public: use it only in tests.
+    The first call of a process makes a self-signed certificate for ``localhost``, ``127.0.0.1`` and
+    ``::1``. Later calls return the same one, also in processes that this process starts afterwards:
+    they find its file by an environment variable. The file is removed when this process ends.
 
     Parameters
     ----------
     **kwargs
         Fields to add or replace.
+
+    Raises
+    ------
+    ImportError
+        If the package ``cryptography`` (extra ``security``) is not installed.
 
     Examples
     --------
@@ -228,7 +241,7 @@ def tls_security(**kwargs: Any) -> Security:
     >>> security.require_encryption, security.get_listen_args("scheduler")["ssl_context"] is None
     (True, False)
     """
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "utils_test.pem")
+    path = _certificate_file()
     roles = ("client", "scheduler", "worker")
     return Security(
         **{
@@ -237,6 +250,26 @@ def tls_security(**kwargs: Any) -> Security:
             **kwargs,
         }
     )
+
+
+def _certificate_file() -> str:
+    """Return the path of the certificate with its key; the first call of a process makes it."""
+    inherited = os.environ.get(_CERTIFICATE)
+    if inherited is not None and os.path.exists(inherited):
+        return inherited
+    cert, key = make_certificate("localhost", "127.0.0.1", "::1", purpose="`tls_security`")
+    # Other users cannot read this directory. A forked child must not remove it.
+    directory = tempfile.mkdtemp(prefix="distributed-test-")
+    atexit.register(_remove_once, directory, os.getpid())
+    path = os.environ[_CERTIFICATE] = os.path.join(directory, "certificate.pem")
+    with open(path, "w", encoding="ascii") as file:
+        file.write(cert + key)
+    return path
+
+
+def _remove_once(directory: str, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(directory)
 
 
 @functools.cache

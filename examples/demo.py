@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent / "foundations"
+# The clients need an event loop, which asyncio.get_event_loop() no longer creates from 3.14 on.
+NEEDS_LOOP = sys.version_info >= (3, 14)
 PORT = 8888
 DEADLINE = 60.0  # maximum number of seconds for an example; the slowest takes about four
 
@@ -32,9 +34,9 @@ def main() -> int:
         require_free_port()
         with running("server.py", " &") as server:
             wait_until_listening(server)
-            with running("client.py") as client:
+            with running("client.py", needs_loop=NEEDS_LOOP) as client:
                 expect_lines(client, "3", "1", "2", "3")  # it counts until it is stopped
-            with running("client_rpc.py") as client:
+            with running("client_rpc.py", needs_loop=NEEDS_LOOP) as client:
                 expect_lines(client, "3", "")
                 expect_success(client)
             if server.poll() is not None:
@@ -58,18 +60,24 @@ def require_free_port() -> None:
 
 
 @contextmanager
-def running(name: str, background: str = "") -> Iterator[subprocess.Popen[str]]:
+def running(
+    name: str, background: str = "", needs_loop: bool = False
+) -> Iterator[subprocess.Popen[str]]:
     """Run an example for the duration of a block; fail if it writes to its standard error."""
-    print(f"$ python examples/foundations/{name}{background}", flush=True)
+    command = [EXAMPLES / name]
+    if needs_loop:
+        command.insert(0, EXAMPLES.parent / "with_event_loop.py")
+    shown = " ".join(str(path.relative_to(EXAMPLES.parents[1])) for path in command)
+    print(f"$ python {shown}{background}", flush=True)
     # the examples use get_event_loop() in a way that newer releases of Python warn about
     quiet = "ignore:There is no current event loop:DeprecationWarning"
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-u", EXAMPLES / name],
+            [sys.executable, "-u", *command],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONWARNINGS": quiet},
+            env=os.environ | {"PYTHONWARNINGS": quiet, "DASK_LOGGING__DISTRIBUTED": "warning"},
         )
         watchdog = threading.Timer(DEADLINE, process.kill)  # ends a read that takes too long
         watchdog.start()

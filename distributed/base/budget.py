@@ -1,9 +1,13 @@
-"""A budget of time that the streams of one event loop share (see :mod:`distributed.batched`)."""
+"""What the streams of one event loop share: a budget of time, and counts.
+
+See :mod:`distributed.batched`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 __all__ = ["Budget", "budget_of"]
 
@@ -19,6 +23,13 @@ class Budget:
 
     It grows by `WRITING_SHARE` of the time that passes, up to `SAVED_SECONDS` of passed time.
 
+    Attributes
+    ----------
+    streams
+        The streams that were started on the event loop and still exist.
+    batches, messages
+        Number of batches that they have written, and of messages in these.
+
     Examples
     --------
     >>> budget = Budget()
@@ -29,10 +40,18 @@ class Budget:
 
     # The time at which the budget is full again: the generic cell rate algorithm (ITU-T I.371),
     # which needs one number instead of an amount and the time of its last update.
-    __slots__ = ("__weakref__", "_full_at")
+    __slots__ = ("__weakref__", "_full_at", "batches", "messages", "streams")
 
     def __init__(self) -> None:
         self._full_at = 0.0
+        self.streams: WeakSet[Any] | tuple[()] = ()
+        self.batches = self.messages = 0
+
+    def add(self, stream: Any) -> None:
+        """Note that *stream* shares this budget."""
+        if not isinstance(self.streams, WeakSet):
+            self.streams = WeakSet()
+        self.streams.add(stream)
 
     def is_empty(self, now: float) -> bool:
         """Return whether streams have to wait at this time, in seconds on the loop's clock."""

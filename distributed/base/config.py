@@ -23,14 +23,14 @@ import importlib.util
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from distributed.base import config_store
-from distributed.base.arguments import nearest
 from distributed.base.config_keys import DEFAULTS, KEYS
 from distributed.base.config_kinds import Duration, Flag, Kind, Size, Whole
+from distributed.base.config_names import is_known, leaves, nearest_key, plain
 from distributed.base.config_sources import lookup, source_of
 from distributed.base.config_store import canonical_name, merge, no_default, update
 
@@ -46,6 +46,7 @@ __all__ = [
     "get_int",
     "get_timedelta",
     "invalid",
+    "known_keys",
     "merge",
     "no_default",
     "pop",
@@ -213,7 +214,7 @@ def invalid(key: str, value: object, expected: str, example: str, why: str = "")
     why
         The reason why the value is not allowed.
     """
-    entry = KEYS.get(_plain(key))
+    entry = KEYS.get(plain(key))
     shown = repr(value)
     if entry is not None and entry.kind.secret:
         shown = f"a secret of type {type(value).__name__}"
@@ -225,10 +226,6 @@ def invalid(key: str, value: object, expected: str, example: str, why: str = "")
         + f". Use e.g. {example}: in a configuration file, by distributed.config.set, "
         f"or {_variable(key)}={example}"
     )
-
-
-def _plain(key: str) -> str:
-    return key.replace("_", "-")
 
 
 def _read(key: str, kind: Kind) -> Any:
@@ -248,11 +245,11 @@ def read(key: str) -> Any:
         If the value is not allowed.  The error gives the key, the value, its source, what is
         allowed, and a valid example.
     """
-    return _read(key, KEYS[_plain(key)].kind)
+    return _read(key, KEYS[plain(key)].kind)
 
 
 def _kind_of(key: str, default: Kind) -> Kind:
-    entry = KEYS.get(_plain(key))
+    entry = KEYS.get(plain(key))
     return entry.kind if entry is not None and isinstance(entry.kind, type(default)) else default
 
 
@@ -322,40 +319,31 @@ def check() -> None:
     """
     for key in KEYS:
         read(key)
-    known = list(_leaves(DEFAULTS))
+    known = [key for key in known_keys() if key.startswith(_COMM)]
+    for key in leaves(_store().config.get("distributed", {}).get("comm"), f"{_COMM}."):
+        _check_name(plain(key), known)
+
+
+def known_keys() -> list[str]:
+    """Return all keys that have a default: those of `KEYS`, and those of other packages."""
+    known = list(KEYS)
     for defaults in _store().defaults:
-        # Those of other packages, also of dask's roles.
-        known += _leaves(defaults)
-    for key in _leaves(_store().config.get("distributed", {}).get("comm"), f"{_COMM}."):
-        _check_name(_plain(key), [_plain(each) for each in known if each.startswith(_COMM)])
-
-
-def _leaves(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all values in nested dicts."""
-    if isinstance(section, Mapping):
-        for name, value in section.items():
-            if isinstance(value, Mapping) and value:
-                yield from _leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
+        # Also those of dask's roles.
+        known += leaves(defaults)
+    return list(dict.fromkeys(map(plain, known)))
 
 
 def _check_name(key: str, known: list[str]) -> None:
     """Warn if *key* is not *known*, but is like a known key; once."""
-    # Sections may be set as a whole, to null or to an empty dict.
-    if key in _reported or any(f"{each}.".startswith(f"{key}.") for each in known):
+    if key in _reported or is_known(key, known):
         return
     _reported[key] = None
-    # By the whole name, and by its last part, for a key in the wrong section.
-    near = nearest(key.removeprefix(_COMM), [each.removeprefix(_COMM) for each in known], 0.8)
-    if near is None:
-        last = {each.rpartition(".")[2]: each.removeprefix(_COMM) for each in known}
-        near = last.get(nearest(key.rpartition(".")[2], last, 0.8) or "")
+    near = nearest_key(key, known)
     if near is not None:
         value = lookup(key, _store().config)
         warnings.warn(
             f"Configuration key {key!r} (from {source(key, value)}) does not "
-            f"exist and has no effect; did you mean {_COMM + near!r}?",
+            f"exist and has no effect; did you mean {near!r}?",
             stacklevel=2,
         )
 

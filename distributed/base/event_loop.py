@@ -125,4 +125,5 @@ def _forget_offload_after_fork() -> None:
     _executors.clear()
 
 
-os.register_at_fork(after_in_child=_forget_offload_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_offload_after_fork)

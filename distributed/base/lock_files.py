@@ -10,7 +10,6 @@ owner ends, even by ``kill -9``. Only lock files of the current user are ever ta
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -18,18 +17,35 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "create_lock",
     "is_private",
+    "lock_file",
     "names_in",
     "opened_directory",
     "remove_tree",
+    "require_posix",
     "take_lock",
     "unlock",
 ]
 
-# With O_PATH, a directory can be opened without permission to list it.
-_DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+if fcntl is not None:
+    # With O_PATH, a directory can be opened without permission to list it.
+    _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+
+
+def require_posix(path: str) -> None:
+    """Raise `NotImplementedError` on Windows, which cannot open directories."""
+    if fcntl is None:
+        raise NotImplementedError(
+            f"cannot use the directory {path!r}: a scratch directory needs POSIX (open directories "
+            "and flock), which this platform does not have"
+        )
 
 
 @contextmanager
@@ -40,7 +56,10 @@ def opened_directory(path: str, dir_fd: int | None = None) -> Iterator[int]:
     ------
     OSError
         If it does not exist, is not a directory, or is a link in *dir_fd*.
+    NotImplementedError
+        On Windows, which cannot open directories.
     """
+    require_posix(path)
     flags = _DIRECTORY if dir_fd is None else _DIRECTORY | os.O_NOFOLLOW
     fd = os.open(path, flags, dir_fd=dir_fd)
     try:
@@ -103,7 +122,7 @@ def take_lock(name: str, dir_fd: int) -> int | None:
 def _lock_if_still_there(fd: int, name: str, dir_fd: int) -> bool:
     """Lock an open file; if it is locked or no longer at *name*, close it and return False."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(fd, blocking=False)
         if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=dir_fd, follow_symlinks=False)):
             return True
     except (BlockingIOError, FileNotFoundError):
@@ -113,6 +132,14 @@ def _lock_if_still_there(fd: int, name: str, dir_fd: int) -> bool:
         raise
     os.close(fd)
     return False
+
+
+def lock_file(fd: int, blocking: bool) -> None:
+    """Lock an open file; raise `BlockingIOError` if another process has locked it.
+
+    With *blocking*, wait for the other process instead.
+    """
+    fcntl.flock(fd, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def unlock(fd: int) -> None:

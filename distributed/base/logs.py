@@ -24,6 +24,7 @@ from functools import cached_property
 from typing import Any
 
 from distributed.base import config
+from distributed.base.log_setup import give_way
 from distributed.base.text import max_shown_length, shown, shown_exception, shown_repr
 
 __all__ = ["INTERVAL", "flush", "get_logger"]
@@ -126,6 +127,8 @@ class _Guard(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if "is_count" in record.__dict__:
             return True
+        if not give_way(record):
+            return False
         key = record.pathname, record.lineno
         now = time.monotonic()
         limits = _limits()

@@ -21,7 +21,15 @@ from typing import Any
 
 from distributed.base import config
 
-__all__ = ["max_shown_length", "shown", "shown_exception", "shown_lines", "shown_repr"]
+__all__ = [
+    "max_shown_length",
+    "safely",
+    "shown",
+    "shown_exception",
+    "shown_lines",
+    "shown_repr",
+    "type_name",
+]
 
 #: Configuration key of the maximum number of characters that are shown of a peer's value.
 MAX_SHOWN_LENGTH_KEY = "distributed.admin.max-shown-length"
@@ -76,7 +84,7 @@ def shown(value: object, limit: int | None = None) -> str:
         isinstance(value, BaseException)
         or type(value).__module__.partition(".")[0] in _SHOWN_PACKAGES
     ):
-        text = _safe(str, value)
+        text = safely(str, value)
     else:
         return shown_repr(value, limit)
     return _escaped(_shortened(text, limit))
@@ -97,7 +105,7 @@ def shown_repr(value: object, limit: int | None = None) -> str:
     >>> shown_repr("add"), shown_repr(list(range(1_000_000)))
     ("'add'", '[0, 1, 2, 3, 4, 5, ...]')
     """
-    return _escaped(_shortened(_safe(_Repr(limit).repr, value), limit))
+    return _escaped(_shortened(safely(_Repr(limit).repr, value), limit))
 
 
 class _Repr(reprlib.Repr):
@@ -242,13 +250,19 @@ def _is_of_shown_package(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in _SHOWN_PACKAGES
 
 
-def _safe(render: Callable[[Any], str], value: object) -> str:
+def type_name(obj: object) -> str:
+    """Return the name of an object's type, with its module."""
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def safely(render: Callable[[Any], str], value: object) -> str:
+    """Return ``render(value)``, or a text that names the error if that raises."""
     try:
         return render(value)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as exc:  # noqa: BLE001  (any class may override these methods)
-        return f"<{type(value).__name__} that cannot be shown: {type(exc).__name__}>"
+        return f"<{type_name(value)} whose {render.__name__}() raises {type_name(exc)}>"
 
 
 def _escaped(text: str) -> str:

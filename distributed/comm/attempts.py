@@ -73,6 +73,12 @@ class Attempt:
 
 _current: ContextVar[Attempt | None] = ContextVar("distributed.comm.attempt", default=None)
 
+#: A function that is called with the `Attempts` after each failed attempt of the calls of `connect`
+#: in this context, for instance to show the failure in a terminal.
+on_failure: ContextVar[Callable[[Attempts], object] | None] = ContextVar(
+    "distributed.comm.on_failure", default=None
+)
+
 
 def enter_stage(stage: str) -> None:
     """State what the current attempt is doing from now on, for the error if time runs out."""
@@ -138,6 +144,9 @@ class Attempts:
         kind, reason = _kind_and_reason(exc)
         count, _ = self._failures.get(kind, (0, ""))
         self._failures[kind] = count + 1, reason
+        watcher = on_failure.get()
+        if watcher is not None:
+            watcher(self)
 
     def report(self) -> None:
         """Log once that there is no success so far, unless it is too early to tell."""
@@ -150,6 +159,7 @@ class Attempts:
             self.addr,
             max(0.0, self.seconds - elapsed),
             self.summary(),
+            extra={"peer": self.addr},
         )
 
     def summary(self) -> str:
@@ -163,6 +173,11 @@ class Attempts:
         for stage, count in stages.items():
             parts.append(f"{_attempts(count)} had no result yet: {stage}")
         return "; ".join(parts) or "there was no time for an attempt"
+
+    def interrupted(self, exc: asyncio.CancelledError) -> None:
+        """Add to *exc* why the attempts before it have failed; see `failures_before`."""
+        if self._failures:
+            exc.add_note(f"connecting to {shown(self.addr)} did not succeed: {self.summary()}")
 
     def error(self) -> OSError:
         """Return the error to raise because time has run out."""
@@ -192,6 +207,20 @@ class Attempts:
     def times_reached(self, address: Any) -> int:
         """Return how many attempts have reached *address*."""
         return self._reached.get(address, 0)
+
+
+def failures_before(exc: TimeoutError) -> str:
+    """Return why connecting had failed before a time limit ended it, as a part of an error.
+
+    The result is empty if the limit did not end a call of `connect`, or no attempt had failed.
+
+    Parameters
+    ----------
+    exc
+        The error of `asyncio.timeout`.
+    """
+    notes = getattr(exc.__cause__, "__notes__", None)
+    return f": {notes[-1]}" if notes and isinstance(exc.__cause__, asyncio.CancelledError) else ""
 
 
 def _attempts(count: int) -> str:

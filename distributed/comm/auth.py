@@ -28,6 +28,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
+from distributed.base import config
 from distributed.base.arguments import warn_of_guessable
 from distributed.comm.settings import check_configuration
 
@@ -68,7 +69,8 @@ def configured_token() -> str | None:
         try:
             token = Path(path).expanduser().read_text().strip()
         except OSError as exc:
-            what = f"cannot read the token of {key!r}: {exc.strerror}"
+            where = config.source(key, path)
+            what = f"cannot read the token of {key!r} (from {where}): {exc.strerror}"
             raise type(exc)(exc.errno, what, path) from exc
         except UnicodeDecodeError as exc:
             raise ValueError(f"the token of {key!r}, in the file {path!r}, is not text") from exc

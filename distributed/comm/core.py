@@ -28,6 +28,7 @@ from distributed.comm.auth import (
     choose_token,
 )
 from distributed.comm.control import Controls
+from distributed.comm.counts import UNCOUNTED, CountedComm, CountingListener, HandshakeCounts
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
 from distributed.comm.handshake import (
     NO_FEATURES,
@@ -62,7 +63,7 @@ logger = get_logger(__name__)
 CommHandler: TypeAlias = Callable[["Comm"], Any]
 
 
-class Comm(WatchfulComm, ABC):
+class Comm(WatchfulComm, CountedComm, ABC):
     """A connection that carries messages, each of them any Python object.
 
     One task may read while another one writes.  A read or write that is cancelled in the middle of
@@ -115,6 +116,7 @@ class Comm(WatchfulComm, ABC):
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
+        self.traffic = UNCOUNTED
 
     @abstractmethod
     async def read(self, deserializers: Sequence[str] | None = None) -> Any:
@@ -343,7 +345,7 @@ class Listener(ABC):
         """Do the handshake on an accepted connection."""
 
 
-class BaseListener(Listener):
+class BaseListener(CountingListener, Listener):
     """A listener that does the handshake.
 
     Attributes
@@ -355,8 +357,12 @@ class BaseListener(Listener):
     answer_stranger
         Answers the messages of peers without the token; None to refuse such peers.  Their comms do
         not leave the handshake, and no handler gets one.
+    is_inherited
+        Whether another process holds the listening socket open.  Connections then wait for the next
+        server after this listener has stopped.
     """
 
+    is_inherited: ClassVar[bool] = False
     token: str | bytes | None = None
     allow_pickle: bool | None = None
     answer_stranger: AnswerStranger | None = None
@@ -364,6 +370,7 @@ class BaseListener(Listener):
     def __init__(self) -> None:
         # The comms whose handshake is in progress, oldest first; a dict serves as ordered set.
         self._handshaking: dict[Comm, None] = {}
+        self.handshakes = HandshakeCounts()
         # The hosts whose peers failed to authenticate.
         self._penalties = Penalties()
 
@@ -404,8 +411,10 @@ class BaseListener(Listener):
         timer = asyncio.get_running_loop().call_later(timeout, give_up)
         try:
             await self.do_handshake(comm, handshake_overrides)
+            self.handshakes.accepted += 1
         except BaseException as exc:
             comm.abort()
+            self.handshakes.count_failure(exc, late)
             if late and isinstance(exc, OSError):
                 raise CommClosedError(
                     f"{comm.peer_address} connected to {comm.local_address}, but did not complete "
@@ -510,7 +519,11 @@ async def connect(
                 raise
             return comm
 
-    return await keep_trying(attempt, attempts, _abort)
+    try:
+        return await keep_trying(attempt, attempts, _abort)
+    except asyncio.CancelledError as exc:
+        attempts.interrupted(exc)
+        raise
 
 
 def _abort(comm: Comm) -> None:

@@ -167,6 +167,7 @@ class FramedComm(Comm):
             if len(frames) != 2 or len(frames[0]) or self.controls is None:
                 break
             self.controls.receive(frames[1], in_order=True)
+        self.traffic.messages_received += 1
         deserialize = self.deserialize
         budget = None
         # The first condition stands for the usual case.
@@ -255,6 +256,9 @@ class FramedComm(Comm):
         """Write a message and return its size in bytes once the system has accepted all of it."""
         try:
             nbytes, rest = self._start_write(frames)
+            traffic = self.traffic
+            traffic.messages_sent += 1
+            traffic.bytes_sent += nbytes
             if rest is not None:
                 await rest
         except BaseException as exc:

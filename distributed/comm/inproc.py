@@ -149,6 +149,7 @@ class InProc(Comm):
             by = "this side" if self._closed else "the peer"
             self.abort()
             raise CommClosedError(f"in {self!r}: closed by {by}")
+        self.traffic.messages_received += 1
         with reading(self.load_policy):
             return _nested_deserialize(msg, emulate_deserialize=self.deserialize)
 
@@ -189,6 +190,7 @@ class InProc(Comm):
             self.abort()
             raise CommClosedError(f"cannot write: the event loop of the peer is closed: {self!r}")
         self._write_q.put_nowait(msg)
+        self.traffic.messages_sent += 1
         return 1
 
     @property

@@ -233,7 +233,7 @@ class KeepAlive:
                 f"{silence:g} s ('distributed.comm.keepalive.timeout'); is its process stopped, or "
                 "its event loop blocked?"
             )
-            logger.warning("Closing %r: %s", comm, self.error)
+            logger.warning("Closing %r: %s", comm, self.error, extra={"peer": comm.peer_address})
             comm.give_up(self.error)
             return False
         comm.post_control("probe")

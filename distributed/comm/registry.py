@@ -26,6 +26,7 @@ ENTRY_POINT_GROUP: Final = "distributed.comm.backends"
 # Names rather than imports, for two reasons: transports import this module, and a transport that is
 # never used is not imported (websockets need Tornado's HTTP modules).
 _BUILT_IN: Final = {
+    "fd": "distributed.comm.inherited:FdBackend",
     "inproc": "distributed.comm.inproc:InProcBackend",
     "tcp": "distributed.comm.tcp:TCPBackend",
     "tls": "distributed.comm.tcp:TLSBackend",
@@ -217,7 +218,9 @@ def _backend_from_entry_point(scheme: str) -> Backend | None:
 def _package_of(entry_point: importlib.metadata.EntryPoint) -> str:
     """Return " of the package …", or "" if its metadata does not tell the name."""
     try:
-        name = entry_point.dist.name if entry_point.dist is not None else None
+        metadata = entry_point.dist.metadata if entry_point.dist is not None else None
+        # From Python 3.12 on, a warning is issued for a name that is missing.
+        name = metadata["Name"] if metadata is not None and "Name" in metadata else None
     except (OSError, KeyError, ValueError):
         # The package has no METADATA file, or one that is not text.
         name = None

@@ -8,7 +8,7 @@ messages, and :mod:`distributed.comm.framed` converts errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
@@ -16,6 +16,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.base.text import shown
+from distributed.base.traffic import Traffic
 from distributed.comm.control import pack_control
 from distributed.comm.core import CommClosedError
 from distributed.comm.framed import FramedComm
@@ -68,7 +69,13 @@ class StreamComm(FramedComm):
         self._decoder.limits = limits
         return stream.read_message()
 
-    def _start_write(self, frames: Sequence[Buffer]) -> tuple[int, asyncio.Future[None] | None]:
+    def count_in(self, traffic: Traffic) -> None:
+        super().count_in(traffic)
+        self._decoder.traffic = traffic
+
+    def _start_write(
+        self, frames: Sequence[Buffer]
+    ) -> tuple[int, Coroutine[Any, Any, None] | None]:
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
@@ -78,7 +85,7 @@ class StreamComm(FramedComm):
             return nbytes, None
         self.watch_peer()
         # Cancelling a future of Tornado breaks its stream.
-        return nbytes, asyncio.shield(rest)
+        return nbytes, self.traffic.wait(asyncio.shield(rest))
 
     def post_control(self, kind: str, *args: Any, ordered: bool = False) -> bool:
         stream = self.stream
@@ -88,6 +95,7 @@ class StreamComm(FramedComm):
         if not ordered and (stream.writing() or peer_has_left(stream.socket)):
             return False
         buffers, nbytes = pack_message([b"", pack_control(kind, ordered, args)])
+        self.traffic.bytes_sent += nbytes
         try:
             stream.send(buffers, nbytes)
         except StreamClosedError:

@@ -49,7 +49,8 @@ def log_failed_connection(peer: str, local: str, exc: OSError) -> None:
     """Log once that the handshake with a peer that connected from *peer* to *local* failed."""
     # A peer that disconnects is normal; a peer that can never connect needs attention.
     level = logging.WARNING if isinstance(exc, FatalCommClosedError) else logging.INFO
-    logger.log(level, "Connection from %s to %s failed before it began: %s", peer, local, exc)
+    message = "Connection from %s to %s failed before it began: %s"
+    logger.log(level, message, peer, local, exc, extra={"peer": peer})
 
 
 def _is_readable(sock: socket.socket) -> bool:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import itertools
 import os
 import re
@@ -36,7 +35,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from distributed.base.host_addresses import name_of_host
-from distributed.base.lock_files import opened_directory
+from distributed.base.lock_files import lock_file, opened_directory
 from distributed.base.text import shown, shown_repr
 from distributed.comm.addressing import ensure_concrete_host
 from distributed.comm.arguments import CONNECT, LISTEN, check_keywords
@@ -156,7 +155,7 @@ def _to_kernel(loc: str) -> str:
     return "\0" + loc[1:] if loc.startswith("@") else loc
 
 
-def _from_kernel(name: str | bytes | None) -> str:
+def from_kernel(name: str | bytes | None) -> str:
     """Return the loc of a socket that has this *name* in the kernel."""
     text = os.fsdecode(name or "")
     if text.startswith("\0"):
@@ -230,7 +229,7 @@ class UnixConnector(Connector):
             # Not IOStream.connect: it would wait for EAGAIN, after which the kernel does not
             # continue to connect a Unix domain socket.
             sock.connect(_to_kernel(loc))
-            local = _PREFIX + _from_kernel(sock.getsockname())
+            local = _PREFIX + from_kernel(sock.getsockname())
             stream = MessageStream(sock, max_buffer_size=MAX_BUFFER_SIZE)
             return Unix(stream, local, where, deserialize)
         except OSError as exc:
@@ -334,7 +333,7 @@ class UnixListener(StreamListener):
         super().stop()
 
     def _addresses_of(self, sock: socket.socket, address: Any) -> tuple[str, str]:
-        return self.listen_address, _PREFIX + _join(self.host, shown(_from_kernel(address)))
+        return self.listen_address, _PREFIX + _join(self.host, shown(from_kernel(address)))
 
     @property
     def listen_address(self) -> str:
@@ -357,7 +356,7 @@ async def _locked(directory: str) -> AsyncIterator[int]:
     try:
         for attempt in range(_LOCK_ATTEMPTS):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(descriptor, blocking=False)
                 break
             except BlockingIOError as exc:
                 if attempt == _LOCK_ATTEMPTS - 1:
@@ -430,15 +429,25 @@ def _unlink(made_by: int, path: str, made: os.stat_result) -> None:
         return
 
 
+def _require_unix_sockets() -> None:
+    if not hasattr(socket, "AF_UNIX"):
+        raise NotImplementedError(
+            "unix:// addresses need Unix domain sockets, which Python does not have on this "
+            "platform; use tcp://127.0.0.1 instead"
+        )
+
+
 class UnixBackend(Backend):
     """The backend of ``unix://``."""
 
     def get_connector(self) -> Connector:
+        _require_unix_sockets()
         return UnixConnector()
 
     def get_listener(
         self, loc: str, handle_comm: CommHandler, deserialize: bool, **connection_args: Any
     ) -> Listener:
+        _require_unix_sockets()
         return UnixListener(loc, handle_comm, deserialize, **connection_args)
 
     def get_address_host(self, loc: str) -> str:

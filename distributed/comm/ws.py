@@ -384,6 +384,10 @@ class WSListener(BaseTCPListener):
         """The HTTP server that accepts the websockets, maybe shared; None unless started."""
         return self.tcp_server if isinstance(self.tcp_server, HTTPServer) else None
 
+    @property
+    def unfinished_handshakes(self) -> int:
+        return super().unfinished_handshakes + len(self._opening)
+
     def _unfinished(self) -> Iterator[tuple[IOStream, Callable[[], object]]]:
         for stream in self._opening:
             yield stream, stream.close
@@ -467,6 +471,7 @@ class WSListener(BaseTCPListener):
 
     async def _start_http(self, stream: IOStream, address: tuple[Any, ...], peer: str) -> None:
         def refuse(reason: NotHTTP) -> None:
+            self.handshakes.other += 1
             self._log_failure(peer, reason)
             stream.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
@@ -478,10 +483,18 @@ class WSListener(BaseTCPListener):
                 self._forget(stream)
                 stream.close()
                 if not isinstance(stream.error, NotHTTP):
+                    self.handshakes.other += 1
                     self._log_failure(peer, exc)
                 return
         if isinstance(self.tcp_server, HTTPServer):
             HTTPServer.handle_stream(self.tcp_server, stream, address)
+
+    def release(self, stream: IOStream) -> None:
+        """Leave a connection to an application that answers its request.
+
+        This listener no longer closes it at the deadline for opening a websocket.
+        """
+        self._forget(stream)
 
     def _accept(self, protocol: Protocol) -> None:
         """Make a comm of a websocket that a peer has opened, and serve it."""
@@ -523,6 +536,7 @@ class WSListener(BaseTCPListener):
         """Close a stream because its peer has not opened a websocket in time."""
         del self._opening[stream]
         if not stream.closed():
+            self.handshakes.timeout += 1
             reason = "no websocket was opened in time ('distributed.comm.timeouts.handshake')"
             self._log_failure(peer, CommClosedError(reason))
             stream.close()

@@ -163,6 +163,7 @@ class WS(FramedComm):
                 frames += _side_by_side(parts)
                 parts = []
         self._in_message = False
+        self.traffic.bytes_received += size
         if self._inbox.is_complete is not None:
             self._inbox.continue_ahead()
         self._read = 0 if waited else self._read + 1
@@ -233,7 +234,7 @@ class WS(FramedComm):
         self._inbox.start_ahead(self._is_complete)
         try:
             # Cancelling a future of Tornado breaks its stream.
-            await asyncio.shield(sent)
+            await self.traffic.wait(asyncio.shield(sent))
         finally:
             self._inbox.stop_ahead()
 

@@ -32,7 +32,9 @@ from distributed.core.metering import context_meter_to_server_digest
 from distributed.core.pool import ConnectionPool, PooledRPCCall
 from distributed.core.remote import rpc
 from distributed.core.requests import _expects_comm, pingpong
+from distributed.core.running import run, serve
 from distributed.core.server import Server
+from distributed.core.signals import end_with_parent
 from distributed.core.status import Status
 from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError, NoOpAwaitable
 
@@ -57,6 +59,7 @@ __all__ = [
     "coerce_to_address",
     "connect",
     "context_meter_to_server_digest",
+    "end_with_parent",
     "error_message",
     "get_address_host_port",
     "listen",
@@ -64,8 +67,10 @@ __all__ = [
     "raise_later",
     "remaining_time",
     "rpc",
+    "run",
     "run_to_completion",
     "send_recv",
+    "serve",
     "timeout",
     "typed",
 ]

@@ -38,6 +38,8 @@ class Admission:
         # Admitted comm → host of the peer, or None if there is no limit per host.
         self._hosts: dict[Comm, str | None] = {}
         self._counts: Counter[str] = Counter()
+        #: Reason → number of comms that were refused.
+        self.refused = {"max-connections": 0, "max-connections-per-host": 0, "closing": 0}
 
     @classmethod
     def configured(cls) -> Admission:
@@ -51,6 +53,7 @@ class Admission:
     def enter(self, comm: Comm) -> str | None:
         """Admit *comm* and return None, or return the reason for refusing it."""
         if self.limit is not None and len(self._hosts) >= self.limit:
+            self.refused["max-connections"] += 1
             return (
                 f"it has {len(self._hosts)} connections, as many as "
                 "'distributed.comm.max-connections' allows"
@@ -61,6 +64,7 @@ class Admission:
         host = get_address_host(comm.peer_address)
         count = self._counts[host]
         if count >= self.limit_per_host:
+            self.refused["max-connections-per-host"] += 1
             return (
                 f"it has {count} connections from {host}, as many as "
                 "'distributed.comm.max-connections-per-host' allows"
@@ -133,4 +137,4 @@ class Refusals:
             return
         more = f", and {self._unlogged} others since the last report" if self._unlogged else ""
         self._logged, self._unlogged = now, 0
-        logger.warning("%s (from %s%s)", message, peer, more)
+        logger.warning("%s (from %s%s)", message, peer, more, extra={"peer": peer})

@@ -20,7 +20,9 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.core.call_info import END, CallInfo, items, unambiguous, written
 from distributed.core.conversations import PassedComm
 from distributed.core.deadlines import timeout
+from distributed.core.mistakes import BadCall
 from distributed.core.status import Status
+from distributed.telemetry.request_counts import RequestCounts
 
 __all__ = [
     "GENERATORS",
@@ -85,7 +87,7 @@ def check_result(result: Result, op: str) -> None:
 
     Raises
     ------
-    TypeError
+    BadCall
         If it is a generator: only a streaming call can be answered by it.
     RuntimeError
         If it is an awaitable, but not a coroutine.
@@ -100,7 +102,7 @@ def check_result(result: Result, op: str) -> None:
     if kind is GeneratorType:
         result.close()
     # An asynchronous generator that has not started needs no closing.
-    raise TypeError(
+    raise BadCall(
         f"{op!r} answers by a stream: call it by `async for item in remote.{op}.stream(...)`"
     )
 
@@ -118,15 +120,23 @@ class Answer:
         What the request carries.
     serializers
         The serialization families for the answer.
+    counts
+        Counts the streams and conversations.
     """
 
     def __init__(
-        self, comm: Comm, op: str, info: CallInfo, serializers: Sequence[str] | None
+        self,
+        comm: Comm,
+        op: str,
+        info: CallInfo,
+        serializers: Sequence[str] | None,
+        counts: RequestCounts,
     ) -> None:
         self._comm = comm
         self._op = op
         self.info = info
         self._serializers = serializers
+        self._counts = counts
         self._sender: ItemSender | None = None
 
     async def run(self, call: Callable[..., Result], with_comm: bool) -> Any:
@@ -177,11 +187,15 @@ class Answer:
         """Run a handler that keeps the comm until it returns."""
         op = self._op
         if not with_comm:
-            raise TypeError(
+            raise BadCall(
                 f"the handler of {op!r} does not take 'comm', so it cannot converse: call it by "
                 f"`await remote.{op}(...)`, or by `remote.{op}.stream(...)` if it is a generator"
             )
-        await result_of(call(self._comm), op)
+        self._counts.conversations += 1
+        try:
+            await result_of(call(self._comm), op)
+        finally:
+            self._counts.conversations -= 1
         return Status.dont_reply
 
     async def _plain(self, call: Callable[..., Result], with_comm: bool) -> Any:
@@ -194,14 +208,19 @@ class Answer:
     async def _stream(self, call: Callable[..., Result], with_comm: bool) -> Any:
         """Write the items of a handler, and return the message for their end."""
         sender = self._sender = ItemSender(self._comm, self.info.stream, self._serializers)
-        if with_comm:
-            comm = _ItemComm(self._comm)
-            comm.put = sender.put
-            result = call(comm)
-        else:
-            result = call()
-        producer = _produce(result, sender, self._op)
-        await sender.run(producer, self._op)
+        self._counts.answers += 1
+        try:
+            if with_comm:
+                comm = _ItemComm(self._comm)
+                comm.put = sender.put
+                result = call(comm)
+            else:
+                result = call()
+            producer = _produce(result, sender, self._op)
+            await sender.run(producer, self._op)
+        finally:
+            self._counts.answers -= 1
+            self._counts.items += sender.count
         return END
 
 
@@ -302,7 +321,7 @@ async def _produce(result: Result, sender: ItemSender, op: str) -> None:
             if hasattr(result, "close"):
                 result.close()
     elif result is not Status.dont_reply and not (result is None and sender.count):
-        raise TypeError(
+        raise BadCall(
             f"{op!r} does not stream but returns a value: call it by `await remote.{op}(...)`"
         )
 

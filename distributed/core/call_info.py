@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Self
 
 from distributed.base.text import shown_repr
 from distributed.comm.handshake import register_feature
+from distributed.core.mistakes import BadRequest
 
 __all__ = ["END", "FEATURE", "KEY", "CallInfo", "items", "kind_of", "unambiguous", "written"]
 
@@ -73,32 +74,32 @@ class CallInfo(NamedTuple):
 
         Raises
         ------
-        ValueError
+        BadRequest
             If no honest peer sends it.
         """
         if value is True:
             return cls()
         if not isinstance(value, dict):
-            raise ValueError(
+            raise BadRequest(
                 f"{KEY!r} of a request must be true or a map, got {shown_repr(value, 100)}"
             )
         timeout = value.get("timeout")
         if timeout is not None and (
             type(timeout) not in (int, float) or not math.isfinite(timeout)
         ):
-            raise ValueError(
+            raise BadRequest(
                 f"the timeout of a request must be in seconds, got {shown_repr(timeout, 100)}"
             )
         stream = value.get("stream", 0)
         if type(stream) is not int or stream < 0:
-            raise ValueError(
+            raise BadRequest(
                 f"the window of a stream must be a number, got {shown_repr(stream, 100)}"
             )
         metadata = value.get("metadata", {})
         if not isinstance(metadata, dict) or not all(
             isinstance(text, str) for item in metadata.items() for text in item
         ):
-            raise ValueError(
+            raise BadRequest(
                 f"metadata must be a map of names to texts, got {shown_repr(metadata, 100)}"
             )
         return cls(timeout, min(stream, MAX_WINDOW), value.get("open") is True, metadata)

@@ -12,7 +12,7 @@ from distributed.core.calls import error_from
 from distributed.core.deadlines import timeout
 from distributed.core.long_calls import LongCall
 
-__all__ = ["Conversing", "PassedComm"]
+__all__ = ["Conversing", "PassedComm", "unwrapped"]
 
 
 class PassedComm(Comm):
@@ -72,6 +72,13 @@ class PassedComm(Comm):
 
     def __repr__(self) -> str:
         return repr(self._comm)
+
+
+def unwrapped(comm: Comm) -> Comm:
+    """Return the comm that *comm* passes messages to, or *comm* itself."""
+    while isinstance(comm, PassedComm):
+        comm = comm._comm
+    return comm
 
 
 class Conversation(PassedComm):

@@ -10,11 +10,13 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Generator
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self, final
 
 from tornado.ioloop import IOLoop
 
+from distributed.base import config
 from distributed.base.arguments import check_duration
 from distributed.base.logs import get_logger
 from distributed.core.status import Status
@@ -36,6 +38,8 @@ class LifeCycle:
         self.id = f"{type(self).__name__}-{uuid.uuid4()}"
         #: The thread in which the object was started; 0 before that.
         self.thread_id = 0
+        # The monotonic time at which it was started, in seconds; None before that.
+        self._started_at: float | None = None
         self._status = Status.init
         # Held while start_unsafe() runs, so that concurrent calls of start() wait for it.
         self._start_lock = asyncio.Lock()
@@ -45,6 +49,10 @@ class LifeCycle:
         self._last_status = Status.closed
         # Set by the first call of close(), and never reset.
         self._close_begun = False
+        # Set by the first call of drain() or close(), and never reset.
+        self._refuses_requests = False
+        # The time (of time.monotonic) when drain() cancels what still runs; None before drain().
+        self._drain_deadline: float | None = None
         # Set at the end of the first call of close(), also if that call fails.
         self._event_finished = asyncio.Event()
         # None until io_loop is first read or set.
@@ -130,6 +138,7 @@ class LifeCycle:
                 async with limit:
                     self._io_loop = IOLoop.current()
                     self.thread_id = threading.get_ident()
+                    self._started_at = monotonic()
                     await self.start_unsafe()
             except Exception as exc:
                 if limit.expired():
@@ -166,6 +175,40 @@ class LifeCycle:
         """
         return self
 
+    async def drain(self, timeout: float | str | None = None) -> bool:
+        """Refuse new requests, and wait until those in progress have finished.
+
+        Call :meth:`close` afterwards; :func:`distributed.core.serve` calls both.  One-way streams
+        continue until :meth:`close`, because requests in progress may need their messages.
+        Subclasses may extend this method, to end work that has no end of its own.
+
+        Parameters
+        ----------
+        timeout
+            Maximum time, in seconds or as a string such as ``"500ms"``.  Handlers that still run
+            then are cancelled, and their callers get an error.  The default is the value of
+            ``distributed.server.shutdown-timeout``.
+
+        Returns
+        -------
+        bool
+            Whether everything finished in time.
+        """
+        seconds = check_duration("timeout", timeout)
+        if seconds is None:
+            seconds = config.get_timedelta("distributed.server.shutdown-timeout") or 0
+        if self._close_begun:
+            await self._event_finished.wait()
+            return True
+        self._refuses_requests = True
+        self.status = Status.closing_gracefully
+        self._drain_deadline = monotonic() + seconds
+        return await self._drain_unsafe(self._drain_deadline)
+
+    async def _drain_unsafe(self, deadline: float) -> bool:
+        """Do the work of :meth:`drain`, until a time of ``time.monotonic``."""
+        return True
+
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Close, or wait for the end of a close that is in progress.
 
@@ -181,7 +224,7 @@ class LifeCycle:
         if self._close_begun:
             await self._event_finished.wait()
             return
-        self._close_begun = True
+        self._close_begun = self._refuses_requests = True
         if self._status is not Status.closing_gracefully:
             self.status = Status.closing
         logger.debug("Closing %s%s", self.id, f": {reason}" if reason else "")

@@ -81,6 +81,8 @@ class Listeners:
         self._server = server
         # In the order in which they were bound.
         self.bound: list[Listener] = []
+        # What listen() has returned.
+        self.requested: list[Listening] = []
         # Held while an address is bound, so that addresses are bound one after the other.
         self._lock = asyncio.Lock()
         # The tasks of _bind().
@@ -89,7 +91,9 @@ class Listeners:
     def listen(self, addr: str, **kwargs: Any) -> Listening:
         """Listen at *addr*; *kwargs* are passed to :func:`distributed.comm.listen`."""
         what = f"{self._server.id}: listening at {addr}"
-        return Listening(partial(self._bind, addr, kwargs), self._server, what)
+        listening = Listening(partial(self._bind, addr, kwargs), self._server, what)
+        self.requested.append(listening)
+        return listening
 
     async def _bind(self, addr: str, kwargs: dict[str, Any]) -> None:
         server = self._server
@@ -111,6 +115,12 @@ class Listeners:
             raise RuntimeError(f"cannot listen at {addr}: {server.id} was stopped") from None
         finally:
             self._binding.discard(task)
+
+    def leave_inherited(self) -> None:
+        """Stop listening at the sockets that another process holds open for the next server."""
+        for listener in self.bound:
+            if getattr(listener, "is_inherited", False):
+                listener.stop()
 
     def stop(self) -> None:
         """Stop listening; calls of :meth:`listen` that are in progress raise RuntimeError."""

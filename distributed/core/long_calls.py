@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from distributed.comm import Comm
+from distributed.comm.attempts import failures_before
 from distributed.core.call_info import FEATURE, KEY, CallInfo
 from distributed.core.deadlines import current_deadline, time_left
 from distributed.core.retries import Retries
@@ -106,14 +107,15 @@ class LongCall:
         """Return the seconds until the deadline, not less than 0; None if there is none."""
         return None if self._deadline is None else max(0, self._deadline - monotonic())
 
-    def _timed_out(self) -> TimeoutError:
+    def _timed_out(self, reason: str = "") -> TimeoutError:
         """Return the error for the end of the caller's time."""
         limit = self._configuration.limit
-        return TimeoutError(
+        text = (
             f"no time is left for {self._op!r}"
             if limit is None
             else f"{self._op!r} took longer than {limit:g} s"
         )
+        return TimeoutError(text + reason)
 
     async def _in_time(self, step: Coroutine[Any, Any, T]) -> T:
         """Return the result of a step of the call, which is cancelled at the deadline."""
@@ -126,7 +128,7 @@ class LongCall:
                 return await step
         except TimeoutError as exc:
             if limit.expired() and not exc.args:
-                raise self._timed_out() from exc
+                raise self._timed_out(failures_before(exc)) from exc
             raise
 
     async def _send_request(self, keys: dict[str, Any], info: CallInfo) -> Comm:

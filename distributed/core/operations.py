@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 from distributed.base.logs import get_logger
 from distributed.base.quantities import parse_timedelta
 from distributed.comm import Comm, CommClosedError
+from distributed.comm.attempts import failures_before
 from distributed.core.call_info import FEATURE, KEY, CallInfo
 from distributed.core.calls import RPCClosed, send_recv
 from distributed.core.conversations import Conversing
@@ -457,7 +458,9 @@ class ConfiguredCalls(RemoteCalls):
                 return await (call() if retries is None else retries.run(call))
         except TimeoutError as exc:
             if limit.expired() and not exc.args:
-                raise TimeoutError(f"{name!r} took longer than {seconds:g} s") from exc
+                raise TimeoutError(
+                    f"{name!r} took longer than {seconds:g} s{failures_before(exc)}"
+                ) from exc
             raise
 
     def _stream(

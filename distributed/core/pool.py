@@ -17,6 +17,7 @@ import asyncio
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
+from time import perf_counter
 from typing import Any, ClassVar, Never, Self
 
 from distributed.base.arguments import (
@@ -27,6 +28,7 @@ from distributed.base.arguments import (
 )
 from distributed.base.logs import get_logger
 from distributed.base.text import shown
+from distributed.base.traffic import Traffic
 from distributed.comm import Comm, CommClosedError
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import addr_from_args
@@ -70,6 +72,8 @@ class PoolState:
         self._waiting: deque[tuple[str, asyncio.Future[Comm | None]]] = deque()
         # Number of places taken by connections being opened.
         self._connecting_count = 0
+        #: Number of all calls that had to wait, and the time that those took which have ended.
+        self.waits, self.seconds_waited = 0, 0.0
 
     @property
     def active(self) -> int:
@@ -117,6 +121,10 @@ class PoolState:
         ready: asyncio.Future[Comm | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((addr, ready))
         self._settle()
+        if ready.done():
+            return ready.result()
+        begin = perf_counter()
+        self.waits += 1
         try:
             return await ready
         except asyncio.CancelledError:
@@ -127,6 +135,8 @@ class PoolState:
             else:
                 self._leave_place()
             raise
+        finally:
+            self.seconds_waited += perf_counter() - begin
 
     def _leave_place(self) -> None:
         """Stop counting one connection as being opened, and serve waiting calls."""
@@ -347,6 +357,8 @@ class ConnectionPool(PoolState):
         self._connecting_close_timeout = 5.0
         # Every comm made by this pool that still exists; for debugging.
         self._created: weakref.WeakSet[Comm] = weakref.WeakSet()
+        #: Transport → the traffic of all comms that used it.
+        self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
         self._instances.add(self)
 
     def __repr__(self) -> str:
@@ -462,6 +474,7 @@ class ConnectionPool(PoolState):
                 comm.abort()
                 raise CommClosedError(f"{reason} (connecting to {shown(addr)})")
             comm.name = "ConnectionPool"
+            comm.count_in(self.traffic[comm.local_address.partition("://")[0]])
             comm.allow_offload = self.allow_offload
             self._created.add(comm)
             self.occupied[addr].add(comm)

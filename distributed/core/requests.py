@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -19,12 +20,12 @@ import msgpack
 from distributed.base.callables import has_keyword
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
+from distributed.base.traffic import Traffic
 from distributed.comm.core import Comm, CommClosedError
 from distributed.core.admission import Admission, Refusals
 from distributed.core.answers import (
     GENERATORS,
     Answer,
-    DeadlineExceeded,
     MarkingComm,
     check_result,
     is_coroutine,
@@ -33,11 +34,19 @@ from distributed.core.answers import (
 )
 from distributed.core.call_info import KEY, CallInfo, unambiguous
 from distributed.core.deadlines import current
-from distributed.core.errors.messages import ErrorMessage, error_message
-from distributed.core.errors.text import safe_str
+from distributed.core.draining import Draining
+from distributed.core.errors.messages import error_message
+from distributed.core.failures import Failures, Refused, outcome, protocol_error
 from distributed.core.interceptors import Call, Interceptor, intercept
+from distributed.core.mistakes import BadCall, BadRequest, do_not_fit
 from distributed.core.status import Status
 from distributed.telemetry.counter import Counter
+from distributed.telemetry.request_counts import (
+    LATENCY_BOUNDS,
+    SHORT,
+    OperationCounts,
+    RequestCounts,
+)
 
 logger = get_logger("distributed.core")
 
@@ -77,10 +86,7 @@ class _Call(NamedTuple):
     with_serializers: bool
     # Whether the handler is cancelled when its caller leaves.
     cancellable: bool
-
-
-class _Refused(RuntimeError):
-    """The server does not start the handler of a request."""
+    counts: OperationCounts
 
 
 class RequestServer(Protocol):
@@ -93,6 +99,7 @@ class RequestServer(Protocol):
     _comms: dict[Comm, str | None]
     interceptors: tuple[Interceptor, ...]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _is_open(self) -> bool: ...
@@ -120,10 +127,18 @@ class Requests:
         self._calls: dict[str, _Call] = {}
         # The comms whose handler is cancelled if the caller leaves.
         self._cancellable: set[Comm] = set()
+        self.counts = RequestCounts()
+        #: Transport → the traffic of all comms that used it.
+        self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
+        #: How handlers end when the server is drained.
+        self.draining = Draining(server._comms, self._tasks, self._write)
+        self._failures = Failures(server, self.counts, self.draining.given_up)
 
     def serve(self, comm: Comm) -> None:
         """Start a task that answers the requests on *comm*, or abort *comm* if it is too late."""
+        comm.count_in(self.traffic[comm.local_address.partition("://")[0]])
         if not self._server._is_open:
+            self._admission.refused["closing"] += 1
             comm.abort()
             return
         refusal = self._admission.enter(comm)
@@ -136,6 +151,7 @@ class Requests:
     def _served(self, task: asyncio.Task[Any]) -> None:
         comm = self._tasks.pop(task)
         self._admission.leave(comm)
+        self.draining.forget(comm)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("%s stopped serving %s", self._server.id, comm.peer_address, exc_info=exc)
 
@@ -152,21 +168,27 @@ class Requests:
                 try:
                     msg = await read()
                 except CommClosedError as exc:
-                    logger.debug("%s disconnected from %s: %s", comm.peer_address, server.id, exc)
+                    peer = comm.peer_address
+                    fields = {"peer": peer}
+                    logger.debug("%s disconnected from %s: %s", peer, server.id, exc, extra=fields)
                     break
                 except BaseException as exc:
                     if comm.closed() or self._ends_task(comm, exc):
                         raise
                     logger.warning(
-                        "%s received an unreadable request in %r", server.id, comm, exc_info=True
+                        "%s received an unreadable request in %r",
+                        server.id,
+                        comm,
+                        exc_info=True,
+                        extra={"peer": comm.peer_address},
                     )
-                    await self._write(comm, None, _protocol_error(exc))
+                    await self._write(comm, None, protocol_error(exc))
                     continue
-                in_time = not server._close_begun
+                in_time = not server._refuses_requests
                 keep = await self._answer(comm, msg)
                 # Release the memory of this request before the next one arrives.
                 msg = None
-                if not keep or (in_time and server._close_begun):
+                if not keep or (in_time and server._refuses_requests):
                     await comm.close()
                     break
                 server._comms[comm] = None
@@ -256,13 +278,15 @@ class Requests:
             # The caller reads messages, so it can read an error.
             reply = True
         result: Any = "OK"
-        answer = marking = None
+        answer = marking = call = counts = failure = None
+        begin = perf_counter()
         try:
             if op is None:
                 self._check(comm, msg)
             if serializers is not None:
-                # The peer may name a family a million times; each would be tried for each object.
-                serializers = tuple(dict.fromkeys(serializers))
+                # If they are not valid, the answer that says so is in any family.
+                wanted, serializers = serializers, None
+                serializers = _families(wanted)
             # Comparing an array that a peer has sent would make one of booleans.
             if isinstance(op, str) and op == "close":
                 close = True
@@ -273,11 +297,12 @@ class Requests:
                     call is None
                     or call.handler is not server.handlers.get(op)
                     or server.blocked_handlers
-                    or server._close_begun
+                    or server._refuses_requests
                 ):
                     call = self._find(op)
                 server.counters["op"].add(op)
                 server._comms[comm] = op
+                counts = call.counts
                 if call.with_serializers and serializers is not None:
                     kwargs["serializers"] = serializers
                 handler = call.handler
@@ -296,13 +321,16 @@ class Requests:
                     if is_awaitable:
                         check_result(result, op)
                 else:
-                    answer = Answer(comm, op, CallInfo.parse(info), serializers)
+                    answer = Answer(comm, op, CallInfo.parse(info), serializers, self.counts)
+                    if answer.info.stream:
+                        self.draining.streaming.add(comm)
                     result = answer.run(partial(handler, **kwargs), call.with_comm)
                     is_awaitable = True
                 if is_awaitable:
                     if info is not None and call.cancellable:
                         if comm.closed():
                             result.close()
+                            counts.add(perf_counter() - begin, "disconnected")
                             return False
                         self._cancellable.add(comm)
                     result = await result
@@ -316,35 +344,59 @@ class Requests:
         except BaseException as exc:
             # Raised here and not in a function called with the error: the frame of that would refer
             # to the error, and the error to the frame.
-            if self._ends_task(comm, exc):
+            if self._ends_task(comm, exc) and not self.draining.ends(comm, exc):
+                if counts is not None:
+                    counts.add(perf_counter() - begin, "cancelled")
                 raise
             if not isinstance(op, str):
                 op = shown_repr(op)
-            result = self._failure(comm, op, exc)
+            failure = outcome(exc)
+            result = self._failures.answer(comm, op, exc, call, kwargs)
             if result is None:
+                if counts is not None:
+                    counts.add(perf_counter() - begin, "disconnected")
                 return False
-            if info is not None and isinstance(exc, _Refused):
+            if info is not None and isinstance(exc, Refused):
                 result["refused"] = True
         finally:
             if info is not None:
                 self._cancellable.discard(comm)
-        if (
-            reply
-            and result is not Status.dont_reply
-            and not await self._write(comm, op, result, serializers)
-        ):
-            return False
-        if answer is not None:
-            await answer.finish()
+        try:
+            if reply and result is not Status.dont_reply:
+                written = await self._write(comm, op, result, serializers)
+                if written is not None:
+                    failure = written
+                    if written == "disconnected":
+                        return False
+            if answer is not None:
+                await answer.finish()
+                self.draining.streaming.discard(comm)
+        except BaseException:
+            failure = "cancelled"
+            raise
+        finally:
+            if counts is not None:
+                seconds = perf_counter() - begin
+                if failure is None:
+                    # As `OperationCounts.add`, but without calls in the usual case.
+                    counts.seconds += seconds
+                    if seconds < SHORT:
+                        counts.buckets[0] += 1
+                    else:
+                        counts.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+                else:
+                    counts.add(seconds, failure)
         return not close
 
     def _check(self, comm: Comm, msg: Any) -> None:
         """Raise an error for the caller unless *msg* is a dict with the key ``"op"``."""
         route = f"(sent to {self._server._name_in_messages} by {comm.peer_address})"
+        if not (isinstance(msg, dict) and "op" in msg):
+            self.counts.rejected["malformed"] += 1
         if not isinstance(msg, dict):
-            raise TypeError(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
+            raise BadCall(f"Bad message type.  Expected dict, got\n  {shown_repr(msg)} {route}")
         if "op" not in msg:
-            raise ValueError(
+            raise BadRequest(
                 f"Received unexpected message without 'op' key: {shown_repr(msg)} {route}"
             )
 
@@ -353,24 +405,28 @@ class Requests:
 
         Raises
         ------
-        _Refused
+        Refused
             If the server is closing.
-        ValueError
+        BadRequest
             If *op* has no handler, or is blocked.
         """
         server = self._server
         # An op of another type may be slow to compare.
         known = isinstance(op, str)
-        if server._close_begun and not (known and op == "health"):
-            raise _Refused(f"{server._name_in_messages} is closing and refuses new requests")
+        rejected = self.counts.rejected
+        if server._refuses_requests and not (known and op == "health"):
+            rejected["closing"] += 1
+            raise Refused(f"{server._name_in_messages} is closing and refuses new requests")
         if known and op in server.blocked_handlers:
-            raise ValueError(
+            rejected["blocked"] += 1
+            raise BadRequest(
                 f"The {op!r} handler has been explicitly disallowed in {type(server).__name__}, "
                 "possibly due to security concerns."
             )
         handler = server.handlers.get(op) if known else None
         if handler is None:
-            raise ValueError(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
+            rejected["unknown-op"] += 1
+            raise BadRequest(f"No handler for op {shown_repr(op)} in {server._name_in_messages}")
         call = self._calls.get(op)
         if call is None or call.handler is not handler:
             call = self._calls[op] = _Call(
@@ -378,6 +434,7 @@ class Requests:
                 _expects_comm(handler),
                 has_keyword(handler, "serializers"),
                 not is_run_to_completion(handler),
+                self.counts.of(op),
             )
         return call
 
@@ -395,10 +452,18 @@ class Requests:
         parsed = CallInfo() if info is None else CallInfo.parse(info)
         kind: Any = "stream" if parsed.stream else "conversation" if parsed.open else "value"
 
+        names = set(kwargs)
+
         async def make(call: Call) -> Any:
-            result = handler(*args, **call.arguments)
-            if is_coroutine(result) or not parsed.stream:
-                return await result_of(result, op)
+            try:
+                result = handler(*args, **call.arguments)
+                if is_coroutine(result) or not parsed.stream:
+                    return await result_of(result, op)
+            except TypeError as exc:
+                # Arguments that an interceptor has changed are not the caller's.
+                if names == set(call.arguments) and do_not_fit(exc, handler, args, call.arguments):
+                    raise BadCall(*exc.args) from None
+                raise
             return result
 
         call = Call(op, kwargs, comm.peer_address, "server", kind, dict(parsed.metadata))
@@ -417,32 +482,13 @@ class Requests:
             return self._tasks.get(_current_task()) is not comm  # type: ignore[arg-type]
         return isinstance(exc, (KeyboardInterrupt, SystemExit))
 
-    def _failure(self, comm: Comm, op: Any, exc: BaseException) -> ErrorMessage | None:
-        """Log the failure of a request and return its answer, or None if the peer disconnected."""
-        name, peer, level = self._server._name_in_messages, comm.peer_address, logging.ERROR
-        if isinstance(exc, CommClosedError):
-            if comm.closed():
-                logger.debug("%s disconnected from %s during op %r: %s", peer, name, op, exc)
-                return None
-            # About another connection, most likely one of the handler.
-            level = logging.INFO
-        elif isinstance(exc, asyncio.CancelledError):
-            # A CancelledError at the caller would look as if the caller had been cancelled.
-            error = RuntimeError(f"the handler of {shown_repr(op)} in {name} was cancelled")
-            error.__cause__ = exc
-            exc, level = error, logging.WARNING
-        elif isinstance(exc, DeadlineExceeded):
-            exc, level = TimeoutError(*exc.args), logging.INFO
-        elif isinstance(exc, _Refused):
-            exc, level = RuntimeError(*exc.args), logging.INFO
-        message = "Exception while handling op %s in %s for %s"
-        logger.log(level, message, op, name, peer, exc_info=exc)
-        return error_message(exc, "uncaught-error")
-
     async def _write(
         self, comm: Comm, op: Any, result: Any, serializers: Sequence[str] | None = None
-    ) -> bool:
-        """Write the answer to a request, and return whether *comm* is still open.
+    ) -> str | None:
+        """Write the answer to a request, and return None.
+
+        Return ``"error"`` if an error was written in its place, because it cannot be serialized,
+        and ``"disconnected"`` if *comm* is closed.
 
         A wrapped value that cannot be serialized is replaced by an error, which the reader raises
         when it deserializes the value: also if the value passes through servers that do not.
@@ -454,18 +500,24 @@ class Requests:
             await comm.write(result, serializers=families, on_error=on_error)
         except CommClosedError as exc:
             logger.debug(
-                "%s disconnected before op %r was answered: %s", comm.peer_address, op, exc
+                "%s disconnected before op %r was answered: %s",
+                comm.peer_address,
+                op,
+                exc,
+                extra={"peer": comm.peer_address, "op": op},
             )
-            return False
+            return "disconnected"
         except BaseException as exc:
             if comm.closed() or serializers is _ANY or self._ends_task(comm, exc):
                 raise
             message = "Cannot serialize the result of op %s for %s"
-            logger.error(message, op, comm.peer_address, exc_info=True)
+            fields = {"peer": comm.peer_address, "op": op}
+            logger.error(message, op, comm.peer_address, exc_info=True, extra=fields)
             # Write the error in the caller's families; if *result* was an error, in any family.
-            error = _protocol_error(exc)
-            return await self._write(comm, op, error, _ANY if is_error else serializers)
-        return True
+            error = protocol_error(exc)
+            self.counts.note_error(op, comm.peer_address, exc)
+            return await self._write(comm, op, error, _ANY if is_error else serializers) or "error"
+        return None
 
     async def finish(self, grace: float) -> None:
         """Let running handlers finish within *grace* seconds, then cancel them.
@@ -511,7 +563,12 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _protocol_error(exc: BaseException) -> ErrorMessage:
-    """Return the answer for an error of the protocol, in an exception class that any peer has."""
-    kind = TypeError if isinstance(exc, TypeError) else ValueError
-    return error_message(kind(safe_str(exc)).with_traceback(exc.__traceback__), "uncaught-error")
+def _families(serializers: Any) -> tuple[Any, ...]:
+    """Return the serialization families that a request names, each once.
+
+    A peer may name one a million times; each would be tried for each object.
+    """
+    try:
+        return tuple(dict.fromkeys(serializers))
+    except TypeError as exc:
+        raise BadCall(f"the 'serializers' of a request must be a list of names: {exc}") from None

@@ -31,6 +31,7 @@ from distributed.comm.core import Listener
 from distributed.comm.settings import check_configuration
 from distributed.core import slow_calls
 from distributed.core.description import describe
+from distributed.core.handlers import blocked_names, check_handlers, check_reserved
 from distributed.core.host import (
     SystemMonitor,
     is_role,
@@ -44,7 +45,6 @@ from distributed.core.lifecycle import LifeCycle
 from distributed.core.listening import Listeners, Listening, address_to_listen_at
 from distributed.core.pool import ConnectionPool
 from distributed.core.requests import Requests
-from distributed.core.reserved import blocked_names, check_handlers, check_reserved
 from distributed.core.streams import Streams
 from distributed.core.tasks import AsyncTaskGroup, NoOpAwaitable
 from distributed.scratch.directory import ScratchDirectory
@@ -271,10 +271,22 @@ class Server(LifeCycle):
     def _stop_listeners(self) -> None:
         self._server_listeners.stop()
 
+    async def _drain_unsafe(self, deadline: float) -> bool:
+        self._server_listeners.leave_inherited()
+        return await self._server_requests.draining.wait(deadline, self._server_streams.comms)
+
+    @property
+    def _cut_short(self) -> bool:
+        """Whether a handler was cancelled because it did not end in the time of :meth:`drain`."""
+        return self._server_requests.draining.cut_short or self._server_streams.cut_short
+
     async def _close_unsafe(self, timeout: float | None) -> None:
         try:
             try:
                 self.stop()
+                if self._drain_deadline is not None:
+                    await self._server_streams.drain(self._drain_deadline)
+                    await self._server_requests.draining.wait(self._drain_deadline)
                 self._server_streams.abort_idle()
                 deadline = monotonic() + (CLOSE_GRACE if timeout is None else timeout)
                 for part in (self._server_streams, self._server_requests):
@@ -329,7 +341,7 @@ class Server(LifeCycle):
         dict
             ``"status"``: ``"serving"``, or ``"closing"`` if new requests are refused.
         """
-        return {"status": "closing" if self._close_begun else "serving"}
+        return {"status": "closing" if self._refuses_requests else "serving"}
 
     def _to_dict(self, *, exclude: Any = ()) -> dict[str, Any]:
         """Return the state of this server for a dump, without the keys in *exclude*."""

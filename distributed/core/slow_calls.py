@@ -59,6 +59,7 @@ class SlowCalls:
                     call.address,
                     seconds,
                     "" if exc is None else f" and failed: {type(exc).__name__}",
+                    extra={"peer": call.address, "op": call.op},
                 )
 
         return await until_end(call, proceed, ended)

@@ -15,14 +15,16 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import islice
 from operator import length_hint
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 from distributed.base import config
 from distributed.base.logs import get_logger
 from distributed.base.text import shown_repr
 from distributed.comm.core import Comm, CommClosedError
+from distributed.core.conversations import unwrapped
 from distributed.core.errors.text import safe_repr
+from distributed.core.mistakes import bad_call, do_not_fit
 from distributed.core.receipts import Receipts, Sessions, receipts_for
 
 logger = get_logger("distributed.core")
@@ -35,11 +37,16 @@ TURN = 0.003
 _CHECKED_AFTER = 8
 
 
+#: Maximum number of seconds for reading the messages that have arrived when streams are drained.
+_ARRIVED = 0.1
+
+
 class StreamServer(Protocol):
     """The attributes of a server that :class:`Streams` uses."""
 
     stream_handlers: dict[str, Callable[..., Any]]
     _close_begun: bool
+    _refuses_requests: bool
 
     @property
     def _name_in_messages(self) -> str: ...
@@ -58,6 +65,8 @@ class _Stream:
         self.receipts = receipts
         # Whether the stream waits for its next message.
         self.idle = False
+        # Number of reads that have returned a message.
+        self.reads = 0
         # The coroutine handlers that have not ended.
         self.running: set[asyncio.Task[Any]] = set()
         # The error of the first handler that failed; `Streams._end` raises it once.
@@ -95,6 +104,10 @@ class Streams:
         # maximum.
         limit = config.get_int("distributed.comm.max-stream-handlers")
         self._limit = None if limit is None else max(limit, 1)
+        #: Whether `drain` has cancelled a handler.
+        self.cut_short = False
+        # Whether streams end before their next message; never reset.
+        self._ending = False
         # Number of streams that let other tasks run before they handle more messages.
         self._paused = 0
         # The sessions of acknowledged streams.
@@ -103,6 +116,8 @@ class Streams:
         self._streams: set[_Stream] = set()
         # Each coroutine handler that runs → its stream and its op.
         self._tasks: dict[asyncio.Task[Any], tuple[_Stream, Any]] = {}
+        #: Numbers of all streams so far, of those whose handler failed, and of their messages.
+        self.opened = self.failed = self.messages = 0
 
     async def handle(self, comm: Comm, extra: Mapping[str, Any] | None = None) -> None:
         """Call stream handlers with the messages from *comm* until the stream ends; close *comm*.
@@ -112,24 +127,32 @@ class Streams:
         server = self._server
         extra = dict(extra or {})
         comm.name = comm.name or "stream"
-        logger.info("Starting established connection to %s", comm.peer_address)
+        if server._refuses_requests:
+            # Its handler started before that: waiting for a stream without an end would be useless.
+            await comm.close()
+            return
+        fields = {"peer": comm.peer_address}
+        logger.info("Starting established connection to %s", comm.peer_address, extra=fields)
         receipts = receipts_for(comm, self._sessions)
         stream = _Stream(comm, receipts)
         self._streams.add(stream)
+        self.opened += 1
         # Seconds for which handlers of batches may still run before other tasks do.  Reading need
         # not let them run, since messages that have arrived already are read at once.
         turn, turn_ends = TURN, 0.0
         try:
             try:
                 # Not `while not comm.closed()`: messages that arrived before the end are read.
-                while not server._close_begun:
+                while not self._ending:
                     stream.idle = True
                     try:
                         msgs = await comm.read()
                     finally:
                         stream.idle = False
+                    stream.reads += 1
                     is_list = isinstance(msgs, tuple | list)
                     batch = iter(msgs if is_list else (msgs,))
+                    self.messages += len(msgs) if is_list else 1
                     if is_list and receipts is not None:
                         if receipts.left:
                             # The read had received this batch before it was left.
@@ -155,6 +178,8 @@ class Streams:
                             except (KeyboardInterrupt, SystemExit):
                                 raise
                             except BaseException as exc:  # noqa: BLE001  (raised later)
+                                if do_not_fit(exc, handler, (), {**extra, **msg}):
+                                    exc = bad_call(exc, f"stream handler of op {op!r}")
                                 self._failed(stream, op, exc)
                                 raise _EndOfStream from None
                             if result is not None and asyncio.iscoroutine(result):
@@ -177,7 +202,8 @@ class Streams:
                 pass
             except CommClosedError as exc:
                 if stream.failure is None:
-                    logger.info("Connection to %s has been closed.", comm.peer_address)
+                    peer = comm.peer_address
+                    logger.info("Connection to %s has been closed.", peer, extra=fields)
                     logger.debug("Stream to %s ended: %s", server._name_in_messages, exc)
             finally:
                 if receipts is not None:
@@ -221,7 +247,7 @@ class Streams:
         if not task.cancelled():
             if (exc := task.exception()) is not None:
                 self._failed(stream, op, exc)
-        elif stream.failure is None and not stream.ended and not self._server._close_begun:
+        elif stream.failure is None and not stream.ended and not self._ending:
             self._failed(stream, op, asyncio.CancelledError())
         stream.wake()
 
@@ -245,8 +271,9 @@ class Streams:
                 logger.warning("%s accepts no note", type(exc), exc_info=True)
         if stream.failure is not None or stream.ended or isinstance(exc, CommClosedError):
             # The error is not raised, or is mistaken for one about the comm of the stream.
-            logger.error("Exception in the %s", what, exc_info=exc)
+            logger.error("Exception in the %s", what, exc_info=exc, extra={"peer": peer, "op": op})
         if stream.failure is None and not stream.ended:
+            self.failed += 1
             stream.failure = exc
             # Ends a read that is in progress.
             stream.comm.abort()
@@ -279,21 +306,61 @@ class Streams:
     def _ends_stream(self, comm: Comm, op: Any, msg: Any) -> bool:
         """Return whether a message without a handler ends the stream; log it if it does not."""
         if isinstance(op, str) and op == "close-stream":
-            logger.info("Received 'close-stream' from %s; closing.", comm.peer_address)
+            fields = {"peer": comm.peer_address}
+            logger.info(
+                "Received 'close-stream' from %s; closing.", comm.peer_address, extra=fields
+            )
             return True
         # "OK" answers the request that turned this comm into a stream.
         if not (isinstance(msg, str) and msg == "OK"):
-            logger.error(
+            logger.info(
                 "%s has no stream handler for op %r in the stream from %s, and ignores %r",
                 self._server._name_in_messages,
                 op,
                 comm.peer_address,
                 msg,
+                extra={"peer": comm.peer_address, "op": op},
             )
         return False
 
+    def comms(self) -> set[Comm]:
+        """Return the comms of the streams, as the server got them."""
+        return {unwrapped(stream.comm) for stream in self._streams}
+
+    async def drain(self, deadline: float) -> None:
+        """End the streams, and wait until their handlers have ended.
+
+        Messages that have arrived are handled.  Handlers that still run at the *deadline* (of
+        ``time.monotonic``) are cancelled.
+        """
+        # In one iteration the event loop passes on what has arrived, and in the next a reader runs.
+        quiet, reads, until = 0, -1, min(deadline, monotonic() + _ARRIVED)
+        while quiet < 2 and monotonic() < until:
+            await asyncio.sleep(0)
+            before, reads = reads, sum(stream.reads for stream in self._streams)
+            unread = any(stream.comm.has_unread for stream in self._streams)
+            quiet = 0 if unread or reads != before else quiet + 1
+        self._ending = True
+        me = asyncio.current_task()
+        # Not abort(): data that was written to the peer is still sent.
+        closing = [asyncio.create_task(each.comm.close()) for each in self._streams if each.idle]
+        tasks = [*closing, *(task for task in self._tasks if task is not me)]
+        if not tasks:
+            return
+        _, left = await asyncio.wait(tasks, timeout=max(deadline - monotonic(), 0))
+        for task in left:
+            if task in self._tasks:
+                stream, op = self._tasks[task]
+                peer = stream.comm.peer_address
+                logger.warning("The server closes, and cancels stream handler %s of %s", op, peer)
+                self.cut_short = True
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1)
+
     def abort_idle(self) -> None:
         """End the streams that wait, without calling any handler."""
+        self._ending = True
         for stream in list(self._streams):
             stream.wake()
             if stream.idle:

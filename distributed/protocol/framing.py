@@ -35,6 +35,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from distributed.base.traffic import UNCOUNTED
 from distributed.protocol.allocation import allocate
 from distributed.protocol.exceptions import FramingError
 
@@ -237,11 +238,14 @@ class MessageDecoder:
         "_table",
         "limits",
         "shard",
+        "traffic",
     )
 
     def __init__(self, limits: Limits | None = None, shard: int | None = None):
         self.limits = Limits() if limits is None else limits
         self.shard = shard
+        #: Counts the bytes that are received.
+        self.traffic = UNCOUNTED
         # The scratch buffer; its bytes from `_start` to `_end` are not parsed yet.
         self._scratch: bytearray | None = None
         self._start = self._end = 0
@@ -328,6 +332,7 @@ class MessageDecoder:
         FramingError
             If the prelude contradicts itself or exceeds a limit.
         """
+        self.traffic.bytes_received += nbytes
         scratch = self._scratch
         if scratch is None:
             self._filled += nbytes

@@ -23,7 +23,6 @@ module does not depend on servers; `distributed.scratch.directory` creates a ser
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import stat
@@ -35,9 +34,11 @@ from distributed.base import config
 from distributed.base.lock_files import (
     create_lock,
     is_private,
+    lock_file,
     names_in,
     opened_directory,
     remove_tree,
+    require_posix,
     take_lock,
     unlock,
 )
@@ -201,7 +202,7 @@ class WorkSpace:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, flags, 0o644, dir_fd=space)
-            fcntl.flock(fd, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(fd, blocking)
         except OSError as exc:
             if fd is not None:
                 os.close(fd)
@@ -272,6 +273,7 @@ def _claim_base_dir(base_dir: str) -> tuple[str, bool]:
     tuple
         Its path, and whether only this user and root control its contents.
     """
+    require_posix(base_dir)
     try:
         if _make_or_trust(base_dir):
             return base_dir, True

@@ -10,12 +10,13 @@ module does not depend on roles.
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import re
 import ssl
 import tempfile
 from contextlib import ExitStack
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 #: Base64 text that may be a key in one line without its PEM header.
 _LOOKS_LIKE_KEY: Final = re.compile(r"[A-Za-z0-9+/=]{60,}")
@@ -123,8 +124,15 @@ def _raise_unusable(what: str, expected: str, exc: Exception) -> NoReturn:
     raise ValueError(f"{what}: not {expected}: {exc}") from exc
 
 
-def make_certificate() -> tuple[str, str]:
+def make_certificate(*names: str, purpose: str = "Using `Security.temporary`") -> tuple[str, str]:
     """Return a new self-signed certificate and its private key, as PEM texts.
+
+    Parameters
+    ----------
+    *names
+        Host names and IP addresses for which the certificate is valid; default: ``dask-internal``.
+    purpose
+        What needs the certificate, for the error.
 
     Raises
     ------
@@ -138,7 +146,7 @@ def make_certificate() -> tuple[str, str]:
         from cryptography.x509.oid import NameOID
     except ImportError as exc:
         raise ImportError(
-            "Using `Security.temporary` requires `cryptography`: install it, or this package with "
+            f"{purpose} requires `cryptography`: install it, or this package with "
             "its extra `security`"
         ) from exc
 
@@ -147,6 +155,7 @@ def make_certificate() -> tuple[str, str]:
     public = key.public_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask-internal")])
     identifier = x509.SubjectKeyIdentifier.from_public_key(public)
+    hosts = [_general_name(x509, name) for name in names or ("dask-internal",)]
     now = datetime.datetime.now(datetime.UTC)
     cert = (
         x509.CertificateBuilder()
@@ -156,7 +165,7 @@ def make_certificate() -> tuple[str, str]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _VALID_SINCE)
         .not_valid_after(now + _VALID_FOR)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("dask-internal")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(identifier, critical=False)
         .add_extension(
@@ -173,3 +182,10 @@ def make_certificate() -> tuple[str, str]:
             serialization.NoEncryption(),
         ).decode(),
     )
+
+
+def _general_name(x509: Any, name: str) -> Any:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import sys
 import threading
 from collections import deque
@@ -24,6 +23,13 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from distributed.base import config
 from distributed.telemetry.meter import monotonic, process_time, time
+
+try:
+    import resource
+except ImportError:  # Windows
+    _HAS_RESOURCE = False
+else:
+    _HAS_RESOURCE = True
 
 __all__ = ["Counters", "Probe", "PsutilProbe", "StandardProbe", "SystemMonitor"]
 
@@ -93,6 +99,8 @@ class PsutilProbe:
 class StandardProbe:
     """A probe that reads ``/proc``; without it, only memory and descriptors are available.
 
+    On Windows, the memory is 0.
+
     Parameters
     ----------
     proc
@@ -109,8 +117,9 @@ class StandardProbe:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
-        self._page_size = os.sysconf("SC_PAGE_SIZE")
-        self._clock_ticks = os.sysconf("SC_CLK_TCK")
+        # Only Windows lacks sysconf() and the module resource. It has no /proc either.
+        self._page_size = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        self._clock_ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0
 
     def _lines(self, name: str) -> list[str]:
         try:
@@ -123,6 +132,8 @@ class StandardProbe:
     def memory(self) -> int:
         for line in self._lines("self/statm"):
             return int(line.split()[1]) * self._page_size
+        if not _HAS_RESOURCE:
+            return 0
         # POSIX provides only the peak: in KiB, except on macOS, where it is in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

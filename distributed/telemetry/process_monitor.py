@@ -64,4 +64,5 @@ class ProcessMonitor:
 process_monitor = ProcessMonitor()
 
 # The parent's monitor measures the parent, and another thread may have held the lock.
-os.register_at_fork(after_in_child=process_monitor._reset)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=process_monitor._reset)

@@ -47,7 +47,7 @@ def security(address: str) -> Security | None:
     """Return the `Security` that an address needs, with the certificate for tests."""
     if not address.startswith(("tls:", "wss:")):
         return None
-    pem = str(Path(__file__).resolve().parents[1] / "utils_test.pem")
+    pem = str(Path(__file__).resolve().parent / "data" / "localhost.pem")
     files = {f"tls_{role}_{part}": pem for role in ("client", "scheduler") for part in KEY_PAIR}
     return Security(tls_ca_file=pem, require_encryption=True, **files)
 

@@ -7,6 +7,7 @@ import operator
 import os
 import pkgutil
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -381,7 +382,7 @@ async def test_a_scheduler_that_closes_ends_its_workers_nannies_and_clients():
                 await future
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @gen_test()
 async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed(how):
     async with cluster(0) as (scheduler, _), program("nanny", scheduler.address) as nanny:
@@ -391,6 +392,19 @@ async def test_a_worker_ends_with_its_nanny_even_if_that_is_killed(how):
         nanny.send_signal(how)
         await workers_come(scheduler, 0)
         await async_poll_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"))
+
+
+@gen_test()
+async def test_the_processes_that_tasks_have_started_end_with_their_worker():
+    def start_process():
+        return subprocess.Popen(["sleep", "3600"]).pid
+
+    async with cluster(1) as (_, client):
+        pid = await client.submit(start_process)
+        os.kill(await client.submit(os.getpid), signal.SIGKILL)
+        await async_poll_for(lambda: not os.path.exists(f"/proc/{pid}/fd/0"))
+        last = await client.submit(start_process)
+    await async_poll_for(lambda: not os.path.exists(f"/proc/{last}/fd/0"))
 
 
 @gen_test()
@@ -669,6 +683,7 @@ async def test_a_peer_that_does_not_read_is_dropped_with_a_warning(caplog):
 @gen_test()
 async def test_the_output_of_tasks_is_flushed_when_the_worker_ends(monkeypatch):
     monkeypatch.delitem(ENVIRONMENT, "PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setitem(ENVIRONMENT, "DASK_LOGGING__DISTRIBUTED", "warning")
     async with (
         cluster(0) as (scheduler, client),
         program("worker", scheduler.address) as worker,
@@ -756,6 +771,7 @@ def test_dask_array_computes_on_it():
 
         asyncio.run(main())
     """
-    done = run_in(python, code, env={"PYTHONPATH": str(EXAMPLES)})
+    env = {"PYTHONPATH": str(EXAMPLES), "DASK_LOGGING__DISTRIBUTED": "warning"}
+    done = run_in(python, code, env=env)
     assert "computed" in done.stdout
     assert done.stderr == ""

@@ -80,7 +80,7 @@ def test_the_structure_page_shows_the_modules_of_the_package_and_of_core():
         parent = PACKAGE / "core" if line.startswith("    ") else PACKAGE
         shown.update(parent / name for name in re.findall(r"\w+(?:\.py|/)", line))
     hidden = {"__init__.py", "__pycache__", "py.typed", "tests"}
-    hidden |= {"utils_test.py", "utils_test.pem"}
+    hidden |= {"utils_test.py"}
     existing = {*PACKAGE.iterdir(), *(PACKAGE / "core").iterdir()}
     assert shown == {path for path in existing if path.name not in hidden}
 

@@ -11,7 +11,7 @@ import pytest
 DOORS = {
     "_async_taskgroup": ["base.event_loop"],
     "comm.utils": ["comm.addressing", "comm.offloading"],
-    "config": ["base.config"],
+    "config": ["base.config", "base.log_setup"],
     "counter": ["telemetry.counter"],
     "diskutils": ["scratch.workspace"],
     "metrics": ["telemetry.meter"],

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = Path(__file__).parent / "data" / "foundations.rst"
 PROMPT = ">>> "
-#: Makes programs import this checkout, whether it is installed or not.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+#: Makes programs import this checkout, whether it is installed or not, and log warnings only.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
 def blocks(document: str) -> list[str]:
@@ -80,14 +80,15 @@ def test_the_output_of_the_demo_is_that_of_the_document():
     wait_for_the_port()
     demo = run_demo()
     assert demo.stderr == ""
+    with_loop = "examples/with_event_loop.py " if sys.version_info >= (3, 14) else ""
     assert demo.stdout.split("\n") == [
         "$ python examples/foundations/server.py &",
-        "$ python examples/foundations/client.py",
+        f"$ python {with_loop}examples/foundations/client.py",
         "3",
         "1",
         "2",
         "3",
-        "$ python examples/foundations/client_rpc.py",
+        f"$ python {with_loop}examples/foundations/client_rpc.py",
         "3",
         "",
     ]

@@ -201,3 +201,14 @@ def test_versions_are_those_of_the_original_and_one_attribute_tells_the_core(gra
         print(distributed.core.__core_version__)
     """
     assert run_in(grafted_python, code).stdout.split() == [VERSION, GRAFTED, __version__]
+
+
+def test_each_line_is_logged_once_in_the_format_of_the_original(grafted_python):
+    code = """
+        import distributed
+        from distributed.base.logs import get_logger
+        get_logger("distributed.core").info("said %s", "this")
+        get_logger("distributed.core").debug("said %s", "nothing")
+    """
+    lines = run_in(grafted_python, code).stderr.splitlines()
+    assert [line.partition(" - ")[2] for line in lines] == ["distributed.core - INFO - said this"]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -170,13 +171,15 @@ class Nanny(Server):
 
     async def keep_alive(self) -> None:
         while self.process is None or self.process.returncode != EXIT_CODE_CLOSED:
-            # Its input ends with this process, even after SIGKILL.  In a session of its own it gets
-            # no interrupts from the keyboard.
+            # Its input ends with this process, even after SIGKILL; Ctrl-C does not interrupt it.
             env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
             self.process = await asyncio.create_subprocess_exec(
                 *self.command, stdin=asyncio.subprocess.PIPE, env=env, start_new_session=True
             )
-            if await self.process.wait() != EXIT_CODE_CLOSED:
+            code = await self.process.wait()
+            with contextlib.suppress(ProcessLookupError):  # the processes that its tasks started
+                os.killpg(self.process.pid, signal.SIGKILL)
+            if code != EXIT_CODE_CLOSED:
                 await asyncio.sleep(min(0.1 * self.restarts, 5))
                 self.restarts += 1
         self._ongoing_background_tasks.call_soon(self.close, reason="the worker has ended")
@@ -189,6 +192,7 @@ class Nanny(Server):
         await super().close(timeout=timeout, reason=reason)  # cancels keep_alive()
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
-            alarm = asyncio.get_running_loop().call_later(5, self.process.kill)
+            await asyncio.wait([asyncio.create_task(self.process.wait())], timeout=5)
+            with contextlib.suppress(ProcessLookupError):  # also those that its tasks started
+                os.killpg(self.process.pid, signal.SIGKILL)
             await self.process.wait()
-            alarm.cancel()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from distributed.core import Server
+from distributed.core import Server, run
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -39,7 +42,7 @@ class Nanny(Server):
 
     async def keep_alive(self, process: asyncio.subprocess.Process) -> None:
         while True:
-            await process.wait()
+            await ended(process)
             self.restarts += 1
             process = await self.start_worker()
 
@@ -52,20 +55,22 @@ class Nanny(Server):
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
             alarm = asyncio.get_running_loop().call_later(5, self.process.kill)
-            await self.process.wait()
+            await ended(self.process)
             alarm.cancel()
 
 
-async def main(scheduler: str) -> None:
-    # A service manager ends a process by SIGTERM, which would end Python at once.
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with Nanny(scheduler) as nanny:
-        print(nanny.address, flush=True)
-        await nanny.finished()
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a worker, and end the processes that it has started."""
+    await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def announced(server: Server) -> AsyncIterator[None]:
+    print(server.address, flush=True)
+    yield
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(sys.argv[1]))
+    sys.exit(run(lambda: Nanny(sys.argv[1]), services=[announced]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from distributed.core import Comm, Server
+from distributed.core import Comm, Server, run
 
 
 class Scheduler(Server):
@@ -49,16 +48,11 @@ class Scheduler(Server):
         return await self.rpc(address).compute(x=x)
 
 
-async def main(address: str) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with Scheduler() as scheduler:
-        await scheduler.listen(address)
-        print(scheduler.address, flush=True)
-        await scheduler.finished()
+@asynccontextmanager
+async def announced(server: Server) -> AsyncIterator[None]:
+    print(server.address, flush=True)
+    yield
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(sys.argv[1]))
+    sys.exit(run(Scheduler, sys.argv[1], services=[announced]))

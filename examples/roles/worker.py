@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import sys
 
 from tornado.ioloop import PeriodicCallback
 
 from distributed.batched import BatchedSend
-from distributed.core import Server, connect
+from distributed.core import Server, connect, end_with_parent, run
 
 
 class Worker(Server):
@@ -44,23 +41,9 @@ class Worker(Server):
         await super().close(timeout=timeout, reason=reason)
 
 
-def close_with_parent(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    loop.remove_reader(sys.stdin)
-    task.cancel()
-
-
-async def main(scheduler: str, *options: str) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+if __name__ == "__main__":
+    scheduler, *options = sys.argv[1:]
     if "--parent" in options:
         # The nanny holds the other end of this pipe, which is closed even if the nanny is killed.
-        loop.add_reader(sys.stdin, close_with_parent, loop, task)
-    async with Worker(scheduler) as worker:
-        await worker.finished()
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(main(*sys.argv[1:]))
+        end_with_parent()
+    sys.exit(run(lambda: Worker(scheduler)))

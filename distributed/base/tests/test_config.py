@@ -63,6 +63,12 @@ OURS = {
     "distributed.admin.log-limit",
     "distributed.admin.max-shown-length",
     "distributed.admin.slow-call",
+    "distributed.pages.interval",
+    "distributed.pages.max-connections",
+    "distributed.pages.max-header-size",
+    "distributed.pages.max-watchers",
+    "distributed.pages.public",
+    "distributed.pages.timeout",
     "distributed.comm.allow-pickle",
     "distributed.comm.max-depth",
     "distributed.comm.max-inflated-size",
@@ -86,6 +92,7 @@ OURS = {
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
     "distributed.nanny.blocked-handlers",
+    "distributed.server.shutdown-timeout",
 }
 
 

@@ -81,7 +81,7 @@ def test_a_large_value_is_shown_in_part(value):
 
 @pytest.mark.parametrize("value", [Hostile(), [Hostile()], ValueError(Hostile())])
 def test_a_value_that_raises_is_shown_by_its_type(value):
-    assert "that cannot be shown" in shown(value) or "instance at" in shown(value)
+    assert "() raises" in shown(value) or "instance at" in shown(value)
     assert shown_repr(value)
 
 

@@ -154,12 +154,18 @@ def test_a_configured_token_that_is_not_text_is_an_error(token):
         configured_token()
 
 
-def test_a_missing_token_file_is_an_error(tmp_path):
+def test_a_missing_token_file_is_an_error_that_names_its_source(tmp_path, monkeypatch):
+    path = str(tmp_path / "nowhere")
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__AUTH__TOKEN_FILE", path)
     with (
-        config.set({"distributed.comm.auth.token-file": str(tmp_path / "nowhere")}),
-        pytest.raises(OSError, match="nowhere"),
+        config.set({"distributed.comm.auth.token-file": path}),
+        pytest.raises(FileNotFoundError) as caught,
     ):
         configured_token()
+    assert caught.value.filename == path
+    assert "'distributed.comm.auth.token-file' (from environment variable DASK_" in str(
+        caught.value
+    )
 
 
 # Over comms

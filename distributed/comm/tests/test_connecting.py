@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tornado.netutil import Resolver
 
-from distributed.comm import Comm, connect, listen, tcp
+from distributed.comm import Comm, CommClosedError, connect, listen, tcp
+from distributed.comm.attempts import on_failure
 from distributed.comm.core import FatalCommClosedError
 from distributed.comm.happy_eyeballs import interleave
 from distributed.comm.tests.raw_peers import HANDSHAKE, RawPeer, connect_raw, message, raw_server
@@ -368,6 +369,29 @@ async def test_a_refused_connection_is_logged_once_while_it_is_retried():
     logged = log.getvalue()
     assert logged.count("Could not connect") == logged.count("\n") == 1
     assert re.search(rf"{address} so far, retrying for another \d.* s: .*refused", logged)
+
+
+@gen_test()
+async def test_a_watcher_learns_of_each_failed_attempt_from_the_first_one():
+    address = f"tcp://127.0.0.1:{unused_port()}"
+    failures = []
+    first = asyncio.Event()
+
+    def watch(attempts):
+        failures.append((attempts.addr, type(attempts.failure)))
+        first.set()
+
+    before = on_failure.set(watch)
+    try:
+        connecting = asyncio.create_task(connect(address, timeout=3600))
+        await first.wait()
+        assert not connecting.done()
+        async with listen(address, echo):
+            comm = await connecting
+            await comm.close()
+    finally:
+        on_failure.reset(before)
+    assert failures[0] == (address, CommClosedError)
 
 
 @gen_test()

@@ -511,7 +511,7 @@ async def test_starting_a_listener_waits_for_the_lock_of_the_directory(monkeypat
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         flock = Mock(side_effect=fcntl.flock)
-        monkeypatch.setattr(unix.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         listening = asyncio.ensure_future(listen(address, echo))
         await async_poll_for(lambda: flock.call_count > 2, timeout=5)
         assert not listening.done()

@@ -12,14 +12,12 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
-from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
 from tornado.websocket import (
     WebSocketClientConnection,
@@ -29,7 +27,6 @@ from tornado.websocket import (
     websocket_connect,
 )
 
-from distributed import utils_test
 from distributed.base import config
 from distributed.comm import (
     connect,
@@ -53,8 +50,6 @@ from distributed.utils_test import (
 )
 
 LOCALHOST = "ws://127.0.0.1:0"
-#: The certificate of `tls_security`.
-CERTIFICATE = Path(utils_test.__file__).with_name("utils_test.pem")
 WS = TRANSPORTS["ws"]
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc and TCP options")
@@ -398,8 +393,9 @@ async def test_an_encrypted_listener_encrypts_the_port_that_it_shares():
                 await assert_echo(listener.contact_address, **with_keys)
                 assert await page(port, "/page", ssl_options=trusting) == "a page"
                 # The context of the listener also decides which peers may connect.
-                keyless = ssl.create_default_context(cafile=CERTIFICATE)
-                with pytest.raises((StreamClosedError, ssl.SSLError)):
+                keyless = ssl.create_default_context(cafile=tls.tls_ca_file)
+                # Which error it is depends on the version of TLS and on the time.
+                with pytest.raises(OSError):  # noqa: PT011
                     await page(port, "/page", ssl_options=keyless)
 
 

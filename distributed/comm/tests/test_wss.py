@@ -13,9 +13,8 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.comm.tests.test_tls import client as tls_client
 from distributed.comm.tests.test_tls import refusal
 from distributed.comm.tests.test_tls import server as tls_server
-from distributed.comm.tests.test_ws import CERTIFICATE
 from distributed.comm.tests.transports import echo
-from distributed.utils_test import gen_test
+from distributed.utils_test import gen_test, tls_security
 
 
 def listen_args(scheme: str) -> dict[str, Any]:
@@ -63,11 +62,12 @@ async def test_an_untrusted_peer_is_an_error_without_a_retry(there, here, why):
 @gen_test()
 async def test_without_a_context_the_authorities_of_the_system_are_trusted(monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    certificate = tls_security().tls_ca_file
+    context.load_cert_chain(certificate)
     async with listen("wss://127.0.0.1:0", echo, ssl_context=context) as listener:
         with pytest.raises(FatalCommClosedError, match="the peer's certificate is not accepted"):
             await connect(listener.contact_address)
-        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
         for args in ({}, {"require_encryption": True}):
             comm = await connect(listener.contact_address, server_hostname="localhost", **args)
             await comm.write("hello")

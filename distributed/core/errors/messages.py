@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TypedDict
 
 from distributed.base.logs import get_logger
-from distributed.base.text import shown, shown_lines, shown_repr
+from distributed.base.text import shown, shown_lines, shown_repr, type_name
 from distributed.core.errors.pickles import pickle_exception, pickle_traceback
 from distributed.core.errors.text import (
     DEFAULT_MAX_ERROR_LENGTH,
@@ -18,7 +18,6 @@ from distributed.core.errors.text import (
     safe_repr,
     safe_str,
     traceback_note,
-    type_name,
 )
 from distributed.protocol import Serialize, Serialized, deserialize, to_serialize
 from distributed.protocol import pickle as wire_pickle

@@ -25,6 +25,7 @@ from typing import Any
 import cloudpickle
 
 from distributed.base.logs import get_logger
+from distributed.base.text import type_name
 from distributed.core.errors.frames import frames_of, shorten, traceback_of, without_middle
 from distributed.core.errors.text import (
     bounded,
@@ -34,7 +35,6 @@ from distributed.core.errors.text import (
     safe_str,
     this_process,
     traceback_note,
-    type_name,
 )
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 from distributed.protocol.reductions import dispatch_table

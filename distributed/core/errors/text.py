@@ -10,11 +10,11 @@ import os
 import socket
 import sys
 import traceback as tracebacks
-from collections.abc import Callable
 from types import TracebackType
 
 from distributed.base import config
 from distributed.base.logs import get_logger
+from distributed.base.text import safely
 from distributed.core.errors.frames import shorten
 
 logger = get_logger("distributed.core")
@@ -51,28 +51,14 @@ def notes_of(exc: BaseException) -> list[str]:
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
-def type_name(obj: object) -> str:
-    """Return the name of an object's type, with its module."""
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
-
-
 def safe_str(exc: BaseException) -> str:
     """Return ``str(exc)``, or a text that names the error if that raises."""
-    return _safe(str, exc)
+    return safely(str, exc)
 
 
 def safe_repr(exc: BaseException) -> str:
     """Return ``repr(exc)``, or a text that names the error if that raises."""
-    return _safe(repr, exc)
-
-
-def _safe(show: Callable[[object], str], exc: BaseException) -> str:
-    try:
-        return show(exc)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as e:  # noqa: BLE001  (any class may override these methods)
-        return f"<{type_name(exc)} whose {show.__name__}() raises {type_name(e)}>"
+    return safely(repr, exc)
 
 
 def bounded(text: str, limit: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import socket
 
 import pytest
 
@@ -221,6 +222,20 @@ async def test_a_timeout_error_of_the_handler_itself_is_unchanged():
     async with serving(TCP, {"fail": fail}) as server, rpc(server.address) as remote:
         with quiet(), pytest.raises(TimeoutError, match="its own"):
             await remote.within(100).fail()
+
+
+@pytest.mark.parametrize("kind", ["value", "stream", "pool"])
+@gen_test()
+async def test_the_error_of_a_time_limit_says_why_connecting_did_not_succeed(kind):
+    with socket.socket() as bound:
+        # Bound but not listening: connections are refused.
+        bound.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+        expected = rf"'f' took longer than 0\.2 s: connecting to {address} .*[Rr]efused"
+        async with rpc(address) as remote, ConnectionPool() as pool:
+            limited = (pool(address) if kind == "pool" else remote).within("200ms")
+            with pytest.raises(TimeoutError, match=expected):
+                await (anext(limited.f.stream()) if kind == "stream" else limited.f())
 
 
 @TRANSPORTS

@@ -10,8 +10,8 @@ import pytest
 
 from distributed.core import ConnectionPool, Server, rpc
 from distributed.core.description import mismatches, typed
+from distributed.core.handlers import RESERVED_OPERATIONS
 from distributed.core.pool import PooledRPCCall
-from distributed.core.reserved import RESERVED_OPERATIONS
 from distributed.tests.servers import TCP, TRANSPORTS, Gate, quiet, serving
 from distributed.utils_test import gen_test
 

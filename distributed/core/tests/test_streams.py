@@ -87,7 +87,7 @@ async def test_an_operation_is_not_a_stream_handler(transport):
         serving(transport, {"f": lambda: called.append(1)}, Recorder) as server,
         streaming(server) as comm,
     ):
-        with quiet(logging.ERROR) as log:
+        with quiet() as log:
             await comm.write({"op": "f"})
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -557,12 +557,13 @@ async def test_an_error_that_refuses_notes_ends_the_stream_too():
 async def test_arguments_that_do_not_fit_are_logged_and_end_the_stream(message):
     async with serving(TCP, cls=Recorder) as server, streaming(server) as comm:
         server.stream_handlers["fail"] = fail
-        with quiet(logging.ERROR) as log:
+        with quiet() as log:
             await comm.write([message])
             with pytest.raises(CommClosedError):
                 await comm.read()
             await async_poll_for(lambda: not server._comms)
-        assert "TypeError" in log.getvalue()
+        assert "TypeError: " in log.getvalue()
+        assert "Traceback" not in log.getvalue()
 
 
 @TRANSPORTS
@@ -583,7 +584,7 @@ async def test_an_argument_of_a_message_replaces_that_of_extra(transport):
 @gen_test()
 async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, op):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet(logging.ERROR) as log:
+        with quiet() as log:
             await comm.write({"op": op, "x": 1})
             await comm.write([{"op": op}, {"op": "done"}])
             await server.done.wait()
@@ -598,7 +599,7 @@ async def test_an_unknown_op_is_logged_and_the_next_message_handled(transport, o
 @gen_test()
 async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, message):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet(logging.ERROR) as log:
+        with quiet() as log:
             await comm.write(message)
             await comm.write({"op": "done"})
             await server.done.wait()
@@ -610,11 +611,11 @@ async def test_an_odd_message_is_logged_and_the_next_message_handled(transport, 
 @gen_test()
 async def test_the_ok_of_the_request_that_began_the_stream_is_ignored(transport):
     async with serving(transport, cls=Recorder) as server, streaming(server) as comm:
-        with quiet(logging.ERROR) as log:
+        with quiet() as log:
             await comm.write("OK")
             await comm.write({"op": "done"})
             await server.done.wait()
-        assert log.getvalue() == ""
+        assert "no stream handler" not in log.getvalue()
 
 
 @gen_test()

@@ -1,25 +1,23 @@
-"""A pytest plugin that fails each test that leaks a resource.
+"""Find what a test left behind: tasks, comms, sockets, threads, processes, and logged errors.
 
 A test must not leave an event loop, a pending task, an open comm, rpc or connection pool, a
 listener, a socket, pipe or epoll descriptor, a thread, or a child process. It must not leave an
 orphan either: a process whose parent was started by the test and has ended (on Linux). asyncio and
 Tornado must not log an error ("Task was destroyed but it is pending", "Exception in callback …").
-A coroutine that was "never awaited" is a `RuntimeWarning`, which ``filterwarnings = error`` in
-``setup.cfg`` turns into a failure.
 
 A leak is a resource that exists after the test but not before it, so the resources of a module- or
 session-scoped fixture are not leaks of its tests. Some resources end shortly after the test (a
-thread, an exiting child), so the plugin checks repeatedly until the leaks are gone or the seconds
-of the ini option ``leak_deadline`` have passed. Then the test fails, with one line per leak.
+thread, an exiting child), so `find_leaks` checks repeatedly until the leaks are gone or a deadline
+has passed.
 
-The plugin depends on the tested package only in `_registries`, and reads a registry only if a test
-has imported its module. The root ``conftest.py`` loads the plugin; other test suites can use it
-with ``pytest -p distributed.tests.leaks``.
+`watch` changes this process: it replaces functions that create event loops and processes. The
+plugin, `distributed.testing.plugin`, calls it for the first test that asks for the check. This
+module depends on the rest of the package only in `_registries`, and reads a registry only if a test
+has imported its module. Descriptors and processes are found on systems with ``/proc`` only.
 """
 
 from __future__ import annotations
 
-import _posixsubprocess
 import asyncio
 import ctypes
 import gc
@@ -32,11 +30,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["UnhandledErrors", "find_leaks", "resources", "watch"]
 
 #: Prefixes of the names of threads that a process starts once and keeps.
 _LASTING_THREADS = ("Dask-Offload",)
@@ -50,42 +51,48 @@ _LOGGERS_OF_UNHANDLED_ERRORS = ("asyncio", "tornado.application")
 #: Every stdlib event loop created since this plugin was loaded, added by its patched `__init__`.
 _loops: weakref.WeakSet[asyncio.BaseEventLoop] = weakref.WeakSet()
 
-
 #: The option of prctl(2) by which the kernel makes this process the parent of orphans.
 _PR_SET_CHILD_SUBREAPER = 36
-
-#: The functions that start processes; subprocess has a reference of its own to the last one.
-_STARTERS: tuple[tuple[Any, str], ...] = (
-    (os, "fork"),
-    (os, "forkpty"),
-    (os, "posix_spawn"),
-    (os, "posix_spawnp"),
-    (_posixsubprocess, "fork_exec"),
-    (subprocess, "_fork_exec"),
-)
 
 #: The ids of the processes that this process started itself. Its other children are orphans.
 _started: set[int] = set()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("leak_deadline", "seconds before a remaining resource is a leak", default="3")
+def watch(patch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Start to record event loops and processes; return a function that stops it.
 
-
-def pytest_configure(config: pytest.Config) -> None:
+    Parameters
+    ----------
+    patch
+        Replaces functions; undone by the returned function.
+    """
     # asyncio has no list of all loops, and tasks can be found only through their loop.
+    _loops.update(o for o in gc.get_objects() if issubclass(type(o), asyncio.BaseEventLoop))
     original = asyncio.BaseEventLoop.__init__
 
     def remembering(self: asyncio.BaseEventLoop, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         _loops.add(self)
 
-    patch = pytest.MonkeyPatch()
     patch.setattr(asyncio.BaseEventLoop, "__init__", remembering)
-    config.add_cleanup(patch.undo)
-    if sys.platform == "linux":
-        _adopt_orphans(patch)
-        config.add_cleanup(partial(ctypes.CDLL(None).prctl, _PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0))
+    if sys.platform != "linux":
+        return patch.undo
+    _adopt_orphans(patch)
+
+    def stop() -> None:
+        patch.undo()
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+    return stop
+
+
+def _starters() -> Iterator[tuple[Any, str]]:
+    """Yield the functions that start processes; subprocess has its own reference to the last."""
+    import _posixsubprocess
+
+    yield from ((os, name) for name in ("fork", "forkpty", "posix_spawn", "posix_spawnp"))
+    yield _posixsubprocess, "fork_exec"
+    yield subprocess, "_fork_exec"
 
 
 def _adopt_orphans(patch: pytest.MonkeyPatch) -> None:
@@ -104,25 +111,28 @@ def _adopt_orphans(patch: pytest.MonkeyPatch) -> None:
 
         return wrapper
 
-    for module, name in _STARTERS:
+    for module, name in _starters():
         patch.setattr(module, name, noting(getattr(module, name)))
 
 
-@pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the test if it leaks a resource or causes an unhandled error."""
-    before = {search: frozenset(key for key, _ in search()) for search in SEARCHES}
-    with _UnhandledErrors() as errors:
-        yield
-        leaks = find_leaks(before, float(request.config.getini("leak_deadline")))
-    if leaks or errors.messages:
-        pytest.fail("\n".join(["The test left behind:", *leaks, *errors.messages]), pytrace=False)
+def resources() -> Snapshot:
+    """Return the keys of the existing resources of each kind, for `find_leaks`."""
+    return {search: frozenset(key for key, _ in search()) for search in SEARCHES}
 
 
-def find_leaks(
-    before: dict[Callable[[], Iterator[Resource]], frozenset[Hashable]], deadline: float
-) -> list[str]:
-    """Describe resources that exist now but not before, and still do after ``deadline`` seconds."""
+def find_leaks(before: Snapshot, deadline: float, lasting_threads: Sequence[str] = ()) -> list[str]:
+    """Describe resources that exist now but not before, and still do after ``deadline`` seconds.
+
+    Parameters
+    ----------
+    before
+        The result of `resources` before the test.
+    deadline
+        Seconds before a remaining resource is a leak.
+    lasting_threads
+        Prefixes of the names of threads that are not leaks.
+    """
+    lasting = (*_LASTING_THREADS, *lasting_threads)
 
     def found() -> list[str]:
         return [
@@ -130,6 +140,7 @@ def find_leaks(
             for search in SEARCHES
             for key, describe in search()
             if key not in before[search]
+            and not (isinstance(key, threading.Thread) and key.name.startswith(lasting))
         ]
 
     leaks = found()
@@ -144,6 +155,9 @@ def find_leaks(
 #: A resource: a key, unique among existing resources, that does not keep the resource alive, and a
 #: function that describes the resource in one line.
 Resource = tuple[Hashable, Callable[[], str]]
+
+#: A function that finds the resources of one kind → the keys of those that it found.
+Snapshot = dict[Callable[[], Iterator[Resource]], frozenset[Hashable]]
 
 
 def _tasks() -> Iterator[Resource]:
@@ -186,8 +200,7 @@ def _package_objects() -> Iterator[Resource]:
 
 def _threads() -> Iterator[Resource]:
     for thread in threading.enumerate():
-        if not thread.name.startswith(_LASTING_THREADS):
-            yield thread, partial(_describe_thread, thread)
+        yield thread, partial(_describe_thread, thread)
 
 
 def _descriptors() -> Iterator[Resource]:
@@ -241,7 +254,7 @@ SEARCHES: tuple[Callable[[], Iterator[Resource]], ...] = (
 )
 
 
-class _UnhandledErrors(logging.Handler):
+class UnhandledErrors(logging.Handler):
     """The errors that asyncio and Tornado log.
 
     A test that causes such an error on purpose captures it with
@@ -256,7 +269,7 @@ class _UnhandledErrors(logging.Handler):
         text = logging.Formatter().format(record).replace("\n", "\n    ")
         self.messages.append(f"  an error that {record.name} logged: {text}")
 
-    def __enter__(self) -> _UnhandledErrors:
+    def __enter__(self) -> UnhandledErrors:
         for name in _LOGGERS_OF_UNHANDLED_ERRORS:
             logging.getLogger(name).addHandler(self)
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SETUP_CFG = Path(__file__).parents[2] / "setup.cfg"
+SETUP_CFG = Path(__file__).parents[3] / "setup.cfg"
 
 LEAKING_TESTS = """
 import asyncio, gc, os, socket, subprocess, sys, threading
@@ -215,8 +215,8 @@ def run_pytest(directory: Path, source: str) -> dict[str, str]:
     test_file, report = directory / "test_some.py", directory / "report.xml"
     test_file.write_text(source)
     options: list[str | Path] = ["-c", SETUP_CFG, "--rootdir", directory, "--junit-xml", report]
-    options += ["-p", "distributed.tests.leaks", "-p", "no:cacheprovider"]
-    options += ["-o", "leak_deadline=0.3"]
+    options += ["-p", "distributed.testing.plugin", "-p", "no:cacheprovider"]
+    options += ["-o", "distributed_leak_deadline=0.3"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, test_file],
         cwd=SETUP_CFG.parent,

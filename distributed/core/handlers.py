@@ -1,6 +1,6 @@
 """Checks of the handlers that a server is given, and of their names.
 
-Some names are reserved, because requests or ``rpc`` objects use them.
+Some names are reserved, because requests or ``rpc`` objects use them.  A server blocks others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from typing import Any
 
 from distributed.base import config
 
-__all__ = ["RESERVED_OPERATIONS", "blocked_names", "check_handlers", "check_reserved"]
+__all__ = [
+    "KEYS_OF_REQUESTS",
+    "RESERVED_OPERATIONS",
+    "blocked_names",
+    "check_handlers",
+    "check_reserved",
+]
 
 #: Keys of a request that are for the server, or arguments of a call that are for ``rpc``.
-_KEYS = {
+KEYS_OF_REQUESTS = {
     "op": "the operation",
     "reply": "whether the server answers",
     "close": "whether the server closes the comm after the answer",
@@ -62,10 +68,11 @@ def check_reserved(handlers: Mapping[str, Callable[..., Any]], is_role: bool) ->
             # Some functions written in C have no signature.
             continue
         for name in names:
-            if name in _KEYS and not (is_role and name == "close"):
+            if name in KEYS_OF_REQUESTS and not (is_role and name == "close"):
                 raise ValueError(
                     f"the handler of {op!r} has a parameter {name!r}, which it would never "
-                    f"receive: in a request this key says {_KEYS[name]}; rename the parameter"
+                    f"receive: in a request this key says {KEYS_OF_REQUESTS[name]}; rename the "
+                    "parameter"
                 )
         if "comm" in names[1:]:
             raise ValueError(

@@ -13,13 +13,14 @@ remembers it as long as a known task depends on it, in case the result of that o
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed.core import error_message
 
-SATURATION = 2  # maximum number of tasks per thread of a worker: one runs, one is ready to start
+SATURATION = 2  # minimum number of tasks per thread at which a worker may get no further one
+QUEUE = 0.005  # seconds of work per thread up to which a worker gets more than that: short tasks
+MINIMUM_DURATION = 0.001  # seconds assumed for a task that takes less; this limits their number
 UNKNOWN_DURATION = 0.1  # seconds assumed for a function that has not run yet
 BANDWIDTH = 100e6  # bytes per second assumed between workers, to weigh transfer against waiting
 ALLOWED_FAILURES = 3  # per task: maximum number of workers that die, and of failed fetches
@@ -40,10 +41,17 @@ class WorkerState:
     running: dict["Task", float] = field(default_factory=dict)  # task → expected seconds
     results: set["Task"] = field(default_factory=set)  # the tasks whose results it has
 
+    def delay(self) -> float:
+        """Estimate the seconds until a thread is free."""
+        return sum(self.running.values()) / self.nthreads
+
+    def has_room(self) -> bool:
+        return len(self.running) < SATURATION * self.nthreads or self.delay() < QUEUE
+
     def start_delay(self, task: "Task") -> float:
         """Estimate the seconds until this worker can start a task with all its inputs."""
         absent = sum(needed.nbytes for needed in task.dependencies if needed.worker is not self)
-        return sum(self.running.values()) / self.nthreads + absent / BANDWIDTH
+        return self.delay() + absent / BANDWIDTH
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +66,7 @@ class Task:
     is_needer: bool = False  # True if its dependencies count it among their needers
     scattered: bool = False  # True if it returns data of a client, which exists nowhere else
     wanted_by: dict[str, str] = field(default_factory=dict)  # client → mark of its future
-    reported: str = "nothing"  # the status last sent to these clients
+    reported: str = "pending"  # the status last sent to these clients; each assumes "pending"
     worker: WorkerState | None = None  # the worker that runs it or has its result
     attempt: int = 0  # a unique number while it runs, else 0
     deaths: int = 0  # number of workers that died while they ran it
@@ -75,14 +83,9 @@ class Task:
     def can_run(self) -> bool:
         return not self.unfinished
 
-
-def visit(tasks: set[Task], function: Callable[[Task], Iterable[Task]], direction: int) -> None:
-    """Call a function with tasks, and with those that it returns; inputs first, or last for -1."""
-    agenda = sorted((direction * task.number, task) for task in tasks)  # a heap
-    while agenda:
-        for found in set(function(heapq.heappop(agenda)[1])) - tasks:
-            tasks.add(found)
-            heapq.heappush(agenda, (direction * found.number, found))
+    def waits(self) -> bool:
+        """Return whether the task waits for a worker."""
+        return self.is_needer and self.worker is None and self.can_run()
 
 
 class ClusterState:
@@ -91,7 +94,7 @@ class ClusterState:
         self.workers: dict[str, WorkerState] = {}  # by address
         self.durations: dict[str, float] = {}  # key up to "-" (the function) → seconds it took last
         self.clock = itertools.count(1)  # orders attempts and failures
-        self._changed: set[Task] = set()  # the tasks to visit in settle()
+        self._changed: list[tuple[int, Task]] = []  # a heap of tasks to review, the last first
         self._ready: list[tuple[int, Task]] = []  # a heap: those that wait for a worker, and others
         self._messages: list[tuple[str, dict[str, Any]]] = []  # (receiver, message), not sent yet
 
@@ -157,39 +160,45 @@ class ClusterState:
             for needed in dependencies:
                 needed.dependents.add(task)
             self.tasks[key] = task
+        else:
+            task.reported = "nothing"
         task.wanted_by[client] = mark
-        task.reported = "nothing"
-        self._changed.add(task)
+        self._mark(task)
 
     def release(self, client: str, keys: list[str]) -> None:
-        for key in self.tasks.keys() & set(keys):
-            if self.tasks[key].wanted_by.pop(client, None) is not None:
-                self._changed.add(self.tasks[key])
+        for task in map(self.tasks.get, keys):
+            if task is not None and task.wanted_by.pop(client, None) is not None:
+                self._mark(task)
 
     def cancel(self, client: str, key: str) -> None:
         """Release a task and its dependents for this client only, and tell the client so."""
-        tasks = {self.tasks[key]} if key in self.tasks else set()
-        visit(tasks, lambda task: task.dependents, 1)
-        for task in sorted(tasks, key=lambda task: task.number):
+        agenda, found = [self.tasks[key]] if key in self.tasks else [], set()
+        while agenda:
+            task = agenda.pop()
+            found.add(task)
+            agenda += task.dependents - found
             if (mark := task.wanted_by.pop(client, None)) is not None:
-                self._changed.add(task)
+                self._mark(task)
                 self._send(client, "update", key=task.key, mark=mark, status="cancelled")
 
     def settle(self) -> list[tuple[str, dict[str, Any]]]:
         """Assign, free and forget tasks as needed; return the messages to send."""
-        changed, self._changed = self._changed, set()
-        visit(changed, self._pass_on, 1)
-        visit(changed, self._review, -1)
+        while self._changed:  # outputs before their inputs: a task is freed after all that need it
+            task = heapq.heappop(self._changed)[1]
+            if self.tasks.get(task.key) is task:  # else it is forgotten
+                self._review(task)
+        if len(self._ready) > 2 * len(self.tasks) + 10:  # most of these wait no longer
+            self._ready = sorted({entry for entry in self._ready if entry[1].waits()})
         while self._ready:  # in order of submission
             task = self._ready[0][1]
-            if task.is_needer and task.worker is None and task.can_run() and not self._start(task):
+            if task.waits() and not self._start(task):
                 break
             heapq.heappop(self._ready)
         messages, self._messages = self._messages, []
         return messages
 
-    def _pass_on(self, task: Task) -> Iterable[Task]:
-        """Let a task lose its worker or fail with its inputs; return the tasks that fail with it."""
+    def _review(self, task: Task) -> None:
+        """Update what follows from the facts about a task; mark the tasks that this concerns."""
         if task.attempt and not task.can_run():
             self._take_away(task)  # an input was lost, which it may still have to fetch
         if task.status() == "pending" and task.worker is None:
@@ -197,15 +206,11 @@ class ClusterState:
             if task.run is None:
                 why = "it was scattered, or a task that it depends on was released or cancelled"
                 task.error = error_message(LostData(f"{task.key!r} cannot be computed: {why}"))
-        return task.dependents if task.error else ()
-
-    def _review(self, task: Task) -> Iterable[Task]:
-        """Queue, free, forget or report a task; return those of its inputs that this concerns."""
         status, needed = task.status(), bool(task.wanted_by or task.needers)
         is_needer, forget = needed and status == "pending", not needed and not task.dependents
         change = is_needer - task.is_needer
         task.is_needer = is_needer
-        if is_needer and task.worker is None and task.can_run():
+        if task.waits():
             heapq.heappush(self._ready, (task.number, task))
         if not needed and task.worker is not None:
             self._take_away(task)
@@ -214,20 +219,21 @@ class ClusterState:
             news = {"key": task.key, "status": status, "error": task.error}
             for client, mark in task.wanted_by.items():
                 self._send(client, "update", mark=mark, **news)
+            if status == "erred":
+                self._mark(*task.dependents)
         if forget:
             del self.tasks[task.key]
-            self._changed.discard(task)
-        inputs = task.dependencies if forget or change else []
-        for required in inputs:
+        for required in task.dependencies if forget or change else ():
             required.needers += change
             required.dependents -= {task} if forget else set()
-        return inputs
+            self._mark(required)
 
     def _start(self, task: Task) -> bool:
         """Assign a task to the worker that can start it first; return whether a worker had room."""
-        if free := [w for w in self.workers.values() if len(w.running) < SATURATION * w.nthreads]:
+        if free := [worker for worker in self.workers.values() if worker.has_room()]:
             worker = min(free, key=lambda worker: worker.start_delay(task))
-            worker.running[task] = self.durations.get(task.key.split("-")[0], UNKNOWN_DURATION)
+            duration = self.durations.get(task.key.split("-")[0], UNKNOWN_DURATION)
+            worker.running[task] = max(duration, MINIMUM_DURATION)
             task.worker, task.attempt = worker, next(self.clock)
             what = {"key": task.key, "attempt": task.attempt, "run": task.run}
             inputs = self.holders([needed.key for needed in task.dependencies])
@@ -243,14 +249,21 @@ class ClusterState:
             worker.results.discard(task)
             self._count(task, 1)
         task.attempt = 0
-        self._changed.add(task)
+        self._mark(task)
         self._send(worker.address, "free", key=task.key)
 
     def _count(self, task: Task, change: int) -> None:
         """Tell the dependents of a task that its result has come (-1) or gone (1)."""
         for dependent in task.dependents:
             dependent.unfinished += change
-        self._changed |= {task, *(d for d in task.dependents if d.attempt or not d.unfinished)}
+            if dependent.attempt or not dependent.unfinished:
+                self._mark(dependent)
+        self._mark(task)
+
+    def _mark(self, *tasks: Task) -> None:
+        """Let settle() review tasks."""
+        for task in tasks:
+            heapq.heappush(self._changed, (-task.number, task))
 
     def _send(self, to: str, op: str, **message: Any) -> None:
         self._messages.append((to, {"op": op, **message}))

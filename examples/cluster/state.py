@@ -18,9 +18,9 @@ from typing import Any
 
 from distributed.core import error_message
 
-SATURATION = 2  # minimum number of tasks per thread at which a worker may get no further one
-QUEUE = 0.005  # seconds of work per thread up to which a worker gets more than that: short tasks
-MINIMUM_DURATION = 0.001  # seconds assumed for a task that takes less; this limits their number
+SATURATION = 2  # maximum number of tasks per thread of a worker: one runs, one is ready to start;
+QUEUE = 0.005  # but it gets more while they are expected to take less than these seconds per thread
+MINIMUM_DURATION = 0.001  # seconds assumed for a task that takes less
 UNKNOWN_DURATION = 0.1  # seconds assumed for a function that has not run yet
 BANDWIDTH = 100e6  # bytes per second assumed between workers, to weigh transfer against waiting
 ALLOWED_FAILURES = 3  # per task: maximum number of workers that die, and of failed fetches
@@ -41,17 +41,14 @@ class WorkerState:
     running: dict["Task", float] = field(default_factory=dict)  # task → expected seconds
     results: set["Task"] = field(default_factory=set)  # the tasks whose results it has
 
-    def delay(self) -> float:
-        """Estimate the seconds until a thread is free."""
-        return sum(self.running.values()) / self.nthreads
-
     def has_room(self) -> bool:
-        return len(self.running) < SATURATION * self.nthreads or self.delay() < QUEUE
+        tasks, seconds = len(self.running), sum(self.running.values())
+        return tasks < SATURATION * self.nthreads or seconds < QUEUE * self.nthreads
 
     def start_delay(self, task: "Task") -> float:
         """Estimate the seconds until this worker can start a task with all its inputs."""
         absent = sum(needed.nbytes for needed in task.dependencies if needed.worker is not self)
-        return self.delay() + absent / BANDWIDTH
+        return sum(self.running.values()) / self.nthreads + absent / BANDWIDTH
 
 
 @dataclass(eq=False, slots=True)
@@ -61,12 +58,12 @@ class Task:
     run: Any  # function and arguments, serialized; None if no longer known
     dependencies: list["Task"]
     dependents: set["Task"] = field(default_factory=set)  # known tasks that depend on it
-    unfinished: int = 0  # number of its dependencies that are not finished
+    unfinished: int = 0  # number of its dependencies that are not reported as finished
     needers: int = 0  # number of its dependents that are needed and not finished
-    is_needer: bool = False  # True if its dependencies count it among their needers
+    is_needer: int = 0  # 1 if its dependencies count it among their needers, else 0
     scattered: bool = False  # True if it returns data of a client, which exists nowhere else
     wanted_by: dict[str, str] = field(default_factory=dict)  # client → mark of its future
-    reported: str = "pending"  # the status last sent to these clients; each assumes "pending"
+    reported: str = "pending"  # its last status that these clients and its dependents know
     worker: WorkerState | None = None  # the worker that runs it or has its result
     attempt: int = 0  # a unique number while it runs, else 0
     deaths: int = 0  # number of workers that died while they ran it
@@ -83,9 +80,8 @@ class Task:
     def can_run(self) -> bool:
         return not self.unfinished
 
-    def waits(self) -> bool:
-        """Return whether the task waits for a worker."""
-        return self.is_needer and self.worker is None and self.can_run()
+    def waits(self) -> bool:  # for a worker
+        return bool(self.is_needer) and self.worker is None and self.can_run()
 
 
 class ClusterState:
@@ -103,9 +99,9 @@ class ClusterState:
 
     def remove_worker(self, address: str, blame: bool = True) -> None:
         """Take all tasks from a worker; if it died, blame those that may have been running."""
-        worker = self.workers.pop(address, None)
-        started = list(worker.running)[: worker.nthreads] if worker else []
-        for task in [*worker.running, *worker.results] if worker else ():
+        worker = self.workers.pop(address, WorkerState(address, 0))
+        started = list(worker.running)[: worker.nthreads]
+        for task in [*worker.running, *worker.results]:
             self._take_away(task)
             task.deaths += blame and task in started
             if task.deaths > ALLOWED_FAILURES:
@@ -124,7 +120,7 @@ class ClusterState:
             del task.worker.running[task]
             task.worker.results.add(task)
             task.attempt, task.nbytes = 0, outcome["nbytes"]
-            self._count(task, -1)
+            self._mark(task)
             task.run = None if task.scattered else task.run
             for needed in task.dependencies:
                 needed.failures = 0 if needed.worker is not task.worker else needed.failures
@@ -156,12 +152,12 @@ class ClusterState:
             dependencies = [self.tasks[name] for name in set(needs) if name in self.tasks]
             run = run if len(dependencies) == len(set(needs)) else None
             task = Task(key, next(self.clock), run, dependencies, scattered=scattered)
-            task.unfinished = sum(needed.status() != "finished" for needed in dependencies)
             for needed in dependencies:
                 needed.dependents.add(task)
+                task.unfinished += needed.reported != "finished"
             self.tasks[key] = task
-        else:
-            task.reported = "nothing"
+        elif task.reported != "pending":
+            self._send(client, "update", key=key, mark=mark, status=task.reported, error=task.error)
         task.wanted_by[client] = mark
         self._mark(task)
 
@@ -207,20 +203,22 @@ class ClusterState:
                 why = "it was scattered, or a task that it depends on was released or cancelled"
                 task.error = error_message(LostData(f"{task.key!r} cannot be computed: {why}"))
         status, needed = task.status(), bool(task.wanted_by or task.needers)
-        is_needer, forget = needed and status == "pending", not needed and not task.dependents
-        change = is_needer - task.is_needer
-        task.is_needer = is_needer
+        change = (needed and status == "pending") - task.is_needer
+        task.is_needer += change
+        forget = not needed and not task.dependents
         if task.waits():
             heapq.heappush(self._ready, (task.number, task))
         if not needed and task.worker is not None:
             self._take_away(task)
         if status != task.reported:
+            for dependent in task.dependents:
+                dependent.unfinished += (task.reported == "finished") - (status == "finished")
+                if status == "erred" or dependent.attempt or dependent.can_run():
+                    self._mark(dependent)
             task.reported = status
-            news = {"key": task.key, "status": status, "error": task.error}
             for client, mark in task.wanted_by.items():
-                self._send(client, "update", mark=mark, **news)
-            if status == "erred":
-                self._mark(*task.dependents)
+                news = {"mark": mark, "status": status, "error": task.error}
+                self._send(client, "update", key=task.key, **news)
         if forget:
             del self.tasks[task.key]
         for required in task.dependencies if forget or change else ():
@@ -245,20 +243,11 @@ class ClusterState:
         """Make the worker that runs a task or has its result forget it."""
         worker, task.worker = task.worker, None
         assert worker is not None
-        if worker.running.pop(task, None) is None:
-            worker.results.discard(task)
-            self._count(task, 1)
+        worker.running.pop(task, None)
+        worker.results.discard(task)
         task.attempt = 0
         self._mark(task)
         self._send(worker.address, "free", key=task.key)
-
-    def _count(self, task: Task, change: int) -> None:
-        """Tell the dependents of a task that its result has come (-1) or gone (1)."""
-        for dependent in task.dependents:
-            dependent.unfinished += change
-            if dependent.attempt or not dependent.unfinished:
-                self._mark(dependent)
-        self._mark(task)
 
     def _mark(self, *tasks: Task) -> None:
         """Let settle() review tasks."""

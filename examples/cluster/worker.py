@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 from tornado.ioloop import PeriodicCallback
@@ -32,7 +33,9 @@ class Peer(Server):
         self.stream = BatchedSend(interval="2ms")
         # A worker unpickles values in the threads of tasks, so that an error fails only one task.
         super().__init__(handlers, deserialize=not nthreads, security=Security())
-        self.stream_handlers["close"] = self.close_soon
+        # Not in the task of the stream, since closing waits for its end.
+        close_soon = partial(self._ongoing_background_tasks.call_soon, self.close)
+        self.stream_handlers["close"] = close_soon
 
     async def start_unsafe(self) -> Self:
         await super().start_unsafe()
@@ -51,10 +54,6 @@ class Peer(Server):
         if not self.stream.please_stop and not self._close_begun:
             self.lost_scheduler = True  # it did not send "close"
             await self.close(reason="the scheduler is gone")
-
-    def close_soon(self, reason: str) -> None:
-        """Close in another task than the stream's, whose end close() awaits."""
-        self._ongoing_background_tasks.call_soon(self.close, reason=reason)
 
     def send(self, op: str, **message: Any) -> None:
         with contextlib.suppress(CommClosedError):  # handle_scheduler() returns, too, and closes

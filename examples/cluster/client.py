@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cluster.worker import Peer, Ref, replace
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.core import CommClosedError, error_message
 from distributed.core.errors.messages import exception_from
 from distributed.protocol import Serialized, serialize
@@ -116,7 +117,7 @@ class Client(Peer):
 
     def get(self, graph: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute a dask graph, for ``x.compute(scheduler=client.get)``, in another thread."""
-        loop = self.loop.asyncio_loop
+        loop = asyncio_loop_of(self.loop)
         if asyncio._get_running_loop() is loop:
             raise RuntimeError("get() blocks: call it in another thread than the event loop's")
         return asyncio.run_coroutine_threadsafe(self.compute(graph, keys), loop).result()

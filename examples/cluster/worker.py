@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Self
 
 from tornado.ioloop import PeriodicCallback
@@ -33,9 +32,8 @@ class Peer(Server):
         self.stream = BatchedSend(interval="2ms")
         # A worker unpickles values in the threads of tasks, so that an error fails only one task.
         super().__init__(handlers, deserialize=not nthreads, security=Security())
-        # Not in the task of the stream, since closing waits for its end.
-        close_soon = partial(self._ongoing_background_tasks.call_soon, self.close)
-        self.stream_handlers["close"] = close_soon
+        self.told_to_close = self.lost_scheduler = False
+        self.stream_handlers["close"] = self.end
 
     async def start_unsafe(self) -> Self:
         await super().start_unsafe()
@@ -51,9 +49,12 @@ class Peer(Server):
 
     async def handle_scheduler(self, comm: Comm) -> None:
         await self.handle_stream(comm)
-        if not self.stream.please_stop and not self._close_begun:
-            self.lost_scheduler = True  # it did not send "close"
-            await self.close(reason="the scheduler is gone")
+        closes = self.told_to_close or self.stream.please_stop or self._close_begun
+        self.lost_scheduler = not closes
+        await self.close(reason="the stream to the scheduler has ended")
+
+    def end(self, reason: str) -> None:
+        self.told_to_close = True  # the scheduler ends the stream now, see handle_scheduler()
 
     def send(self, op: str, **message: Any) -> None:
         with contextlib.suppress(CommClosedError):  # handle_scheduler() returns, too, and closes

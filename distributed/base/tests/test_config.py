@@ -91,6 +91,7 @@ OURS = {
     "distributed.comm.max-stream-handlers",
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
+    "distributed.comm.timeouts.pool-idle",
     "distributed.nanny.blocked-handlers",
     "distributed.server.shutdown-timeout",
 }

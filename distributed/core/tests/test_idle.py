@@ -38,10 +38,13 @@ class Caller:
     """Calls of one server over a pool, or over an `rpc` object."""
 
     def __init__(self, server: Server, pooled: bool) -> None:
-        self.owner: Any = ConnectionPool() if pooled else rpc(server.address)
-        self.remote: Any = self.owner
+        self.owner: Any
+        self.remote: Any
         if pooled:
+            self.owner = ConnectionPool()
             self.remote = self.owner(server.address)
+        else:
+            self.owner = self.remote = rpc(server.address)
         self.used: set[Comm] = set()
         server.handlers["note"] = self.note
 

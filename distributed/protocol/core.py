@@ -86,7 +86,8 @@ _LARGE_HEADER = 2**16
 #: long text or bytes object; searching that takes longer than a look at each map.
 _MAX_SEARCHED_SIZE = 4096
 
-#: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.
+#: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.  The
+#: first frame of a larger message is the memory of its packer.
 _MAX_PACKER_SIZE = 2**20
 
 
@@ -140,18 +141,25 @@ class _MessageWriter:
         self._weight = 0
         self._codec = context.get("compression") if context else None
         try:
-            frames[0] = self._packer.pack(msg)
+            self._packer.pack(msg)
         except BaseException:
             self._packer.reset()
             raise
         finally:
             self._frames = self._context = None
-        if len(frames[0]) > _MAX_PACKER_SIZE:
+        packed = self._packer.getbuffer()
+        if len(packed) > _MAX_PACKER_SIZE:
+            # Copying the bytes out of the packer would take as long as packing them.
+            frames[0] = packed
             self._packer = self._make_packer()
+        else:
+            frames[0] = packed.tobytes()
+            packed.release()
+            self._packer.reset()
         return frames
 
     def _make_packer(self) -> msgpack.Packer:
-        return msgpack.Packer(default=self._encode, use_bin_type=True)
+        return msgpack.Packer(default=self._encode, use_bin_type=True, autoreset=False)
 
     def _encode(self, obj: Any) -> Any:
         """Return the replacement for an object that msgpack cannot encode."""

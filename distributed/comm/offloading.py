@@ -24,7 +24,9 @@ from distributed.base.buffers import nbytes, size_of
 from distributed.base.event_loop import offload, offload_expensive
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.limits import LoadPolicy
+from distributed.protocol.objects import DEFAULT_SERIALIZERS
 from distributed.protocol.pieces import header_containers
+from distributed.protocol.together import is_pickled_together
 from distributed.protocol.unpacking import count_containers, unpack
 from distributed.protocol.wrappers import Serialize, ToPickle
 
@@ -54,6 +56,10 @@ _EXAMINED_HEADERS: Final = 256
 _SMALL: Final = 1024
 #: Estimated number of bytes that one object in a container is pickled to.
 _BYTES_PER_OBJECT: Final = 64
+#: Number of elements of a container up to which serializing them one by one is fast.
+_FEW_ELEMENTS: Final = 256
+#: Number of bytes that are copied in the time in which one element is serialized on its own.
+_BYTES_PER_ELEMENT: Final = 8192
 #: Number of bytes that are copied in the time in which one byte is compressed.
 _BYTES_PER_COMPRESSED_BYTE: Final = 4
 #: Number of bytes that are copied in the time in which one byte is inflated.
@@ -228,6 +234,8 @@ def weigh(value: Any, weight: int, codec: Any) -> int:
         return weight
     if kind in _CONTAINER_TYPES:
         weight += _bytes_in_container(value, codec)
+        if len(value) > _FEW_ELEMENTS and not is_pickled_together(value, DEFAULT_SERIALIZERS):
+            weight += len(value) * _BYTES_PER_ELEMENT
     else:
         weight += _bytes_to_copy(value, codec)
     threshold = _offload_threshold()

@@ -212,6 +212,17 @@ def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
     assert dumps_is_expensive(message, context) is expensive
 
 
+def test_many_elements_that_are_serialized_one_by_one_make_a_write_expensive(monkeypatch):
+    monkeypatch.setattr(offloading, "OFFLOAD_THRESHOLD", 10 * 2**20)
+    for elements, expensive in (
+        ([1.5] * 10_000, False),
+        ([1.5] * 10_000 + [b"x"], True),
+        ([1.5] * 200 + [b"x"], False),
+        ([bytearray(1)] * 10_000, True),
+    ):
+        assert dumps_is_expensive({"x": to_serialize(elements)}) is expensive
+
+
 @pytest.mark.parametrize(
     ("message", "kwargs", "expensive"),
     [

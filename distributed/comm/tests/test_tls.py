@@ -493,16 +493,25 @@ async def test_closing_in_the_middle_of_a_message_is_the_same_error_as_over_tcp(
         assert not isinstance(caught.value, FatalCommClosedError)
 
 
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+@pytest.mark.parametrize(
+    "data",
+    # The first is the header of a TLS record with 64 bytes that were encrypted with no key.
+    [b"\x17\x03\x03\x00\x40" + bytes(64), bytes(64), b"GET / HTTP/1.1\r\n\r\n"],
+    ids=["a record", "zeros", "http"],
+)
 @gen_test()
-async def test_bytes_that_were_not_encrypted_close_the_comm():
-    async with tls_pair() as (comm, other):
-        # The header of a TLS record with 64 bytes that were encrypted with no key.
-        os.write(other.stream.socket.fileno(), b"\x17\x03\x03\x00\x40" + bytes(64))
+async def test_bytes_that_were_not_encrypted_close_the_comm(scheme, data):
+    async with tls_pair(scheme) as (comm, other):
+        stream = other.stream if scheme == "tls" else other._stream
+        os.write(stream.socket.fileno(), data)
         with (
             captured_logger("tornado", level=logging.INFO) as log,
-            pytest.raises(FatalCommClosedError, match="TLS failed"),
+            pytest.raises(FatalCommClosedError, match="TLS failed after the handshake") as caught,
         ):
             await comm.read()
+        # The peer does: it has completed the handshake.
+        assert "does not speak TLS" not in str(caught.value)
         assert comm.closed()
         assert log.getvalue() == ""
 

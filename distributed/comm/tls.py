@@ -242,9 +242,13 @@ def speaks_tls(data: bytes) -> bool:
 
 def is_final(exc: BaseException) -> bool:
     """Return whether *exc* is a TLS error that trying again cannot change."""
-    return isinstance(exc, ssl.SSLError) and not isinstance(
-        exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError
-    )
+    if not isinstance(exc, ssl.SSLError):
+        return False
+    if isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+        return False
+    # With OpenSSL 3.6, the end of the connection inside a record has this reason, but is not an
+    # SSLEOFError.
+    return getattr(exc, "reason", None) != "UNEXPECTED_EOF_WHILE_READING"
 
 
 def explain(exc: ssl.SSLError, *, established: bool = False) -> str:

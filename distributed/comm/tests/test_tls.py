@@ -22,7 +22,7 @@ from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.comm.tests.raw_peers import RawPeer, connect_raw, raw_peer, raw_server
 from distributed.comm.tests.transports import Transport, echo
-from distributed.comm.tls import TLSStream, speaks_tls
+from distributed.comm.tls import TLSStream, explain, is_final, speaks_tls
 from distributed.security.settings import Security
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -514,6 +514,16 @@ async def test_bytes_that_were_not_encrypted_close_the_comm(scheme, data):
         assert "does not speak TLS" not in str(caught.value)
         assert comm.closed()
         assert log.getvalue() == ""
+
+
+def test_the_end_of_the_connection_is_not_final_whatever_the_class_of_its_error():
+    # Its class with OpenSSL 3.6, which no older version raises for it.
+    ended = ssl.SSLError(1, "unexpected eof while reading")
+    ended.reason = "WRONG_VERSION_NUMBER"
+    assert is_final(ended)
+    ended.reason = "UNEXPECTED_EOF_WHILE_READING"
+    assert not is_final(ended)
+    assert "the peer closed during the TLS handshake" in explain(ended)
 
 
 def test_a_tls_comm_is_a_tcp_comm():

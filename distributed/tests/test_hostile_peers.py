@@ -56,9 +56,9 @@ async def test_silence_after_connecting():
 
 @gen_test(timeout=110)
 async def test_silence_after_the_handshake_with_an_idle_timeout():
-    async with besieged(timeouts__idle="300ms") as siege:
-        for _ in range(300):
-            await siege.after_handshake()
+    async with besieged(timeouts__idle="1s") as siege:
+        for _ in range(6):
+            await asyncio.gather(*(siege.after_handshake() for _ in range(50)))
         await siege.all_closed()
 
 

@@ -97,8 +97,9 @@ def _share_own_files() -> None:
     """Let the environments link to the libraries of the environment that runs the tests."""
     if Path(sys.prefix).is_relative_to(ROOT):
         store = CACHE / "shared"
-        share_files(Path(sysconfig.get_path("purelib")), store)
-        remove_unused(store)
+        with exclusive(CACHE / "shared.lock"):
+            share_files(Path(sysconfig.get_path("purelib")), store)
+            remove_unused(store)
 
 
 def _project_requirements() -> list[str]:
@@ -124,7 +125,8 @@ def _make(path: Path, python: Path, requirements: Sequence[str], project: bool) 
         pip = [sys.executable, "-m", "pip", "--python", str(python)]
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1"]
         _build_step(path, [*pip, "install", "--no-compile", *options, *requirements])
-        share_files(site_packages, CACHE / "shared")
+        with exclusive(CACHE / "shared.lock"):
+            share_files(site_packages, CACHE / "shared")
     if project:
         (site_packages / "checkout.pth").write_text(f"{ROOT}\n")
 

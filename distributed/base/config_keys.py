@@ -40,6 +40,10 @@ class Key(NamedTuple):
 #: server would close each connection, or do nothing but tick.
 _SHORTEST = 0.001
 
+#: Maximum of ``busy-poll``, in seconds.  A longer wait does not gain from saving a wake-up, and a
+#: number without a unit means seconds.
+_MAX_BUSY_POLL = 0.01
+
 #: Maximum of ``timeouts.tcp``, in seconds: four days.  The kernel has 15 bits for the interval of
 #: keep-alive probes.
 _MAX_TCP_TIMEOUT = 4 * 86400
@@ -90,6 +94,12 @@ KEYS: Mapping[str, Key] = {
         "20s",
         Duration(),
         "Maximum time before a repetition of a failed call.",
+    ),
+    "distributed.comm.busy-poll": Key(
+        None,
+        Duration(null=True, maximum=_MAX_BUSY_POLL),
+        "Time for which an event loop polls its sockets before it sleeps, whenever a task waits "
+        "for a message; null: it sleeps at once.",
     ),
     "distributed.comm.compression": Key(
         False,

@@ -20,6 +20,7 @@ from tornado.iostream import StreamClosedError
 
 from distributed.base.event_loop import offload
 from distributed.base.text import shown
+from distributed.comm.busy_polling import BusyPolling
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.offloading import (
     LARGE_BYTES,
@@ -65,6 +66,8 @@ class FramedComm(Comm):
         self._peer_addr = peer_addr
         # Maximum number of seconds that close() waits for written data to be sent.
         self._linger = configured.tcp_timeout
+        # Busy polling while a task waits for a message, and its seconds; None for none.
+        self._busy_polling = BusyPolling.configured()
         # The size at which frames are split, and the limits of received messages.
         self._shard = self._choose_shard(configured)
         self._limits = configured.message_limits
@@ -151,6 +154,9 @@ class FramedComm(Comm):
             try:
                 frames = self._start_read(self._limits)
                 if type(frames) is not list:
+                    if self._busy_polling is not None:
+                        polling, seconds = self._busy_polling
+                        polling.poll_for(seconds)
                     frames = await frames  # type: ignore[misc]
                     self._unwaited = 0
                 elif self._unwaited < UNINTERRUPTED_READS:

@@ -56,6 +56,11 @@ class CommSettings:
         return config.get_timedelta("distributed.comm.timeouts.pool-idle")
 
     @cached_property
+    def busy_poll(self) -> float | None:
+        """Seconds of polling before an event loop sleeps (``busy-poll``)."""
+        return config.get_timedelta("distributed.comm.busy-poll")
+
+    @cached_property
     def keepalive(self) -> tuple[float, float] | None:
         """Seconds between probes of a peer (``keepalive.interval``), or None for no keep-alive.
 

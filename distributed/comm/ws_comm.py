@@ -80,6 +80,21 @@ class WS(FramedComm):
 
     _end_of_connection = (StreamClosedError, WebSocketClosedError)
 
+    # See `MessageStream`.
+    __slots__ = (
+        "_abandon",
+        "_accepted",
+        "_extra_info",
+        "_finalizer",
+        "_in_message",
+        "_inbox",
+        "_protocol",
+        "_read",
+        "_stream",
+        "_writing",
+        "_written",
+    )
+
     def __init__(
         self, protocol: Protocol, local_addr: str, peer_addr: str, deserialize: bool = True
     ):

@@ -368,3 +368,18 @@ async def test_without_interceptors_a_call_costs_nothing_for_them():
             each.append(await cost(lambda remote=remote: remote.add(x=1, y=2)))
     without, intercepted = each
     assert without["ours"] <= 75 < intercepted["ours"]
+
+
+@pytest.mark.parametrize("address", [TCP, "unix://", "ws://127.0.0.1:0", "inproc://"])
+@gen_test()
+async def test_the_attributes_of_a_connection_need_no_dict_of_their_own(address):
+    async with serving(address) as server, rpc(server.address) as remote:
+        await remote.add(x=1, y=2)
+        (client,) = remote.comms
+        for comm in (client, *server._comms):
+            parts = [comm]
+            if not address.startswith("inproc"):
+                parts.append(getattr(comm, "stream", None) or comm._stream)
+            for part in parts:
+                # With more than these, CPython gives each instance a dict of 1.5 kB and more.
+                assert len(vars(part)) <= 30, (part, sorted(vars(part)))

@@ -76,6 +76,7 @@ OURS = {
     "distributed.comm.auth.token",
     "distributed.comm.auth.token-file",
     "distributed.comm.batched.acknowledge",
+    "distributed.comm.busy-poll",
     "distributed.comm.auth.allow-health",
     "distributed.comm.batched.max-buffer-size",
     "distributed.comm.batched.max-sessions",

@@ -92,6 +92,25 @@ def _payloads() -> Iterator[Case]:
                 )
 
 
+def _connections() -> Iterator[Case]:
+    """Yield cases in which calls do not have one connection that all of them have warmed up."""
+    for how, command, sizes in (
+        ("after a burst", "after_burst", ("100kB", "1MB", "100MB")),
+        ("cold", "cold", ("1MB", "100MB")),
+    ):
+        for size_name in sizes:
+            size = SIZES[size_name]
+            large = size >= SIZES["100MB"]
+            yield Case(
+                f"{how}/array {size_name}/tcp",
+                CORE,
+                {"command": command, "size": size},
+                seconds=4.0 if large else 1.2,
+                rounds=5 if large else 100,
+                quick=size_name == "1MB",
+            )
+
+
 def _others() -> Iterator[Case]:
     for name, command in (
         ("messages/10k nested values", {"command": "nested", "count": 10_000}),
@@ -148,7 +167,7 @@ def _with_transport(transport: str) -> tuple[str, ...]:
 
 def cases(*, quick: bool) -> list[Case]:
     """Return the cases in the order of their measurement."""
-    every = [*_calls(), *_payloads(), *_others(), *_dask()]
+    every = [*_calls(), *_payloads(), *_connections(), *_others(), *_dask()]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 

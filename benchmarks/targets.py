@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.cases import DASK, PEERS
 from benchmarks.results import Results, Series
 
-#: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS`.
+#: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS` or after a burst.
 FLAT = 0.9
 
 HEADER = ["target", "compared with", "wanted", "measured", "middle half of rounds"]
@@ -80,6 +80,15 @@ def _all() -> Iterator[Target]:
     yield Target("100 MB array each way", large, Series(large.case, "sockets"), 0.95)
     over_unix, original = Series("payload/array 100MB/unix", "ours"), Series(large.case, "original")
     yield Target("100 MB array each way, unix", over_unix, original, 1.5)
+    after = Series("after a burst/array 1MB/tcp", "ours")
+    title = "1 MB array each way, after a burst"
+    yield Target(title, after, replace(after, measure="one connection"), FLAT)
+    yield _to_original(title, after.case, 1.8)
+    yield _to_original("100 MB array each way, after a burst", "after a burst/array 100MB/tcp", 1.1)
+    for size in ("1MB", "100MB"):
+        yield _to_original(
+            f"first {size[:-2]} MB array on a connection", f"cold/array {size}/tcp", 1.0
+        )
     yield _to_original("BatchedSend messages/s", "batched/tcp", 1.5)
     streamed, called = Series("streamed/tcp", "ours"), Series("sequential/tcp", "ours")
     yield Target("small items of a stream/s", streamed, called, 5.0)

@@ -82,6 +82,18 @@ def test_both_sides_measure_the_parts_of_a_call(measure):
             assert min(parts) > 0
 
 
+def test_calls_after_a_burst_are_compared_with_those_over_one_connection(measure):
+    (entry,) = measure({"command": "after_burst", "size": 1000})
+    (each,) = entry["rounds"]
+    assert min(each["rate"], each["one connection"], each["count"]) > 0
+
+
+def test_each_call_on_a_cold_connection_is_its_first(measure):
+    (entry,) = measure({"command": "cold", "size": 1000})
+    (each,) = entry["rounds"]
+    assert min(each["rate"], each["count"]) > 0
+
+
 @pytest.mark.timeout(300)
 def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python):
     name = "dask on core"

@@ -149,8 +149,15 @@ def copy(array: Any, *, peers_may_write: bool = False) -> np.ndarray[Any, Any]:
         # From the axis with the largest stride to that with the smallest.
         axes = np.argsort([-abs(stride) for stride in source.strides], kind="stable")
     ordered = source.transpose(axes)
-    target = empty(ordered.shape, source.dtype, peers_may_write=peers_may_write)
-    target[...] = ordered
+    memory = None
+    if ordered.flags.c_contiguous and ordered.nbytes and not source.dtype.hasobject:
+        content = _bytes_of(ordered)
+        memory = shared_memory.create_copy(content, peers_may_write=peers_may_write)
+    if memory is None:
+        target = empty(ordered.shape, source.dtype, peers_may_write=peers_may_write)
+        target[...] = ordered
+    else:
+        target = np.ndarray(ordered.shape, source.dtype, memory)
     return target.transpose(np.argsort(axes))
 
 

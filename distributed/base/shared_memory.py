@@ -41,6 +41,7 @@ __all__ = [
     "Memory",
     "adopt",
     "create",
+    "create_copy",
     "create_frozen",
     "find",
     "has_regions",
@@ -199,33 +200,44 @@ def create(nbytes: int, *, peers_may_write: bool = False) -> memoryview | None:
     return _mapped_here(descriptor, nbytes, writable=True, peers_may_write=peers_may_write)
 
 
+def create_copy(content: memoryview, *, peers_may_write: bool = False) -> memoryview | None:
+    """Return a copy of bytes in new shared memory; None and errors are those of `create`."""
+    descriptor = _new_descriptor(len(content)) if _may_have_descriptor() else None
+    if descriptor is None:
+        return None
+    # Written without a mapping: the kernel then neither clears the pages first, nor enters them
+    # into a table one by one, which takes as long as the copy.
+    _fill(descriptor, content)
+    return _mapped_here(descriptor, len(content), writable=True, peers_may_write=peers_may_write)
+
+
 def create_frozen(content: memoryview) -> memoryview | None:
     """Return a copy of bytes in shared memory that no process can change, not even this one.
 
-    It is None if the system does not give shared memory, or if regions take too many descriptors of
-    this process.
-
-    Raises
-    ------
-    MemoryError
-        If there is not enough memory.
+    None and errors are those of `create`.
     """
     descriptor = _new_descriptor(len(content)) if _may_have_descriptor() else None
     if descriptor is None:
         return None
+    # F_SEAL_WRITE fails if there is a mapping for writing.
+    _fill(descriptor, content, seals=_WRITE | _SEAL)
+    return _mapped_here(descriptor, len(content), writable=False, peers_may_write=False)
+
+
+def _fill(descriptor: int, content: memoryview, seals: int = 0) -> None:
+    """Write bytes to new memory, and seal it; close the descriptor if that fails."""
     try:
-        # Written without a mapping: F_SEAL_WRITE fails if there is one for writing.
         written = 0
         while written < len(content):
             written += os.pwrite(descriptor, content[written:], written)
-        fcntl.fcntl(descriptor, _F_ADD_SEALS, _WRITE | _SEAL)
+        if seals:
+            fcntl.fcntl(descriptor, _F_ADD_SEALS, seals)
     except OSError as exc:
         os.close(descriptor)
         raise _no_memory(len(content)) from exc
     except BaseException:
         os.close(descriptor)
         raise
-    return _mapped_here(descriptor, len(content), writable=False, peers_may_write=False)
 
 
 def adopt(descriptor: int, *, peers_may_write: bool = False, max_bytes: int) -> memoryview:

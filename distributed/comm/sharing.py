@@ -7,8 +7,10 @@ a message looks like is the business of :mod:`distributed.protocol.shared_frames
 Connections are ordinary ones until the first such message, because receiving descriptors costs more
 than receiving bytes alone.  The side that has one to send changes its socket to a
 :class:`~distributed.comm.descriptors.DescriptorSocket`, and says so by the control message
-"descriptors".  The other side does the same.  Descriptors are sent only to a side that has said so.
-This takes one round trip, once in the life of a connection.
+"descriptors".  The other side does the same, and sends a descriptor with its answer, the *probe*.
+So does the first side then.  A side sends descriptors of memory only after it has received a probe,
+which a proxy between the two does not pass on.  The sender waits for one round trip, once in the
+life of a connection.
 
 With a threshold (``distributed.comm.shared.threshold``), larger buffers of ordinary memory are
 copied into a region that is lent to the receiver; see :mod:`distributed.base.memory_pool`.
@@ -23,6 +25,7 @@ import asyncio
 import ctypes
 import errno
 import functools
+import os
 import weakref
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypeAlias
@@ -58,6 +61,12 @@ FEATURE: Final = "shared"
 #: The kind of the control message by which a side says that it receives descriptors.
 _KIND: Final = "descriptors"
 
+#: The control messages of this kind: a side receives descriptors; it does, and this one comes with
+#: the probe; it does, and has no probe.
+_RECEIVES, _PROBE, _NO_PROBE = (
+    pack_control(_KIND, False, args) for args in ((), (True,), (False,))
+)
+
 #: Seconds between two checks whether both sides wait for each other to read.
 _CHECK_INTERVAL: Final = 1.0
 
@@ -91,9 +100,11 @@ _Started: TypeAlias = tuple[int, Awaitable[Any] | None]
 class Sharing:
     """The shared memory in the messages of one comm."""
 
-    # `_enabled` and `_peer_enabled` become true once, in any order.
+    # `_enabled`, `_answered` and `_peer_enabled` or `_impossible` become true once.
     __slots__ = (
+        "_answered",
         "_enabled",
+        "_impossible",
         "_lend",
         "_limits",
         "_peer_enabled",
@@ -109,8 +120,10 @@ class Sharing:
         self._threshold = settings().share_threshold
         reference = weakref.ref(comm)
         self._lend: Lender = functools.partial(lend, is_open=functools.partial(_is_open, reference))
-        # Whether this side receives descriptors, and whether the peer does.
-        self._enabled = self._peer_enabled = False
+        # Whether this side receives descriptors, and whether it has sent its probe.
+        self._enabled = self._answered = False
+        # Whether the peer gets descriptors, and whether it is known that it does not.
+        self._peer_enabled = self._impossible = False
         # Done when the peer receives descriptors or the stream is closed; None if no write waits.
         self._waiting: asyncio.Future[None] | None = None
         #: Number of writes that have not begun to send; later ones wait for them.
@@ -125,7 +138,7 @@ class Sharing:
 
     def may_share(self) -> bool:
         """Return whether a message with several frames may have shared ones."""
-        return self._threshold is not None or has_regions()
+        return not self._impossible and (self._threshold is not None or has_regions())
 
     def start_write(self, comm: StreamComm, frames: Sequence[Buffer]) -> _Started | None:
         """Write a message if a part of it is in shared memory or is to be copied there.
@@ -188,6 +201,8 @@ class Sharing:
         """
         comm.watch_peer()
         while not self._peer_enabled:
+            if self._impossible:
+                return False
             stream = _open_stream(comm)
             self._waiting = asyncio.get_running_loop().create_future()
             stream.set_close_callback(self._wake)
@@ -207,57 +222,106 @@ class Sharing:
     def _send(self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage) -> _Started:
         """Write a message; the peer receives descriptors."""
         self._enable(comm)
-        stream = _open_stream(comm)
-        sock = stream.socket
-        assert isinstance(sock, DescriptorSocket)
         buffers, nbytes = pack_message(message.frames, comm._shard)
-        waiting = stream.unsent_bytes
-        sent = 0
-        if not waiting:
-            try:
-                sent = sock.send_with(buffers[:MAX_BUFFERS], message.descriptors)
-            except BlockingIOError:
-                pass
-            except OSError as exc:
-                if exc.errno != errno.ETOOMANYREFS:
-                    raise stream.failed(exc) from exc
-                # Too many descriptors of this user wait to be received.
-                return _send_unshared(comm, frames, message)
-            if sent == nbytes:
-                return nbytes, None
-        if not sent:
-            sock.attach(message.descriptors, message.leases, after=waiting)
-        return nbytes, _send_bytes(comm, _without(buffers, sent))[1]
+        rest = _send_descriptors(comm, buffers, nbytes, message.descriptors, message.leases)
+        if rest is None:
+            return _send_unshared(comm, frames, message)
+        return nbytes, _send_bytes(comm, rest)[1] if rest else None
 
     def _enable(self, comm: StreamComm) -> None:
         """Receive descriptors from now on, and tell the peer."""
-        if self._enabled:
-            return
+        if not self._enabled:
+            self._receive_descriptors(comm)
+            # Not `post_control`: the peer waits for this, even if earlier data waits to be sent.
+            _send_control(comm, _RECEIVES)
+
+    def _receive_descriptors(self, comm: StreamComm) -> None:
         stream = _open_stream(comm)
         self._enabled = True
         # While the descriptors of one message wait, those of the next one may come.
         received = Descriptors(2 * self._limits.max_descriptors)
         stream.socket = DescriptorSocket(stream.socket, received)
-        stream.decoder = comm._decoder = SharingDecoder(comm._decoder, received, self._limits)
-        # Not `post_control`: the peer waits for this, even if earlier data waits to be sent.
-        buffers, nbytes = pack_message([b"", pack_control(_KIND, False, ())])
-        comm.traffic.bytes_sent += nbytes
-        stream.send(buffers, nbytes)
+        decoder = SharingDecoder(comm._decoder, received, self._limits, probe=_PROBE)
+        stream.decoder = comm._decoder = decoder
 
-    def peer_enabled(self, comm: StreamComm) -> None:
-        """Note that the peer receives descriptors."""
-        self._peer_enabled = True
+    def _answer(self, comm: StreamComm) -> None:
+        """Send the probe to the peer, which receives descriptors."""
+        if self._answered:
+            return
+        if not self._enabled:
+            self._receive_descriptors(comm)
+        self._answered = True
         try:
-            self._enable(comm)
+            probe = os.eventfd(0, os.EFD_CLOEXEC)
+        except OSError:
+            # There are too many open files.
+            _send_control(comm, _NO_PROBE)
+            return
+        owner = Descriptors(1)
+        owner.add([probe])
+        buffers, nbytes = pack_message([b"", _PROBE])
+        rest = _send_descriptors(comm, buffers, nbytes, [probe], owner)
+        if rest is None:
+            _send_control(comm, _NO_PROBE)
+            return
+        comm.traffic.bytes_sent += nbytes
+        if rest:
+            _open_stream(comm).send(rest, sum(map(len, rest)))
+
+    def note_peer(self, comm: StreamComm, args: tuple[Any, ...]) -> None:
+        """Note what the peer says: it receives descriptors."""
+        try:
+            self._answer(comm)
         except StreamClosedError:
             # Wakes the reader.
             comm.abort()
+        if args:
+            decoder = comm._decoder
+            if args[0] is True and isinstance(decoder, SharingDecoder) and decoder.was_probed:
+                self._peer_enabled = True
+            else:
+                self._impossible = True
         self._wake()
+
+
+def _send_descriptors(
+    comm: StreamComm, buffers: Sequence[Buffer], nbytes: int, descriptors: Sequence[int], owner: Any
+) -> list[Buffer] | None:
+    """Send the begin of a message with descriptors, and return the rest, which the caller sends.
+
+    The result is None if too many descriptors of this user wait to be received; nothing was sent.
+    *owner* keeps the descriptors open.
+    """
+    stream = _open_stream(comm)
+    sock = stream.socket
+    assert isinstance(sock, DescriptorSocket)
+    waiting = stream.unsent_bytes
+    sent = 0
+    if not waiting:
+        try:
+            sent = sock.send_with(buffers[:MAX_BUFFERS], descriptors)
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            if exc.errno != errno.ETOOMANYREFS:
+                raise stream.failed(exc) from exc
+            return None
+        if sent == nbytes:
+            return []
+    if not sent:
+        sock.attach(descriptors, owner, after=waiting)
+    return _without(buffers, sent)
+
+
+def _send_control(comm: StreamComm, control: bytes) -> None:
+    buffers, nbytes = pack_message([b"", control])
+    comm.traffic.bytes_sent += nbytes
+    _open_stream(comm).send(buffers, nbytes)
 
 
 def _note_peer(comm: ControlledComm, args: tuple[Any, ...]) -> None:
     if isinstance(comm, StreamComm) and isinstance(comm._sharing, Sharing):
-        comm._sharing.peer_enabled(comm)
+        comm._sharing.note_peer(comm, args)
 
 
 common_handlers[_KIND] = _note_peer

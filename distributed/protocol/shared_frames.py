@@ -269,15 +269,28 @@ class SharingDecoder(MessageDecoder):
         come with some bytes before it calls `buffer_updated` for these bytes.
     share_limits
         The limits that both sides agreed upon.
+    probe
+        The control message that comes with a descriptor which has no other purpose.
+
+    Attributes
+    ----------
+    was_probed
+        Whether such a descriptor was received.  It was closed.
     """
 
-    __slots__ = ("borrower", "descriptors", "share_limits")
+    __slots__ = ("_probe", "borrower", "descriptors", "share_limits", "was_probed")
 
     def __init__(
-        self, decoder: MessageDecoder, descriptors: Descriptors, share_limits: ShareLimits
+        self,
+        decoder: MessageDecoder,
+        descriptors: Descriptors,
+        share_limits: ShareLimits,
+        probe: bytes = b"",
     ):
         for name in MessageDecoder.__slots__:
             setattr(self, name, getattr(decoder, name))
+        self._probe = probe
+        self.was_probed = False
         self.borrower = Borrower()
         self.descriptors = descriptors
         self.share_limits = share_limits
@@ -296,6 +309,16 @@ class SharingDecoder(MessageDecoder):
             return None
         if len(frames) > 2 and not len(frames[0]):
             frames = self._resolve(frames)
+        elif (
+            len(self.descriptors)
+            and len(frames) == 2
+            and not len(frames[0])
+            and len(frames[1]) == len(self._probe)
+            and bytes(frames[1]) == self._probe
+            and not self.was_probed
+        ):
+            os.close(self.descriptors.pop())
+            self.was_probed = True
         if len(self.descriptors) and not self.in_message:
             count = len(self.descriptors)
             self.descriptors.close()

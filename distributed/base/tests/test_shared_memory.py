@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
@@ -11,7 +12,7 @@ import threading
 import pytest
 
 from distributed.base import shared_memory
-from distributed.base.shared_memory import adopt, create, create_frozen, find
+from distributed.base.shared_memory import adopt, create, create_copy, create_frozen, find
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Linux has this memory"),
@@ -185,13 +186,14 @@ def test_own_regions_leave_descriptors_for_other_purposes():
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * before + 40, hard))
     try:
         views = [create(4096) for _ in range(2 * before + 40)]
+        copy = create_copy(memoryview(b"hello"))
         frozen = create_frozen(memoryview(b"hello"))
         left = os.dup(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     os.close(left)
     assert views[0] is not None
-    assert views[-1] is frozen is None
+    assert views[-1] is copy is frozen is None
 
 
 @pytest.mark.parametrize("nbytes", [2**50, 2**62, 2**63, 2**70])
@@ -222,3 +224,28 @@ def test_memory_that_cannot_be_mapped_leaves_other_mappings_as_they_are():
         shared_memory._map(memory.descriptor, memory.nbytes, True, shared_memory.mmap.mmap)
     assert maps() == before
     assert not shared_memory._unusable
+
+
+@pytest.mark.parametrize("make", [create_copy, create_frozen])
+def test_a_copy_that_finds_no_memory_is_a_memory_error_and_leaves_no_descriptor(make, monkeypatch):
+    def refuse(descriptor, content, offset):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    before = open_descriptors()
+    with pytest.raises(MemoryError):
+        make(memoryview(b"hello"))
+    assert open_descriptors() == before
+
+
+def test_a_copy_does_not_touch_its_mapping():
+    content = bytes(range(256)) * 4096
+    view = create_copy(memoryview(content))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    copies = [create_copy(memoryview(content)) for _ in range(10)]
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    # It has 2560 pages.
+    assert faults < 500
+    assert all(copy == content for copy in (view, *copies))
+    view[:5] = b"hello"
+    assert received(view)[:5] == b"hello"

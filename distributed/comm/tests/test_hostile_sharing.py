@@ -65,6 +65,7 @@ class Attacker:
         await self.peer.send(packed(b"", pack_control("descriptors", False, ())))
         frames = await self.peer.read_message()
         assert b"descriptors" in frames[1]
+        self.send(packed(b"", pack_control("descriptors", False, (True,))), [os.eventfd(0)])
 
     def send(self, data: bytes, descriptors: list[int]) -> None:
         """Send bytes, and descriptors with the first one; then close the descriptors here."""

@@ -30,6 +30,7 @@ from distributed.comm.tests.sharing_server import memory, serving, serving_many,
 from distributed.protocol import Serialized, dumps, to_serialize
 from distributed.protocol.framing import pack_message
 from distributed.protocol.shared_frames import Descriptors, ShareLimits, share
+from distributed.tests.relays import Relay
 from distributed.utils_test import async_poll_for, gen_test
 
 np = pytest.importorskip("numpy")
@@ -344,12 +345,41 @@ async def test_memory_travels_as_bytes_if_too_many_descriptors_wait_to_be_receiv
 
     x = numbers(10_000)
     async with connected(server.address) as comm:
+        assert is_same_memory(await ask(comm, "echo", x), x)
         monkeypatch.setattr(DescriptorSocket, "send_with", refuse)
         received = await ask(comm, "echo", x)
         monkeypatch.undo()
         np.testing.assert_array_equal(received, x)
         assert not is_same_memory(received, x)
         assert is_same_memory(await ask(comm, "echo", x), x)
+
+
+@gen_test()
+async def test_memory_travels_as_bytes_through_a_proxy(server):
+    x = numbers(10_000)
+    async with Relay(server.address, lambda: (10**9, 10**9)).running() as relay:
+        for _ in range(2):
+            async with connected(relay.address) as comm:
+                for _ in range(2):
+                    received = await ask(comm, "echo", x)
+                    np.testing.assert_array_equal(received, x)
+                    assert not is_same_memory(received, x)
+
+
+@pytest.mark.parametrize("where", [(os, "eventfd"), (DescriptorSocket, "send_with")])
+@gen_test()
+async def test_memory_travels_as_bytes_to_a_peer_without_a_probe(server, monkeypatch, where):
+    def refuse(*args):
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    x = numbers(10_000)
+    async with connected(server.address) as comm:
+        monkeypatch.setattr(*where, refuse)
+        # The server gets no probe from here.
+        received = await ask(comm, "echo", x)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(received, x)
+        assert not is_same_memory(received, x)
 
 
 # Messages in order, in pieces and in threads

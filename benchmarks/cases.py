@@ -145,6 +145,25 @@ def _others() -> Iterator[Case]:
         )
 
 
+def _under_load() -> Iterator[Case]:
+    for codec in ("lz4", "zstd"):
+        yield Case(
+            f"small calls beside 100MB of {codec}/tcp",
+            CORE,
+            {"command": "compressed", "size": SIZES["100MB"], "codec": codec},
+            "tcp to another host",
+            seconds=3.0,
+            quick=codec == "lz4",
+        )
+    for count in (1, 10, 100, 1_000):
+        yield Case(
+            f"batched/{count} at once/tcp",
+            CORE,
+            {"command": "streams", "count": count},
+            quick=count == 1_000,
+        )
+
+
 def _dask() -> Iterator[Case]:
     """Yield cases whose program runs on a cluster of its own: its size, and its protocol."""
     for name, program, size, protocol, quick in (
@@ -167,7 +186,7 @@ def _with_transport(transport: str) -> tuple[str, ...]:
 
 def cases(*, quick: bool) -> list[Case]:
     """Return the cases in the order of their measurement."""
-    every = [*_calls(), *_payloads(), *_connections(), *_others(), *_dask()]
+    every = [*_calls(), *_payloads(), *_connections(), *_others(), *_under_load(), *_dask()]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 

@@ -52,7 +52,7 @@ def _core(library: str, title: str, requirements: tuple[str, ...]) -> list[Conte
         library,
         title,
         "core_calls",
-        (*requirements, "numpy", "uvloop"),
+        (*requirements, "numpy", "uvloop", "lz4", "zstandard"),
         project=library == "ours",
         options=options,
     )

@@ -18,6 +18,7 @@ MEASURES = {
     "handlers": ("rate with many handlers", "/s", 1.0),
     "called": ("rate after many calls", "/s", 1.0),
     "idle": ("rate beside idle connections", "/s", 1.0),
+    "large": ("large values beside small calls", "/s", 1.0),
     "p50": ("time, p50", "µs", 1e6),
     "p99": ("time, p99", "µs", 1e6),
     "client cpu": ("CPU time of the client, each", "µs", 1e6),

@@ -17,6 +17,12 @@ import numpy as np
 
 from benchmarks.contestants.anatomy import MessageTimer
 from benchmarks.contestants.channel import Channel, Result, run
+from benchmarks.contestants.core_load import (
+    calls_beside_large_values,
+    compressible,
+    send_over,
+    use_compression,
+)
 from benchmarks.contestants.timing import repeat_async, repeat_together, summary
 from distributed.batched import BatchedSend
 from distributed.core import Comm, ConnectionPool, Server, connect, rpc, send_recv
@@ -124,6 +130,7 @@ async def make_server() -> Server:
         "more_handlers": more_handlers,
         "numbers": numbers,
         "pause": pause,
+        "use_compression": use_compression,
         "start_timer": start_timer,
         "stop_timer": stop_timer,
     }
@@ -136,13 +143,18 @@ async def listen_everywhere(server: Server, certificates: Path) -> dict[str, str
     """Listen on each transport that the library has; return scheme → address."""
     listen_args = security(certificates).get_listen_args("scheduler")
     addresses = {}
-    for where in ("tcp://127.0.0.1:0", "tls://127.0.0.1:0", "ws://127.0.0.1:0", "unix://"):
+    for name, where in (
+        *((scheme, f"{scheme}://127.0.0.1:0") for scheme in ("tcp", "tls", "ws")),
+        ("unix", "unix://"),
+        # Peers on one host do not compress; clients connect to this from another address.
+        ("tcp to another host", "tcp://127.0.0.2:0"),
+    ):
         scheme = where.partition(":")[0]
         try:
             await server.listen(where, **(listen_args if scheme == "tls" else {}))
         except ValueError:  # the library does not have this scheme
             continue
-        addresses[scheme] = server.listeners[-1].contact_address
+        addresses[name] = server.listeners[-1].contact_address
     return addresses
 
 
@@ -343,6 +355,34 @@ class Client:
 
         result = await repeat_async(send, seconds)
         return result | {"rate": result["rate"] * BATCHED, "count": result["count"] * BATCHED}
+
+    async def streams(self, address: str, seconds: float, count: int) -> Result:
+        """Send small messages over *count* streams at once, and wait until all are handled."""
+        remote = await self._remote(address)
+        streams = []
+        for i in range(count):
+            key = "stream", address, i
+            if key not in self._opened:
+                comm = await connect(await self._resolve(address), **self._args(address))
+                await comm.write({"op": "connection_stream", "reply": False})
+                self._opened[key] = BatchedSend(interval="2ms")
+                self._opened[key].start(comm)
+            streams.append(self._opened[key])
+        return await send_over(streams, remote, seconds)
+
+    async def compressed(self, address: str, seconds: float, size: int, codec: str) -> Result:
+        """Make small calls while arrays of *size* bytes are sent, compressed, and echoed."""
+        await (await self._remote(address)).use_compression(name=codec)
+        use_compression(codec)
+        key = "compressed", codec
+        if key not in self._opened:
+            # After a pause of the event loop, more connections would measure how fast they open.
+            self._opened[key] = await ConnectionPool(limit=32)
+        remote = self._opened[key](address)
+        data = to_serialize(compressible(size))
+        return await calls_beside_large_values(
+            lambda: remote.add(x=1, y=2), lambda: remote.echo_array(data=data), seconds
+        )
 
     async def streamed(self, address: str, seconds: float) -> Result:
         """Receive the small items of a streaming answer, which the original does not have."""

@@ -40,6 +40,33 @@ async def repeat_async(call: Callable[[], Awaitable[Any]], seconds: float) -> Re
     return await repeat_together([call], seconds)
 
 
+async def repeat_at_rate(
+    call: Callable[[], Awaitable[Any]], per_second: float, seconds: float
+) -> Result:
+    """Start a call at regular times, whether or not earlier ones have returned.
+
+    The time of a call begins when it is due, so it includes the time in which the event loop was
+    too busy to start it.
+    """
+    times: list[float] = []
+    running: set[asyncio.Task[None]] = set()
+    begin = perf_counter()
+
+    async def one(due: float) -> None:
+        await call()
+        times.append(perf_counter() - due)
+
+    for i in range(max(1, round(per_second * seconds))):
+        due = begin + i / per_second
+        if (delay := due - perf_counter()) > 0:
+            await asyncio.sleep(delay)
+        task = asyncio.ensure_future(one(due))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    return summary(times, perf_counter() - begin)
+
+
 async def repeat_together(calls: list[Callable[[], Awaitable[Any]]], seconds: float) -> Result:
     """Repeat all *calls* concurrently until *seconds* have passed."""
     times: list[float] = []

@@ -27,6 +27,10 @@ from distributed.protocol.framing import Buffer, Frames, Limits, pack_message
 
 logger = get_logger(__name__)
 
+#: Maximum size (bytes) of a piece of a frame that is compressed.  Some codecs (lz4) copy what they
+#: inflated, and hold the GIL meanwhile: for 64 MiB in a thread, the event loop stops for 0.1 s.
+MAX_COMPRESSED = 8 * 2**20
+
 
 class SharedWriting(Protocol):
     """The part of :class:`~distributed.comm.sharing.Sharing` that a comm uses."""
@@ -75,6 +79,9 @@ class StreamComm(FramedComm):
 
     def complete_handshake(self, local: dict[str, Any], remote: Any) -> None:
         super().complete_handshake(local, remote)
+        if self.handshake_options["compression"] and self.features:
+            # The original sends pieces of the configured size.
+            self._shard = self._decoder.shard = min(self._shard or MAX_COMPRESSED, MAX_COMPRESSED)
         # A write that waits may receive a message before the next read.
         self._decoder.limits = self._limits
         if self.stream is not None:

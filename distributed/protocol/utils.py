@@ -44,6 +44,10 @@ msgpack_opts: Final[dict[str, Any]] = {"strict_map_key": False, "raw": False}
 
 _U64: Final = struct.Struct("<Q")
 
+#: Number of bytes that are copied at a time.  A copy holds the GIL, so that of a large frame in one
+#: step in a thread would stop the event loop.
+_COPIED_AT_ONCE: Final = 2**20
+
 
 @functools.cache
 def default_shard_size() -> int:
@@ -122,9 +126,11 @@ def host_array_from_buffers(buffers: Iterable[Buffer]) -> memoryview:
     joined = host_array(sum(map(len, views)))
     start = 0
     for view in views:
-        stop = start + len(view)
-        joined[start:stop] = view
-        start = stop
+        size = len(view)
+        for done in range(0, size, _COPIED_AT_ONCE):
+            part = view[done : done + _COPIED_AT_ONCE]
+            joined[start + done : start + done + len(part)] = part
+        start += size
     return joined
 
 

@@ -74,6 +74,15 @@ def test_a_run_writes_tables_and_all_results(ours, tmp_path):
     assert (tmp_path / "targets.csv").read_text().startswith("target,")
 
 
+def test_small_calls_are_measured_beside_large_values_and_messages_over_many_streams(measure):
+    compressed = {"command": "compressed", "size": 1_000_000, "codec": "lz4"}
+    beside, streams = measure(compressed, {"command": "streams", "count": 3})
+    assert beside["rounds"][0]["large"] > 0
+    assert 0 < beside["rounds"][0]["p50"] <= beside["rounds"][0]["p99"]
+    assert streams["rounds"][0]["count"] % 15 == 0
+    assert streams["rounds"][0]["rate"] > 0
+
+
 def test_both_sides_measure_the_parts_of_a_call(measure):
     for entry in measure(*({"command": "anatomy", "size": size} for size in (0, 1_000_000))):
         (each,) = entry["rounds"]

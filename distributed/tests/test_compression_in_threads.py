@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import random
 import threading
 import zlib
 
@@ -13,7 +14,7 @@ from distributed.base import config
 from distributed.batched import BatchedSend
 from distributed.comm import connect
 from distributed.core import Server, rpc
-from distributed.protocol import ToPickle, to_serialize
+from distributed.protocol import ToPickle, to_serialize, utils
 from distributed.protocol.compression import Compression, compressions
 from distributed.utils_test import gen_test
 
@@ -44,9 +45,10 @@ class Owner:
 @pytest.fixture
 def compressed(monkeypatch):
     """The number of bytes compressed and inflated so far, by whether it was in the main thread."""
-    sizes = {"loop": {"in": 0, "out": 0}, "threads": {"in": 0, "out": 0}}
+    sizes = {"loop": {"in": 0, "out": 0}, "threads": {"in": 0, "out": 0}, "largest": 0}
 
     def count(way, size):
+        sizes["largest"] = max(sizes["largest"], size)
         here = threading.current_thread() is threading.main_thread()
         sizes["loop" if here else "threads"][way] += size
 
@@ -124,3 +126,35 @@ async def test_small_messages_are_compressed_in_the_event_loop(compressed):
             assert await remote.size(data=to_serialize(bytes(PIECE))) == PIECE
     assert compressed["loop"] == {"in": PIECE, "out": PIECE}
     assert compressed["threads"] == {"in": 0, "out": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "largest"),
+    [({}, 8 * 2**20), ({"features": {}}, 20 * 2**20)],
+    ids=["this", "the original"],
+)
+@gen_test()
+async def test_a_peer_of_this_package_receives_small_compressed_pieces(
+    compressed, overrides, largest
+):
+    # A codec may hold the GIL while it copies a piece.
+    data = bytearray(20 * 2**20)
+    async with Server({"echo": lambda data: to_serialize(data)}) as server:
+        await server.listen(ADDRESS)
+        comm = await connect(server.address, handshake_overrides=overrides)
+        await comm.write({"op": "echo", "data": to_serialize(data), "reply": True})
+        assert await comm.read() == data
+        await comm.close()
+    assert compressed["largest"] == largest
+
+
+@gen_test()
+async def test_incompressible_pieces_arrive_in_one_piece_of_memory(compressed, monkeypatch):
+    data = random.Random(0).randbytes(20 * 2**20)
+    joined = []
+    monkeypatch.setattr(utils, "host_array_from_buffers", joined.append)
+    async with Server({"echo": lambda data: to_serialize(data)}) as server:
+        await server.listen(ADDRESS)
+        async with rpc(server.address) as remote:
+            assert await remote.echo(data=to_serialize(data)) == data
+    assert joined == []

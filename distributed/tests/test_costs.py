@@ -383,3 +383,43 @@ async def test_the_attributes_of_a_connection_need_no_dict_of_their_own(address)
             for part in parts:
                 # With more than these, CPython gives each instance a dict of 1.5 kB and more.
                 assert len(vars(part)) <= 30, (part, sorted(vars(part)))
+
+
+async def cost_of_batches(count):
+    """Return the average counts for one of *count* streams, each of which sends a batch."""
+    received = asyncio.Event()
+    missing = 0
+
+    def note(key):
+        nonlocal missing
+        missing -= 1
+        if not missing:
+            received.set()
+
+    async with serving() as server:
+        server.stream_handlers["note"] = note
+        streams = []
+        for _ in range(count):
+            comm = await connect(server.address)
+            await comm.write({"op": "connection_stream", "reply": False})
+            streams.append(BatchedSend(interval="2ms"))
+            streams[-1].start(comm)
+
+        async def send_batches():
+            nonlocal missing
+            missing = 5 * count
+            received.clear()
+            for stream in streams:
+                stream.send(*[{"op": "note", "key": "task-1"}] * 5)
+            await received.wait()
+
+        each = await cost(send_batches, times=5)
+        for stream in streams:
+            await stream.close()
+    return {name: each[name] / count for name in ("ours", *LOOP_WORK, "socket.send")}
+
+
+@gen_test()
+async def test_the_cost_of_a_batch_does_not_depend_on_the_number_of_streams():
+    few, many = [await cost_of_batches(count) for count in (2, 100)]
+    assert all(many[name] <= 1.05 * few[name] for name in few), (few, many)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import logging
 import re
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def test_each_code_block_names_a_known_language(page):
     assert not unknown
 
 
+@pytest.fixture
+def unchanged_logging():
+    """Undo what the examples change of logging."""
+    kept = [(x, x.level, x.propagate, list(x.handlers)) for x in loggers()]
+    yield
+    for logger in loggers():
+        logger.setLevel(logging.NOTSET)
+    for logger, level, propagate, handlers in kept:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+def loggers():
+    existing = logging.root.manager.loggerDict.values()
+    return [logging.root, *(x for x in existing if isinstance(x, logging.Logger))]
+
+
+@pytest.mark.usefixtures("unchanged_logging")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_run_and_print_the_output_shown(name, capsys):
     try:

@@ -165,6 +165,12 @@ def test_host_arrays_are_writable_memory():
     assert host_array(0).nbytes == 0
     assert host_array_from_buffers([b"a", bytearray(b"bc"), memoryview(b"")]) == b"abc"
     assert host_array_from_buffers([]).nbytes == 0
+    # Large frames are copied in several steps.
+    large = bytes(range(256)) * 10_000
+    assert (
+        host_array_from_buffers([b"a", large, large[:1_500_000]])
+        == b"a" + large + large[:1_500_000]
+    )
 
 
 class TestPack:

@@ -135,6 +135,13 @@ class Authentication:
     def __repr__(self) -> str:
         return f"<Authentication as {self.role}>"
 
+    @property
+    def hint(self) -> str:
+        """What else can have caused the refusal of a right token, for an error; often empty."""
+        if self._channel is None:
+            return ""
+        return " (or a proxy ends TLS between the two sides: a token does not pass such a proxy)"
+
     def challenge(self) -> dict[str, Any]:
         """Return the challenge of this side, a part of its first message."""
         return {"scheme": SCHEME, "nonce": self._nonce}

@@ -329,7 +329,8 @@ async def _authenticate(
         await comm.write_handshake({"proof": authentication.proof()})
         answer = await comm.read_handshake()
         if isinstance(answer, dict) and "refused" in answer:
-            raise AuthenticationError(f"it refused this side: {shown(answer['refused'], _QUOTED)}")
+            reason = f"it refused this side: {shown(answer['refused'], _QUOTED)}"
+            raise AuthenticationError(reason + authentication.hint)
         authentication.check(answer.get("proof") if isinstance(answer, dict) else None)
         return
     try:

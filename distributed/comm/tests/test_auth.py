@@ -25,7 +25,7 @@ from distributed.comm.tests.raw_peers import HANDSHAKE, message, packed, raw_pee
 from distributed.comm.tests.transports import TRANSPORTS
 from distributed.core import Server, rpc
 from distributed.security.settings import Security
-from distributed.utils_test import captured_logger, gen_test
+from distributed.utils_test import captured_logger, gen_test, tls_security
 
 TOKEN = "correct horse battery staple"
 
@@ -205,6 +205,19 @@ async def test_a_side_without_the_token_is_refused(transport, theirs, ours, reas
                 await transport.connect(listener.contact_address, token=ours, timeout=5)
     assert handled == []
     assert TOKEN not in log.getvalue()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+@gen_test()
+async def test_an_error_names_proxies_if_the_token_is_bound_to_tls(scheme):
+    security = tls_security() if scheme == "tls" else Security()
+    address = f"{scheme}://127.0.0.1:0"
+    arguments = security.get_listen_args("scheduler") | {"token": TOKEN}
+    async with listen(address, lambda comm: None, **arguments) as listener:
+        arguments = security.get_connection_args("client") | {"token": "a wrong token, but long"}
+        with pytest.raises(FatalCommClosedError, match="the token is wrong") as caught:
+            await connect(listener.contact_address, **arguments)
+    assert ("a proxy ends TLS" in str(caught.value)) is (scheme == "tls")
 
 
 @gen_test()

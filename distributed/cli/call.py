@@ -135,7 +135,10 @@ def _parse(arguments: tuple[str, ...]) -> dict[str, Any]:
 
 def _read(name: str, path: str) -> str:
     try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        # Input that was closed before the program began is empty.
+        if path == "-":
+            return "" if sys.stdin is None else sys.stdin.read()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise CommandError(f"cannot read the value of {name!r}: {exc}", USAGE) from exc
 
@@ -208,10 +211,10 @@ class _Printer:
 
 
 def _echo(text: str | bytes, nl: bool = True) -> None:
-    """Print *text*; a reader that has left must not look like a failure of the call."""
+    """Print *text*; a closed pipe or a full disk must not look like a failure of the call."""
     try:
         click.echo(text, nl=nl)
-    except BrokenPipeError as exc:
+    except OSError as exc:
         raise OutputClosed from exc
 
 

@@ -31,7 +31,7 @@ class CommandError(Exception):
 
 
 class OutputClosed(Exception):
-    """The program that reads the standard output of a command has closed it."""
+    """The standard output of a command cannot be written.  The cause is the error, an `OSError`."""
 
 
 def one_line(text: object) -> str:

@@ -40,6 +40,11 @@ _MODULES: Final = {
     "completion": "distributed.cli.completion",
 }
 
+#: The errors of a pipe without a reader, and of a file that cannot be written.
+_OUTPUT_ERRORS: Final = frozenset(
+    {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+)
+
 
 class _Program(click.Group):
     """The group of all commands."""
@@ -104,13 +109,22 @@ def _level(level: int) -> Iterator[None]:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code; errors are lines on standard error."""
+    _open_standard_streams()
     before = warnings.showwarning
     warnings.showwarning = _show_warning
     try:
         result = _run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result
-    except (BrokenPipeError, OutputClosed):
+    except (OutputClosed, OSError) as exc:
+        error = exc.__cause__ if isinstance(exc, OutputClosed) else exc
+        assert isinstance(error, OSError)
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        # A reader that has left wants to hear no more.
+        if error.errno != errno.EPIPE:
+            _show_error(NAME, f"cannot write to the standard output: {error.strerror}")
         _give_up_stdout()
         return FAILED
     finally:
@@ -140,10 +154,6 @@ def _run(args: Sequence[str] | None) -> int:
             click.echo(exc.details, err=True)
         _show_error(NAME, exc)
         return exc.exit_code
-    except OSError as exc:
-        if exc.errno == errno.EPIPE:
-            raise BrokenPipeError from exc
-        raise
     return result if isinstance(result, int) else OK
 
 
@@ -168,6 +178,13 @@ def _show_warning(
     click.echo(f"{NAME}: warning: {one_line(message)}", err=True)
 
 
+def _open_standard_streams() -> None:
+    """Open those that are closed: a socket with such a number would get what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
 def _give_up_stdout() -> None:
-    """Prevent the error of the interpreter when it flushes a pipe without a reader at its end."""
+    """Prevent the error of the interpreter when it flushes the output at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,10 +14,12 @@ import click
 from distributed.base import config
 from distributed.base.arguments import did_you_mean
 from distributed.base.log_setup import initialize_logging
+from distributed.base.text import shown_repr
 from distributed.cli.exit_codes import USAGE
 from distributed.cli.failures import CommandError
 from distributed.cli.options import DURATION, Access, access_options, configure, has_tls
-from distributed.core.running import INVALID, run
+from distributed.core import Server
+from distributed.core.running import INVALID, Service, run
 from distributed.security import Security
 
 __all__ = ["command", "load_factory"]
@@ -91,6 +93,9 @@ def command(
     3 requests were cancelled since they did not finish in time, 78 the
     configuration or an address is invalid, 130 and 143 a second signal.
     """
+    if "" in (*addresses, http):
+        # An unset variable of a unit file or a script; the empty address is all interfaces.
+        raise click.UsageError(f"{'--http' if http == '' else '--listen'} needs an address")
     security = access.apply()
     if no_pickle:
         configure({"distributed.comm.allow-pickle": False})
@@ -120,7 +125,7 @@ def load_factory(name: str, directory: str = ".") -> Any:
         If it does not exist, or the module raises an error; the error gives its file and line.
     """
     module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise CommandError(f"{name!r} is not of the form MODULE:FACTORY", USAGE)
     if not os.path.isdir(directory):
         raise CommandError(f"--app-dir {directory!r} is not a directory", USAGE)
@@ -143,10 +148,15 @@ def load_factory(name: str, directory: str = ".") -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            names = [each for each in vars(found) if not each.startswith("_")]
-            raise CommandError(
-                f"{module_name!r} has no {attribute!r}; {did_you_mean(part, names)}", USAGE
-            ) from None
+            names = [each for each in dir(found) if not each.startswith("_")]
+            hint = f"; {did_you_mean(part, names)}" if names else ""
+            raise CommandError(f"{module_name!r} has no {attribute!r}{hint}", USAGE) from None
+    if not isinstance(found, Server) and not callable(found):
+        raise CommandError(
+            f"{name!r} is {shown_repr(found)}, and neither a Server nor a function that "
+            "returns one",
+            USAGE,
+        )
     return found
 
 
@@ -158,11 +168,13 @@ def start_logging(level: str | None, as_json: bool) -> None:
         raise CommandError(str(exc), INVALID) from exc
 
 
-def _pages(address: str, security: Security) -> Any:
+def _pages(address: str, security: Security) -> Service:
     """Return the service with the pages at *address*."""
-    pages: Any = importlib.import_module("distributed.pages")
+    # Imported late, because it imports Tornado's web framework.
+    from distributed.pages import Pages
+
     try:
         # Browsers have no certificates, so TLS is a choice of its own here.
-        return pages.Pages(address, security=security if address.startswith("https:") else None)
+        return Pages(address, security=security if address.startswith("https:") else None)
     except (ValueError, TypeError) as exc:
         raise CommandError(f"--http {address!r}: {exc}", USAGE) from exc

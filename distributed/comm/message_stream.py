@@ -195,6 +195,14 @@ class MessageStream(IOStream):
             if not self._holds_message and not self._closed:
                 self._add_io_state(_READ)
 
+    def take_controls(self) -> None:
+        """Let control messages take effect that were received after the last message.
+
+        If another message was received too, it is held for the reader.
+        """
+        if not (self._holds_message or self._closed) and self._waiter.wake is None:
+            self._hold_message()
+
     def _receive_ahead(self) -> None:
         """Receive the next message as far as it is available, and the rest when it comes."""
         if self._read_buffer_size or not self._is_plain:

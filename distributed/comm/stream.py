@@ -171,14 +171,15 @@ class StreamComm(FramedComm):
     def is_idle(self) -> bool:
         # As the default, but without further calls: each request checks its comm.
         stream = self.stream
-        return not (
-            stream is None
-            or stream._closed
-            or stream._read_buffer_size
-            or stream._held
-            or self._decoder.in_message
-            or self._loop.is_closed()
-        )
+        if stream is None or stream._closed or stream._held or self._loop.is_closed():
+            return False
+        if not (stream._read_buffer_size or self._decoder.in_message):
+            return True
+        if self.controls is None:
+            return False
+        # Control messages may have arrived together with the last answer.
+        stream.take_controls()
+        return not (stream._closed or self.has_unread)
 
     def notify_end(self, callback: Callable[[], object] | None) -> None:
         if self.stream is not None:

@@ -231,7 +231,8 @@ class _Serving:
             try:
                 await stack.enter_async_context(service(server))
             except Exception as exc:
-                raise _StartError(f"a service of {name} failed to start", FAILED) from exc
+                code = INVALID if _is_about_settings(exc) else FAILED
+                raise _StartError(f"a service of {name} failed to start", code) from exc
 
     def _expanded(self, server: Server) -> list[Address]:
         """Return the addresses to listen at, one for each socket."""
@@ -301,9 +302,8 @@ class _Serving:
             return
         self._begin_to_close()
         microseconds = int((timeout + EXIT_LIMIT) * 1e6)
-        notify(
-            "STOPPING=1", f"STATUS=Closing after {stop.name}", f"EXTEND_TIMEOUT_USEC={microseconds}"
-        )
+        reason = "" if stop.signum is None else f" after {stop.name}"
+        notify("STOPPING=1", f"STATUS=Closing{reason}", f"EXTEND_TIMEOUT_USEC={microseconds}")
         if stop.signum is None or not server._is_open:
             return
         logger.info(
@@ -333,6 +333,17 @@ class _Serving:
             logger.info("Closed %s", server.id)
         if self.code == CLOSED and server._cut_short:
             self.code = UNFINISHED
+
+
+def _is_about_settings(exc: BaseException) -> bool:
+    """Return whether this package has refused an argument, an address or the configuration.
+
+    A ValueError of other code may be about data, which differ at the next start.
+    """
+    if not isinstance(exc, ValueError):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("distributed.")
 
 
 def run(

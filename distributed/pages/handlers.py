@@ -237,9 +237,12 @@ class Page(RequestHandler):
         await self.answer(page.content, "text/html; charset=utf-8", status)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with the name of the error, without HTML."""
+        """Answer with the name of the error, without HTML, and close the connection."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.finish(f"{status_code}: {self._reason}\n")
+        stream = self._stream
+        sent = self.finish(f"{status_code}: {self._reason}\n")
+        # A shared port does not close it: it stays open for requests of the application.
+        sent.add_done_callback(lambda sent: stream.close())
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log an error of a handler, without the query of the request, which may have the token."""
@@ -376,6 +379,8 @@ class Metrics(Page, MetricsHandler):
             pass
         finally:
             stream.close()
+
+    head = get
 
 
 class Health(Page):

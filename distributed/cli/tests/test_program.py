@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -107,3 +108,28 @@ def test_a_reader_that_leaves_a_pipe_gets_no_traceback(command, server):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == exit_codes.FAILED
+
+
+@pytest.mark.parametrize("args", [["config"], ["call", "SERVER", "add", "x=1"]])
+def test_a_full_disk_is_not_an_error_of_the_server(command, server, args):
+    args = [server if each == "SERVER" else each for each in args]
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run([*command, *args], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == exit_codes.FAILED
+    assert run.stderr == (
+        "distributed-core: error: cannot write to the standard output: No space left on device\n"
+    )
+
+
+def test_standard_streams_may_be_closed(command, server):
+    # The result is the exit code alone, and no socket gets the number of a standard stream.
+    call = shlex.join([*command, "call", server, "add", "x=1"])
+    run = subprocess.run(f"{call} <&- >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (exit_codes.OK, "")
+    run = subprocess.run(f"{call} y=@- <&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == exit_codes.USAGE
+    assert "the value of 'y' is not JSON" in run.stderr
+    code = "import os; from distributed.cli.program import _open_standard_streams as open_them; "
+    code += "open_them(); os._exit(os.open(os.devnull, os.O_RDONLY))"
+    python = shlex.join([command[0], "-c", code])
+    assert subprocess.run(f"{python} <&- >&- 2>&-", shell=True).returncode > 2

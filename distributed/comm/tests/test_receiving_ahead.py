@@ -214,3 +214,32 @@ async def test_a_write_that_waits_fails_when_the_peer_closes(transport):
         with pytest.raises(CommClosedError):
             await writing
         assert one.closed()
+
+
+@pytest.mark.parametrize("follower", ["control messages", "a message", "an invalid message"])
+@pytest.mark.parametrize("name", ["tcp", "unix"])
+@gen_test()
+async def test_control_messages_behind_an_answer_leave_the_connection_idle(name, follower):
+    async with TRANSPORTS[name].pair() as (client, server):
+        # All arrive before the client reads, so it receives them at once.
+        await server.write("answer")
+        server.post_control("probe")
+        server.post_control("alive")
+        if follower == "a message":
+            await server.write("unexpected")
+        elif follower == "an invalid message":
+            await server.stream.write(struct.pack("<QQ", 1, 1) + bytes(16))
+        assert await client.read() == "answer"
+        assert client.has_unread
+        assert client.is_idle == (follower == "control messages")
+        assert not client.closed()
+        if follower == "control messages":
+            # The other messages of the connection are complete.
+            await server.write("answer")
+            assert await client.read() == "answer"
+            assert client.is_idle
+        elif follower == "a message":
+            assert await client.read() == "unexpected"
+        else:
+            with pytest.raises(CommClosedError):
+                await client.read()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -289,6 +291,33 @@ def test_the_traceback_of_a_failure_is_logged_for_debugging():
     with captured_logger("distributed.core", level=logging.DEBUG) as log:
         assert run(Broken({}), TCP) == 1
     assert "Traceback" in log.getvalue()
+
+
+@asynccontextmanager
+async def misconfigured_service(server):
+    await server.listen("tpc://:0")
+    yield
+
+
+@asynccontextmanager
+async def service_with_broken_data(server):
+    json.loads("{")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("service", "code", "line"),
+    [
+        # A restart does not help, and the line says what does: no place in the code is in it.
+        (misconfigured_service, 78, r"unknown address scheme 'tpc' \(known schemes: [^)]*\)"),
+        (service_with_broken_data, 1, r"JSONDecodeError: .* \(.*\.py:\d+\)"),
+    ],
+)
+def test_the_exit_code_tells_whether_a_restart_may_start_a_service(service, code, line):
+    with lines() as log:
+        assert run(Server({}), TCP, services=[service]) == code
+    assert len(log) == 1
+    assert re.fullmatch(f"a service of Server failed to start: {line}", log[0])
 
 
 def test_a_service_that_fails_to_start_ends_the_others():

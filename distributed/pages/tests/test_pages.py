@@ -270,7 +270,21 @@ async def test_other_paths_and_methods_are_refused_without_html():
         assert answer.headers["Content-Type"].startswith("text/plain")
 
 
-@pytest.mark.parametrize("name", ["", "json", "health", "ready"])
+@gen_test()
+async def test_a_shared_port_closes_the_connection_of_a_request_by_a_wrong_method():
+    async with Server({}) as server:
+        await server.listen("ws://127.0.0.1:0")
+        async with Pages()(server) as pages:
+            reader, writer = await asyncio.open_connection("127.0.0.1", pages.port)
+            writer.write(b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+            await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.endswith(b"405: Method Not Allowed\n")
+
+
+@pytest.mark.parametrize("name", ["", "json", "health", "metrics", "ready"])
 @gen_test()
 async def test_head_is_the_answer_without_its_body(name):
     async with Server({}) as server, Pages(0)(server) as pages:

@@ -97,8 +97,10 @@ def _share_own_files() -> None:
     """Let the environments link to the libraries of the environment that runs the tests."""
     if Path(sys.prefix).is_relative_to(ROOT):
         store = CACHE / "shared"
-        share_files(Path(sysconfig.get_path("purelib")), store)
-        remove_unused(store)
+        # Threads and processes that need different environments get here at the same time.
+        with exclusive(CACHE / "own-files.lock"):
+            share_files(Path(sysconfig.get_path("purelib")), store)
+            remove_unused(store)
 
 
 def _project_requirements() -> list[str]:

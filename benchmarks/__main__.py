@@ -44,7 +44,7 @@ PROGRESS = "progress.json"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="measure less, for a few minutes only")
+    parser.add_argument("--quick", action="store_true", help="measure less, in shorter slices")
     parser.add_argument(
         "--table", choices=TABLES, default="main", help="the cases of a table made on request"
     )

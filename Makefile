@@ -17,7 +17,7 @@ VENV_PACKAGES := .venv-packages
 MINIMUM_EXTRAS := cli compression config libraries metrics security statistics tracebacks
 MINIMUM_TOOLS := hypothesis kosoku pytest pytest-timeout websockets
 # what is installed for the newest Python: no heavy library but numpy
-NEWEST_EXTRAS := compression,config,security,statistics,tracebacks
+NEWEST_EXTRAS := cli,compression,config,security,statistics,tracebacks
 NEWEST_TOOLS := hypothesis numpy pytest pytest-timeout websockets
 BIN := $(VENV)/bin
 # modules are compiled when they are first imported: most of those in the large libraries never are

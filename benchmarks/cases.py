@@ -106,6 +106,25 @@ def _payloads() -> Iterator[Case]:
                 )
 
 
+def _connections() -> Iterator[Case]:
+    """Yield cases in which calls do not have one connection that all of them have warmed up."""
+    for how, command, sizes in (
+        ("after a burst", "after_burst", ("100kB", "1MB", "100MB")),
+        ("cold", "cold", ("1MB", "100MB")),
+    ):
+        for size_name in sizes:
+            size = SIZES[size_name]
+            large = size >= SIZES["100MB"]
+            yield Case(
+                f"{how}/array {size_name}/tcp",
+                CORE,
+                {"command": command, "size": size},
+                seconds=4.0 if large else 1.2,
+                rounds=5 if large else 100,
+                quick=size_name == "1MB",
+            )
+
+
 def _others() -> Iterator[Case]:
     for size_name in ("1MB", "100MB"):
         command: dict[str, Any] = {"command": "shared_memory", "size": SIZES[size_name]}
@@ -183,7 +202,7 @@ def cases(*, quick: bool, table: str = "main") -> list[Case]:
     """Return the cases of a table in the order of their measurement."""
     if table == "libraries":
         return list(_libraries())
-    every = [*_calls(), *_payloads(), *_others(), *_dask(), *_workloads()]
+    every = [*_calls(), *_payloads(), *_connections(), *_others(), *_dask(), *_workloads()]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 

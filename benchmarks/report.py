@@ -15,6 +15,7 @@ HEADER = ["case", "contestant", "measure", "median", "middle half of rounds", "t
 #: measure → its title, its unit, and the factor to that unit
 MEASURES = {
     "rate": ("rate", "/s", 1.0),
+    "one connection": ("rate over one connection", "/s", 1.0),
     "handlers": ("rate with many handlers", "/s", 1.0),
     "called": ("rate after many calls", "/s", 1.0),
     "idle": ("rate beside idle connections", "/s", 1.0),
@@ -40,7 +41,7 @@ MEASURES = {
 _COMPARED_WITH = {"ours uvloop": "original uvloop", **dict.fromkeys(WORKERS, WORKERS[0])}
 
 #: Measures that the terminal shows; the files show all.
-BRIEF = {"rate", "handlers", "called", "idle", "seconds"}
+BRIEF = {"rate", "one connection", "handlers", "called", "idle", "seconds"}
 
 
 def _number(value: float) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.cases import LIBRARIES, PEERS, WORKERS
 from benchmarks.results import Results, Series
 
-#: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS`.
+#: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS` or after a burst.
 FLAT = 0.9
 
 #: How a list of floats is sent: the names in the cases.
@@ -89,6 +89,15 @@ def _all() -> Iterator[Target]:
     yield Target(title, by_descriptor, original, 50.0)
     wrapped, plain = (Series(f"messages/100k floats, {how}/tcp", "ours") for how in FLOATS)
     yield Target("100,000 floats in to_serialize", wrapped, plain, 0.33)
+    after = Series("after a burst/array 1MB/tcp", "ours")
+    title = "1 MB array each way, after a burst"
+    yield Target(title, after, replace(after, measure="one connection"), FLAT)
+    yield _to_original(title, after.case, 1.8)
+    yield _to_original("100 MB array each way, after a burst", "after a burst/array 100MB/tcp", 1.1)
+    for size in ("1MB", "100MB"):
+        yield _to_original(
+            f"first {size[:-2]} MB array on a connection", f"cold/array {size}/tcp", 1.0
+        )
     yield _to_original("BatchedSend messages/s", "batched/tcp", 1.5)
     streamed, called = Series("streamed/tcp", "ours"), Series("sequential/tcp", "ours")
     yield Target("small items of a stream/s", streamed, called, 5.0)

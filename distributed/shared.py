@@ -105,7 +105,11 @@ def empty(
     # numpy takes a type of subarrays apart.
     template = np.empty(0, kind)
     inner = template.shape[1:]
-    outer = tuple(shape) if isinstance(shape, Sequence) else (operator.index(shape),)
+    outer: tuple[int, ...]
+    try:
+        outer = (operator.index(shape),)  # type: ignore[arg-type]
+    except TypeError:
+        outer = tuple(map(operator.index, shape))  # type: ignore[arg-type]
     kind = template.dtype
     nbytes = math.prod(outer + inner) * kind.itemsize
     memory = shared_memory.create(nbytes, peers_may_write=peers_may_write) if nbytes > 0 else None
@@ -129,7 +133,7 @@ def copy(array: Any, *, peers_may_write: bool = False) -> np.ndarray[Any, Any]:
     MemoryError
         If there is not enough memory.
     TypeError
-        If the elements are Python objects, which cannot be shared.
+        If the elements are Python objects, or some are masked.  Such arrays cannot be shared.
 
     Examples
     --------
@@ -138,13 +142,16 @@ def copy(array: Any, *, peers_may_write: bool = False) -> np.ndarray[Any, Any]:
     """
     import numpy as np
 
+    _refuse_mask(array)
     source = np.asarray(array)
-    fortran = source.flags.f_contiguous and not source.flags.c_contiguous
-    target = empty(
-        source.shape, source.dtype, "F" if fortran else "C", peers_may_write=peers_may_write
-    )
-    target[...] = source
-    return target
+    axes: Any = range(source.ndim)
+    if not source.flags.c_contiguous:
+        # From the axis with the largest stride to that with the smallest.
+        axes = np.argsort([-abs(stride) for stride in source.strides], kind="stable")
+    ordered = source.transpose(axes)
+    target = empty(ordered.shape, source.dtype, peers_may_write=peers_may_write)
+    target[...] = ordered
+    return target.transpose(np.argsort(axes))
 
 
 @overload
@@ -169,7 +176,7 @@ def freeze(array: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is neither, or an array of Python objects.
+        If it is neither, or an array of Python objects, or a masked array.
 
     Examples
     --------
@@ -187,6 +194,7 @@ def freeze(array: Any) -> Any:
         return frozen if array.format == "B" and array.ndim == 1 else _cast(frozen, array)
     import numpy as np
 
+    _refuse_mask(array)
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
         raise TypeError(f"only arrays of numbers and memoryviews can be frozen, not {array!r:.100}")
     whole = array
@@ -205,6 +213,16 @@ def freeze(array: Any) -> Any:
         source.shape, source.dtype, bytes(content) if memory is None else memory, order=order
     )
     return result
+
+
+def _refuse_mask(array: Any) -> None:
+    import numpy as np
+
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "a masked array consists of two arrays; share its data and its mask, and join them "
+            "with numpy.ma.array(data, mask=mask)"
+        )
 
 
 def _try_to_freeze(memory: Any) -> bool:

@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from benchmarks.contestants.anatomy import MessageTimer
 from benchmarks.contestants.channel import Channel, Result, run
-from benchmarks.contestants.timing import repeat_async, repeat_together
+from benchmarks.contestants.timing import repeat_async, repeat_together, summary
 from distributed.batched import BatchedSend
 from distributed.core import Comm, ConnectionPool, Server, connect, rpc, send_recv
 from distributed.protocol import Serialize, to_serialize
@@ -33,6 +34,9 @@ BATCHED, BURST = 20_000, 100
 
 #: Number of items in a stream.
 STREAMED = 10_000
+
+#: Number of calls in the burst before `Client.after_burst`, and the seconds that each takes.
+CALLERS, PAUSE = 64, 0.1
 
 #: Number of connections that are opened concurrently for `Client.open_idle`.
 OPENING = 50
@@ -52,6 +56,10 @@ def echo_array(data: Any) -> Any:
 
 def echo_arrays(data: Any) -> Any:
     return [to_serialize(array) for array in data]
+
+
+async def pause() -> None:
+    await asyncio.sleep(PAUSE)
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -115,6 +123,7 @@ async def make_server() -> Server:
         "wait_for_messages": counter.wait_for,
         "more_handlers": more_handlers,
         "numbers": numbers,
+        "pause": pause,
         "start_timer": start_timer,
         "stop_timer": stop_timer,
     }
@@ -282,6 +291,46 @@ class Client:
         values = [float(i) for i in range(count)]
         data = to_serialize(values) if wrapped else values
         return await repeat_async(lambda: remote.echo_data(data=data), seconds)
+
+    async def after_burst(self, address: str, seconds: float, size: int) -> Result:
+        """Echo an array over a pool after a burst of calls, and over one connection."""
+        address = await self._resolve(address)
+        data = to_serialize(np.zeros(size, dtype="u1"))
+        calls: list[Call] = []
+        for callers in (1, CALLERS):
+            key = f"pool after {callers}", address
+            if key not in self._opened:
+                pool = await ConnectionPool(connection_args=self._args(address))
+                self._opened[key] = pool
+                await asyncio.gather(*(pool(address).pause() for _ in range(callers)))
+                assert pool.open == callers, pool
+            remote = self._opened[key](address)
+            calls.append(lambda remote=remote: remote.echo_array(data=data))  # type: ignore[misc]
+        one_connection, after_burst = calls
+        # A faster or slower moment of the machine affects both.
+        before = await repeat_async(one_connection, seconds / 4)
+        result = await repeat_async(after_burst, seconds / 2)
+        after = await repeat_async(one_connection, seconds / 4)
+        count = before["count"] + after["count"]
+        taken = before["count"] / before["rate"] + after["count"] / after["rate"]
+        return result | {"one connection": count / taken}
+
+    async def cold(self, address: str, seconds: float, size: int) -> Result:
+        """Echo an array as the first call on a new connection."""
+        address = await self._resolve(address)
+        data = to_serialize(np.zeros(size, dtype="u1"))
+        times: list[float] = []
+        end = perf_counter() + seconds
+        while perf_counter() < end or not times:
+            remote = rpc(address, connection_args=self._args(address))
+            comm = await remote.live_comm()
+            remote.comms[comm] = True
+            begin = perf_counter()
+            await remote.echo_array(data=data)
+            times.append(perf_counter() - begin)
+            assert list(remote.comms) == [comm]
+            await remote.close_rpc()
+        return summary(times, sum(times))
 
     async def nested(self, address: str, seconds: float, count: int) -> Result:
         """Echo a message of many small nested values."""

@@ -209,6 +209,11 @@ KEYS: Mapping[str, Key] = {
         Duration(null=True, minimum=_SHORTEST),
         "Time without a request before a server closes a connection; null: unlimited.",
     ),
+    "distributed.comm.timeouts.pool-idle": Key(
+        None,
+        Duration(null=True, minimum=_SHORTEST),
+        "Time without a call before a pool or an rpc object closes a connection; null: unlimited.",
+    ),
     "distributed.comm.timeouts.refusal": Key(
         "10s",
         Duration(),

@@ -7,12 +7,16 @@ keeps the regions that it has copied them into.
 The first byte of a region says whether it is lent.  The sender sets it; the receiver
 (:class:`Borrower`) resets it when its last view is gone.  This takes no message.  A region that is
 lent over a connection that has ended is given up, since the receiver may still have it.
+
+After a fork, two processes have the pool, and two have what was borrowed.  So the child begins with
+an empty pool, and regions that are borrowed at that time are never given back.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -32,7 +36,7 @@ MAX_POOL_SIZE: Final = 512 * 2**20
 #: Maximum size in bytes of the mappings that a receiver keeps for one connection.
 MAX_KEPT_SIZE: Final = 256 * 2**20
 
-# The states of a region: not used, used by a receiver, and not in the pool any more.
+# The states of a region: not used, used by a receiver, and never used again by the pool.
 _FREE, _LENT, _DROPPED = 0, 1, 2
 
 
@@ -64,7 +68,7 @@ class Loan:
     @property
     def is_lost(self) -> bool:
         """Whether the region may never come back."""
-        return not self.is_free and not self._is_open()
+        return self._view[0] == _DROPPED or (not self.is_free and not self._is_open())
 
     def take(self, is_open: Callable[[], bool]) -> None:
         """Mark the region as lent over a connection; *is_open* tells whether that is open."""
@@ -170,7 +174,8 @@ class Borrower:
         self._mappings[key] = mapping
         # Views keep this object alive, which keeps the mapping; it is deleted with the last one.
         lease = (ctypes.c_ubyte * len(mapping)).from_buffer(mapping)
-        weakref.finalize(lease, _give_back, mapping).atexit = False
+        _borrowed[id(lease)] = mapping
+        weakref.finalize(lease, _give_back, id(lease), mapping).atexit = False
         return PickleBuffer(lease).raw()
 
     def _forget_unused(self, left: int) -> None:
@@ -181,6 +186,28 @@ class Borrower:
                 del self._mappings[key]
 
 
-def _give_back(mapping: mmap.mmap) -> None:
+# The regions that this process has borrowed, by the id of the object that their views keep alive.
+_borrowed: dict[int, mmap.mmap] = {}
+
+
+def _give_back(key: int, mapping: mmap.mmap) -> None:
+    _borrowed.pop(key, None)
     if mapping[0] == _LENT:
         mapping[0] = _FREE
+
+
+def _before_fork() -> None:
+    for mapping in list(_borrowed.values()):
+        if mapping[0] == _LENT:
+            mapping[0] = _DROPPED
+
+
+def _after_fork() -> None:
+    global _lock
+    # Another thread may have held it.
+    _lock = threading.Lock()
+    _pool.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

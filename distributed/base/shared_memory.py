@@ -56,6 +56,7 @@ _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE, _FUTURE_WRITE = 0x1, 0x2, 0x4, 0x8, 0x10
 _TMPFS_MAGIC: Final = 0x01021994
 _MAP_FIXED: Final = 0x10
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 _Mapping = TypeVar("_Mapping", bound=mmap.mmap)
 
@@ -90,8 +91,14 @@ class Memory:
 
     def seal_for_sending(self) -> None:
         """Make the seals final, so that no receiver can add one."""
-        if not self._seals() & _SEAL:
+        if self._seals() & _SEAL:
+            return
+        try:
             fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEAL)
+        except OSError:
+            # Another thread, or a process that was forked, may have done so meanwhile.
+            if not self._seals() & _SEAL:
+                raise
 
     def try_to_freeze(self) -> bool:
         """Forbid all processes to map the memory for writing; return whether that succeeded.
@@ -143,6 +150,10 @@ _MIN_PURGED: Final = 64
 _purge_at = _MIN_PURGED
 _adding = threading.RLock()
 
+# Reserved addresses where mapping has failed.  They are never freed, since they may belong to
+# another thread.
+_unusable: list[mmap.mmap] = []
+
 
 def has_regions() -> bool:
     """Return whether this process has ever had a region; if not, no buffer needs a look-up."""
@@ -173,19 +184,33 @@ def is_shared(buffer: Any) -> bool:
 
 
 def create(nbytes: int, *, peers_may_write: bool = False) -> memoryview | None:
-    """Return *nbytes* of new shared memory, zeros; None if the system does not give it."""
-    descriptor = _new_descriptor(nbytes)
+    """Return *nbytes* of new shared memory, zeros; None if the system does not give it.
+
+    It is also None if regions take too many descriptors of this process.
+
+    Raises
+    ------
+    MemoryError
+        If there is not enough memory.
+    """
+    descriptor = _new_descriptor(nbytes) if _may_have_descriptor() else None
     if descriptor is None:
         return None
-    return _mapped(descriptor, nbytes, writable=True, peers_may_write=peers_may_write)
+    return _mapped_here(descriptor, nbytes, writable=True, peers_may_write=peers_may_write)
 
 
 def create_frozen(content: memoryview) -> memoryview | None:
     """Return a copy of bytes in shared memory that no process can change, not even this one.
 
-    It is None if the system does not give shared memory.
+    It is None if the system does not give shared memory, or if regions take too many descriptors of
+    this process.
+
+    Raises
+    ------
+    MemoryError
+        If there is not enough memory.
     """
-    descriptor = _new_descriptor(len(content))
+    descriptor = _new_descriptor(len(content)) if _may_have_descriptor() else None
     if descriptor is None:
         return None
     try:
@@ -194,10 +219,13 @@ def create_frozen(content: memoryview) -> memoryview | None:
         while written < len(content):
             written += os.pwrite(descriptor, content[written:], written)
         fcntl.fcntl(descriptor, _F_ADD_SEALS, _WRITE | _SEAL)
+    except OSError as exc:
+        os.close(descriptor)
+        raise _no_memory(len(content)) from exc
     except BaseException:
         os.close(descriptor)
         raise
-    return _mapped(descriptor, len(content), writable=False, peers_may_write=False)
+    return _mapped_here(descriptor, len(content), writable=False, peers_may_write=False)
 
 
 def adopt(descriptor: int, *, peers_may_write: bool = False, max_bytes: int) -> memoryview:
@@ -320,7 +348,14 @@ def _new_descriptor(nbytes: int) -> int | None:
     except OSError:
         os.close(descriptor)
         return None
+    except OverflowError as exc:
+        os.close(descriptor)
+        raise _no_memory(nbytes) from exc
     return descriptor
+
+
+def _no_memory(nbytes: int) -> MemoryError:
+    return MemoryError(f"there is not enough memory for {nbytes:,} bytes")
 
 
 def _check(descriptor: int, max_bytes: int) -> tuple[int, os.stat_result]:
@@ -370,6 +405,16 @@ class _Lease(mmap.mmap):
     memory: Memory
 
 
+def _mapped_here(
+    descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bool
+) -> memoryview:
+    """As `_mapped`, for memory of this process."""
+    try:
+        return _mapped(descriptor, nbytes, writable=writable, peers_may_write=peers_may_write)
+    except (OSError, OverflowError) as exc:
+        raise _no_memory(nbytes) from exc
+
+
 def _mapped(descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bool) -> memoryview:
     """Map a region, register it, and return its memory; close the descriptor if that fails.
 
@@ -385,8 +430,9 @@ def _mapped(descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bo
     except BaseException:
         os.close(descriptor)
         raise
-    if not writable or peers_may_write:
-        descriptor = _limited(descriptor)
+    if not _may_have_descriptor():
+        os.close(descriptor)
+        descriptor = -1
     lease.memory = Memory(descriptor, address_of(view), nbytes, peers_may_write and writable)
     if descriptor >= 0:
         weakref.finalize(lease, os.close, descriptor).atexit = False
@@ -394,17 +440,18 @@ def _mapped(descriptor: int, nbytes: int, *, writable: bool, peers_may_write: bo
     return view
 
 
-def _limited(descriptor: int) -> int:
-    """Return *descriptor*; or close it and return -1, if regions take too many descriptors."""
+def _may_have_descriptor() -> bool:
+    """Return whether one more region may take a descriptor of this process."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if not _regions or limit == resource.RLIM_INFINITY:
-        return descriptor
+        return True
     leases = _regions[0].leases
     allowed = limit * _MAX_SHARE
-    if len(leases) < allowed or sum(lease() is not None for lease in leases) < allowed:
-        return descriptor
-    os.close(descriptor)
-    return -1
+    return len(leases) < allowed or sum(_has_descriptor(lease()) for lease in leases) < allowed
+
+
+def _has_descriptor(lease: _Lease | None) -> bool:
+    return lease is not None and lease.memory.descriptor >= 0
 
 
 def _register(lease: Any, file: tuple[int, int, bool]) -> None:
@@ -437,19 +484,32 @@ def _register(lease: Any, file: tuple[int, int, bool]) -> None:
 def _map(descriptor: int, nbytes: int, writable: bool, cls: type[_Mapping]) -> _Mapping:
     """Map a region, read-only unless *writable*."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    # Tried at a free address first: if it fails at a given one, that may be free afterwards, and
+    # another thread may map something there.
+    for kind in (mmap.MAP_SHARED,) if writable else (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+        # Before Linux 6.7, memory with F_SEAL_WRITE can only be mapped privately.  Its pages are
+        # the same, since nothing writes to them.
+        found = _libc().mmap(None, nbytes, protection, kind, descriptor, 0)
+        if found != _MAP_FAILED:
+            _libc().munmap(found, nbytes)
+            break
+    else:
+        raise _system_error()
     # The object reserves the addresses, and unmaps them later.  If it were given the descriptor, it
     # would keep a duplicate.
     anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     lease = cls(-1, nbytes, flags=anonymous, prot=protection)
     address = address_of(memoryview(lease))
-    # Before Linux 6.7, memory with F_SEAL_WRITE can only be mapped privately.  Its pages are the
-    # same, since nothing writes to them.
-    for kind in (mmap.MAP_SHARED,) if writable else (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
-        found = _libc().mmap(address, nbytes, protection, kind | _MAP_FIXED, descriptor, 0)
-        if found == address:
-            return lease
+    if _libc().mmap(address, nbytes, protection, kind | _MAP_FIXED, descriptor, 0) != address:
+        _unusable.append(lease)
+        raise _system_error()
+    return lease
+
+
+def _system_error() -> OSError:
+    """Return the error of the last function of the C library that was called."""
     error = ctypes.get_errno()
-    raise OSError(error, os.strerror(error))
+    return OSError(error, os.strerror(error))
 
 
 @functools.cache
@@ -459,6 +519,7 @@ def _libc() -> Any:
     pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     libc.mmap.restype = pointer
     libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_long]
+    libc.munmap.argtypes = [pointer, size]
     libc.fstatfs.argtypes = [integer, pointer]
     return libc
 
@@ -471,3 +532,13 @@ def _file_system(descriptor: int) -> int:
         error = ctypes.get_errno()
         raise ValueError(f"its file system is unknown: {os.strerror(error)}")
     return int(status[0])
+
+
+def _after_fork() -> None:
+    global _adding
+    # Another thread may have held it.
+    _adding = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -118,6 +118,11 @@ class DescriptorSocket(socket.socket):
         """Send bytes, up to the next one that descriptors are attached to.
 
         Descriptors that are attached to the first byte are sent with it.
+
+        Raises
+        ------
+        BlockingIOError
+            If nothing can be sent now.
         """
         attached = self._attached
         if not attached:
@@ -131,7 +136,14 @@ class DescriptorSocket(socket.socket):
             sent = super().send(data, flags)
             self._sent += sent
             return sent
-        sent = self.send_with([data], attached[0].descriptors)
+        try:
+            sent = self.send_with([data], attached[0].descriptors)
+        except OSError as exc:
+            if exc.errno != errno.ETOOMANYREFS:
+                raise
+            # Too many descriptors of this user wait to be received.  Unlike a message that waits
+            # for the socket alone, this one is tried again in each turn of the event loop.
+            raise BlockingIOError(errno.EAGAIN, str(exc)) from exc
         attached.popleft()
         return sent
 

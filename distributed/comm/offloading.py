@@ -24,7 +24,9 @@ from distributed.base.buffers import nbytes, size_of
 from distributed.base.event_loop import offload, offload_expensive
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.limits import LoadPolicy
+from distributed.protocol.objects import DEFAULT_SERIALIZERS
 from distributed.protocol.pieces import header_containers
+from distributed.protocol.together import is_pickled_together
 from distributed.protocol.unpacking import count_containers, unpack
 from distributed.protocol.wrappers import Serialize, ToPickle
 
@@ -54,8 +56,14 @@ _EXAMINED_HEADERS: Final = 256
 _SMALL: Final = 1024
 #: Estimated number of bytes that one object in a container is pickled to.
 _BYTES_PER_OBJECT: Final = 64
-#: Number of bytes that are copied in the time in which one byte is compressed.
-_BYTES_PER_COMPRESSED_BYTE: Final = 4
+#: Number of elements of a container up to which serializing them one by one is fast.
+_FEW_ELEMENTS: Final = 256
+#: Number of bytes that are copied in the time in which one element is serialized on its own.
+_BYTES_PER_ELEMENT: Final = 8192
+#: Number of bytes that are copied in the time in which one byte is compressed, by codec, and for
+#: lz4, snappy and registered codecs.
+_BYTES_PER_COMPRESSED_BYTE: Final = {"zlib": 256, "zstd": 32}
+_BYTES_PER_BYTE_OF_OTHER_CODECS: Final = 16
 #: Number of bytes that are copied in the time in which one byte is inflated.
 _BYTES_PER_INFLATED_BYTE: Final = 8
 #: Number of bytes that are copied in the time in which one map or array is read.
@@ -72,7 +80,6 @@ LARGE_BYTES: Final = 10 * 2**20
 _MANY_FRAMES: Final = 4096
 
 _CHEAP_TYPES: Final = frozenset({type(None), bool, int, float, str, bytes})
-_CHEAP_TO_COMPRESS: Final = _CHEAP_TYPES - {bytes}
 _CONTAINER_TYPES: Final = frozenset({list, tuple, dict, set, frozenset})
 #: Serializers whose first frame is parsed.  Their other frames are used as they are.
 _PARSED: Final = frozenset({"pickle", "msgpack"})
@@ -207,16 +214,17 @@ def weigh(value: Any, weight: int, codec: Any) -> int:
     """Add to *weight* the number of bytes that are copied, pickled or compressed for *value*.
 
     This is an argument of :func:`distributed.protocol.dumps`, which calls it for the values that
-    take more than one call of msgpack, wherever they are in the message.
+    take more than one call of msgpack, wherever they are in the message, and for each frame that
+    is compressed.
 
     Parameters
     ----------
     value
-        The value, without wrappers.
+        The value, without wrappers, or a frame.
     weight
-        The weight of the values before it.
+        The weight of the values and frames before it.
     codec
-        The name of the compression, if any.
+        The name of the compression, for a frame.
 
     Raises
     ------
@@ -224,21 +232,28 @@ def weigh(value: Any, weight: int, codec: Any) -> int:
         If the sum is larger than `OFFLOAD_THRESHOLD`.
     """
     kind = type(value)
-    if kind in _CHEAP_TYPES and (kind is not bytes or not codec):
+    if codec:
+        factor = _BYTES_PER_COMPRESSED_BYTE.get(codec, _BYTES_PER_BYTE_OF_OTHER_CODECS)
+        weight += nbytes(value) * factor
+    elif kind is str:
+        # Its pickle is a copy, which is joined from copies of its parts.
+        weight += len(value)
+    elif kind in _CHEAP_TYPES:
         return weight
-    if kind in _CONTAINER_TYPES:
-        weight += _bytes_in_container(value, codec)
+    elif kind in _CONTAINER_TYPES:
+        weight += _bytes_in_container(value)
+        if len(value) > _FEW_ELEMENTS and not is_pickled_together(value, DEFAULT_SERIALIZERS):
+            weight += len(value) * _BYTES_PER_ELEMENT
     else:
-        weight += _bytes_to_copy(value, codec)
+        weight += _bytes_to_copy(value)
     threshold = _offload_threshold()
     if threshold and weight > threshold:
         raise ExpensiveMessageError
     return weight
 
 
-def _bytes_in_container(container: Any, codec: Any) -> int:
+def _bytes_in_container(container: Any) -> int:
     """Return the approximate number of bytes of the elements of a container, at any depth."""
-    cheap = _CHEAP_TO_COMPRESS if codec else _CHEAP_TYPES
     work = 0
     left = _EXAMINED
     pending = [container]
@@ -252,30 +267,28 @@ def _bytes_in_container(container: Any, codec: Any) -> int:
             work += len(value) * _BYTES_PER_OBJECT
             if left > 0:
                 elements = value.values() if kind is dict else value
-                pending += [v for v in islice(elements, left) if type(v) not in cheap]
+                pending += [v for v in islice(elements, left) if type(v) not in _CHEAP_TYPES]
                 left -= len(value)
-        elif kind not in cheap:
-            work += _bytes_to_copy(value, codec)
+        elif kind not in _CHEAP_TYPES:
+            work += _bytes_to_copy(value)
     return work
 
 
-def _bytes_to_copy(value: Any, codec: Any) -> int:
-    """Return the approximate number of bytes that are copied or compressed for one object."""
+def _bytes_to_copy(value: Any) -> int:
+    """Return the approximate number of bytes that are copied for one object."""
     kind = type(value)
     try:
         # Ask the type: a proxy has any attribute, and may ask another process for its value.
         if hasattr(kind, "nbytes"):
             size = value.nbytes
         elif kind is bytes or kind is bytearray:
-            size = len(value) if codec else 0
+            return 0
         elif hasattr(kind, "shape"):
             # Not `nbytes`: a data frame would look at each of its objects to compute it.
             size = math.prod(value.shape) * _BYTES_PER_OBJECT
         else:
             size = size_of(value)
         size = operator.index(size)
-        if codec:
-            return size * _BYTES_PER_COMPRESSED_BYTE
         return 0 if size > _SMALL and _is_sent_as_it_is(value) else size
     except Exception:  # noqa: BLE001 - an estimate must not fail a write
         return 0

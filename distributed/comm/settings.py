@@ -51,6 +51,11 @@ class CommSettings:
         return config.get_timedelta("distributed.comm.timeouts.tcp")
 
     @cached_property
+    def pool_idle_timeout(self) -> float | None:
+        """Seconds before a pool closes an idle connection (``timeouts.pool-idle``)."""
+        return config.get_timedelta("distributed.comm.timeouts.pool-idle")
+
+    @cached_property
     def keepalive(self) -> tuple[float, float] | None:
         """Seconds between probes of a peer (``keepalive.interval``), or None for no keep-alive.
 

@@ -92,7 +92,16 @@ class Sharing:
     """The shared memory in the messages of one comm."""
 
     # `_enabled` and `_peer_enabled` become true once, in any order.
-    __slots__ = ("_enabled", "_lend", "_limits", "_peer_enabled", "_threshold", "_waiting")
+    __slots__ = (
+        "_enabled",
+        "_lend",
+        "_limits",
+        "_peer_enabled",
+        "_threshold",
+        "_turn",
+        "_waiting",
+        "delayed",
+    )
 
     def __init__(self, comm: StreamComm, limits: tuple[int, int]) -> None:
         self._limits = ShareLimits(*limits)
@@ -104,6 +113,10 @@ class Sharing:
         self._enabled = self._peer_enabled = False
         # Done when the peer receives descriptors or the stream is closed; None if no write waits.
         self._waiting: asyncio.Future[None] | None = None
+        #: Number of writes that have not begun to send; later ones wait for them.
+        self.delayed = 0
+        # Keeps these writes in order.
+        self._turn = asyncio.Lock()
 
     @property
     def is_waiting(self) -> bool:
@@ -117,31 +130,55 @@ class Sharing:
     def start_write(self, comm: StreamComm, frames: Sequence[Buffer]) -> _Started | None:
         """Write a message if a part of it is in shared memory or is to be copied there.
 
-        Otherwise, return None.  The result is that of `FramedComm._start_write`.
+        Otherwise, return None, unless an earlier write is delayed.  The result is that of
+        `FramedComm._start_write`.
         """
-        message = share(frames, self._limits, self._threshold, self._lend, comm._shard)
-        if message is None:
-            return None
-        if self._peer_enabled and not message.copies:
-            return self._send(comm, frames, message)
-        size = sum(map(len, message.frames))
-        return size, self._send_later(comm, frames, message)
+        message = None
+        if len(frames) > 1 and self.may_share():
+            message = share(frames, self._limits, self._threshold, self._lend, comm._shard)
+        if not self.delayed:
+            if message is None:
+                return None
+            if self._peer_enabled and not message.copies:
+                return self._send(comm, frames, message)
+        nbytes = pack_message(frames if message is None else message.frames, comm._shard)[1]
+        return nbytes, self._send_later(comm, frames, message, nbytes)
 
     async def _send_later(
-        self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage
+        self,
+        comm: StreamComm,
+        frames: Sequence[Buffer],
+        message: SharedMessage | None,
+        expected: int,
     ) -> None:
-        """Write a message after its copies were made, and once the peer receives descriptors."""
-        self._enable(comm)
-        if await self._peer_receives(comm):
-            if sum(len(copy.source) for copy in message.copies) > _COPIED_AT_ONCE:
-                await offload(_make_copies, message.copies)
-            else:
-                _make_copies(message.copies)
-            _, rest = self._send(comm, frames, message)
-        else:
-            rest = _send_unshared(comm, frames, message)[1]
+        """Write a message after those before it.
+
+        If it is shared, its copies are made first, and the peer has to receive descriptors.  Its
+        *expected* size was counted already.
+        """
+        self.delayed += 1
+        try:
+            async with self._turn:
+                nbytes, rest = await self._send_in_turn(comm, frames, message)
+        finally:
+            self.delayed -= 1
+        comm.traffic.bytes_sent += nbytes - expected
         if rest is not None:
             await rest
+
+    async def _send_in_turn(
+        self, comm: StreamComm, frames: Sequence[Buffer], message: SharedMessage | None
+    ) -> _Started:
+        if message is None:
+            return _send_bytes(comm, pack_message(frames, comm._shard)[0])
+        self._enable(comm)
+        if not await self._peer_receives(comm):
+            return _send_unshared(comm, frames, message)
+        if sum(len(copy.source) for copy in message.copies) > _COPIED_AT_ONCE:
+            await offload(_make_copies, message.copies)
+        else:
+            _make_copies(message.copies)
+        return self._send(comm, frames, message)
 
     async def _peer_receives(self, comm: StreamComm) -> bool:
         """Wait until the peer receives descriptors; return false if it may never do so.
@@ -203,7 +240,9 @@ class Sharing:
         stream.socket = DescriptorSocket(stream.socket, received)
         stream.decoder = comm._decoder = SharingDecoder(comm._decoder, received, self._limits)
         # Not `post_control`: the peer waits for this, even if earlier data waits to be sent.
-        stream.send(*pack_message([b"", pack_control(_KIND, False, ())]))
+        buffers, nbytes = pack_message([b"", pack_control(_KIND, False, ())])
+        comm.traffic.bytes_sent += nbytes
+        stream.send(buffers, nbytes)
 
     def peer_enabled(self, comm: StreamComm) -> None:
         """Note that the peer receives descriptors."""
@@ -259,7 +298,7 @@ def _send_bytes(comm: StreamComm, buffers: Sequence[Buffer]) -> _Started:
         return nbytes, None
     comm.watch_peer()
     # Cancelling a future of Tornado breaks its stream.
-    return nbytes, asyncio.shield(rest)
+    return nbytes, comm.traffic.wait(asyncio.shield(rest))
 
 
 def _without(buffers: Sequence[Buffer], sent: int) -> list[Buffer]:

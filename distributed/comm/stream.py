@@ -31,6 +31,9 @@ logger = get_logger(__name__)
 class SharedWriting(Protocol):
     """The part of :class:`~distributed.comm.sharing.Sharing` that a comm uses."""
 
+    #: Number of writes that have not begun to send; later ones wait for them.
+    delayed: int
+
     @property
     def is_waiting(self) -> bool: ...
 
@@ -92,8 +95,9 @@ class StreamComm(FramedComm):
         stream = self.stream
         if stream is None:
             raise CommClosedError(f"cannot write: {self!r}")
-        if len(frames) > 1 and self._sharing is not None and self._sharing.may_share():
-            started = self._sharing.start_write(self, frames)
+        sharing = self._sharing
+        if sharing is not None and (sharing.delayed or (len(frames) > 1 and sharing.may_share())):
+            started = sharing.start_write(self, frames)
             if started is not None:
                 return started
         buffers, nbytes = pack_message(frames, self._shard)

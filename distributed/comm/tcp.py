@@ -157,7 +157,8 @@ class TLS(TCP):
         if not isinstance(reason, ssl.SSLError):
             return super()._closed_error(exc)
         if is_final(reason):
-            return FatalCommClosedError(f"in {self!r}: {explain(reason)}")
+            text = explain(reason, established=bool(self._extra_info))
+            return FatalCommClosedError(f"in {self!r}: {text}")
         if not self._extra_info:
             return CommClosedError(f"in {self!r}: {explain(reason)}")
         # The peer closed without a TLS close_notify alert, as all peers of this package do.

@@ -26,7 +26,8 @@ from distributed.comm.message_stream import TLSMessageStream
 #: fatal alert "protocol_version" (RFC 8446, section 6).
 _ALERT: Final = bytes([21, 3, 3, 0, 2, 2, 70])
 
-#: OpenSSL's reasons when the received bytes are not TLS.
+#: OpenSSL's reasons when the received bytes are not TLS.  OpenSSL 3.2 and newer give the reason
+#: RECORD_LAYER_FAILURE for any invalid record after the first.
 _NOT_TLS: Final = frozenset(
     {
         "HTTPS_PROXY_REQUEST",
@@ -38,6 +39,9 @@ _NOT_TLS: Final = frozenset(
         "WRONG_VERSION_NUMBER",
     }
 )
+
+#: OpenSSL's reasons, after the handshake, when the received bytes are not what the peer encrypted.
+_NOT_FROM_PEER: Final = _NOT_TLS | {"DECRYPTION_FAILED_OR_BAD_RECORD_MAC"}
 
 #: The peer's alert about the certificate of this side → the end of "it is ...".
 _REFUSED_HERE: Final = {
@@ -238,23 +242,41 @@ def speaks_tls(data: bytes) -> bool:
 
 def is_final(exc: BaseException) -> bool:
     """Return whether *exc* is a TLS error that trying again cannot change."""
-    return isinstance(exc, ssl.SSLError) and not isinstance(
-        exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError
-    )
+    if not isinstance(exc, ssl.SSLError):
+        return False
+    if isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+        return False
+    # With OpenSSL 3.6, the end of the connection inside a record has this reason, but is not an
+    # SSLEOFError.
+    return getattr(exc, "reason", None) != "UNEXPECTED_EOF_WHILE_READING"
 
 
-def explain(exc: ssl.SSLError) -> str:
-    """Return what went wrong and what to change, followed by OpenSSL's reason."""
-    return f"{_explanation(exc)} (OpenSSL: {exc.reason or exc.strerror or exc})"
+def explain(exc: ssl.SSLError, *, established: bool = False) -> str:
+    """Return what went wrong and what to change, followed by OpenSSL's reason.
+
+    Parameters
+    ----------
+    exc : ssl.SSLError
+    established : bool
+        Whether the TLS handshake had completed, so that the peer does speak TLS.
+    """
+    what = _explanation(exc, established)
+    return f"{what} (OpenSSL: {exc.reason or exc.strerror or exc})"
 
 
-def _explanation(exc: ssl.SSLError) -> str:
+def _explanation(exc: ssl.SSLError, established: bool) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         message = exc.verify_message.rstrip(".")
         advice = _ADVICE.get(exc.verify_code, "")
         return f"the peer's certificate is not accepted: {message}{advice and '; '}{advice}"
     if not is_final(exc):
         return "the peer closed during the TLS handshake; does it speak TLS?"
+    if established and exc.reason in _NOT_FROM_PEER:
+        return (
+            "TLS failed after the handshake: the received bytes are not those that the peer "
+            "encrypted; a program between both sides has changed or added bytes, or the peer has "
+            "written to the socket without TLS"
+        )
     return _EXPLANATIONS.get(exc.reason or "", "TLS failed")
 
 

@@ -578,7 +578,7 @@ def _is_final_answer(status: int) -> bool:
     return status in (501, 505) or (status < 500 and status not in _TEMPORARY_ANSWERS)
 
 
-def explanation(exc: BaseException) -> tuple[bool, str]:
+def explanation(exc: BaseException, established: bool = False) -> tuple[bool, str]:
     """Return whether another attempt would fail with *exc* as well, and its reason as text."""
     if isinstance(exc, StreamClosedError) and exc.real_error is not None:
         exc = exc.real_error
@@ -594,5 +594,5 @@ def explanation(exc: BaseException) -> tuple[bool, str]:
     if isinstance(exc, WebSocketError):
         return True, f"the HTTP server does not open a websocket: {shown(exc)}"
     if isinstance(exc, ssl.SSLError):
-        return is_final(exc), explain(exc)
+        return is_final(exc), explain(exc, established=established)
     return False, f"{type(exc).__name__}: {shown(exc)}"

@@ -340,7 +340,7 @@ class WS(FramedComm):
             error.__cause__ = cause
             return error
         if self._stream.error is not None:
-            return failure(self._stream.error, f"in {self!r}: ")
+            return failure(self._stream.error, f"in {self!r}: ", established=True)
         if inbox.close_code not in (None, 1000, 1001):
             error_class = self._error_class(final=inbox.close_code in FINAL_CLOSE_CODES)
             return error_class(f"in {self!r}: the peer {inbox.closing()}")
@@ -413,9 +413,12 @@ def _send(protocol: Protocol, data: Any) -> asyncio.Future[None]:
     return sent
 
 
-def failure(exc: BaseException, prefix: str = "") -> CommClosedError:
-    """Return the error to raise for *exc*, which has ended a connection."""
-    final, reason = explanation(exc)
+def failure(exc: BaseException, prefix: str = "", *, established: bool = False) -> CommClosedError:
+    """Return the error to raise for *exc*, which has ended a connection.
+
+    *established*: whether that was after both handshakes, of TLS and of the websocket.
+    """
+    final, reason = explanation(exc, established)
     error = (FatalCommClosedError if final else CommClosedError)(prefix + reason)
     error.__cause__ = exc
     return error

@@ -9,6 +9,9 @@ Theory of operation: the pool has *limit* places.  Each connection, also one bei
 one.  A call takes an idle connection to its server if there is one.  Otherwise it waits in a queue
 for an idle connection or a free place; an idle connection to another server is closed to free a
 place.  ``PoolState._settle`` is the only method that serves this queue.
+
+Among several idle connections, a call takes the one that was used last: its buffers, its window and
+the caches of the processor are warm.  One that was used long ago is closed first.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, ClassVar, Never, Self
 
@@ -33,6 +36,7 @@ from distributed.comm import Comm, CommClosedError
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import addr_from_args
 from distributed.core.host import connect
+from distributed.core.idle import IdleTimeout
 from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.operations import RemoteCalls, discard
 from distributed.core.status import Status
@@ -56,6 +60,8 @@ class PoolState:
     # Invariants:
     # * The sum of `open` and `_connecting_count` is at most `limit`.
     # * A connection is in `available` or in `occupied`, never in both.
+    # * `_recent` only tells the order of the connections in `available`, which callers may change:
+    #   it may lack some of them, and may contain others.
     # * No call waits while a place is free or a connection is idle: each method that frees a
     #   connection or a place calls _settle().
     def __init__(self, limit: float) -> None:
@@ -63,6 +69,8 @@ class PoolState:
         self.limit = limit
         # Address → idle connections.  Callers that look up an address leave an empty set.
         self.available: defaultdict[str, set[Comm]] = defaultdict(set)
+        # Address → the same connections, the one used last at the end → when each became idle.
+        self._recent: dict[str, dict[Comm, float]] = {}
         # Address → connections in use.
         self.occupied: defaultdict[str, set[Comm]] = defaultdict(set)
         #: The places, for code that expects the semaphore of the original.
@@ -74,6 +82,8 @@ class PoolState:
         self._connecting_count = 0
         #: Number of all calls that had to wait, and the time that those took which have ended.
         self.waits, self.seconds_waited = 0, 0.0
+        # None if idle connections stay open.
+        self._idle_timeout = IdleTimeout.configured(self._close_idle)
 
     @property
     def active(self) -> int:
@@ -144,16 +154,28 @@ class PoolState:
         self._settle()
 
     def _take_idle(self, addr: str) -> Comm | None:
-        """Take an open idle connection to *addr* into use, or return None if there is none."""
+        """Take an open idle connection to *addr* into use, or return None if there is none.
+
+        The connection is the one that was used last.
+        """
         idle = self.available.get(addr)
+        recent = self._recent.get(addr)
         comm = None
         while idle and comm is None:
-            comm = idle.pop()
+            if not recent:
+                comm = idle.pop()
+            else:
+                comm = recent.popitem()[0]
+                if comm not in idle:
+                    comm = None
+                    continue
+                idle.discard(comm)
             if not comm.is_idle:
                 discard(comm)
                 comm = None
         if idle is not None and not idle:
             del self.available[addr]
+            self._recent.pop(addr, None)
         if comm is not None:
             self.occupied[addr].add(comm)
         return comm
@@ -176,11 +198,43 @@ class PoolState:
         addr = next((addr for addr, idle in self.available.items() if idle), None)
         if addr is None:
             return False
-        comm = self.available[addr].pop()
-        if not self.available[addr]:
-            del self.available[addr]
+        idle = self.available[addr]
+        # Of those to this address, the one that was not used for the longest time.
+        oldest = next((comm for comm in self._recent.get(addr, ()) if comm in idle), None)
+        comm = next(iter(idle)) if oldest is None else oldest
+        self._forget(addr, [comm])
         comm.abort()
         return True
+
+    def _forget(self, addr: str, comms: Iterable[Comm]) -> None:
+        """Remove idle connections to *addr*, without closing them."""
+        idle, recent = self.available[addr], self._recent.get(addr, {})
+        for comm in comms:
+            idle.discard(comm)
+            recent.pop(comm, None)
+        if not idle:
+            del self.available[addr]
+            self._recent.pop(addr, None)
+
+    def _close_idle(self, since: float) -> bool:
+        """Close the connections that became idle at *since* or before.
+
+        Returns
+        -------
+        bool
+            Whether others are idle.
+        """
+        expired = []
+        for addr, recent in list(self._recent.items()):
+            old = [comm for comm, when in recent.items() if when <= since]
+            # A caller may have taken others from `available`.
+            expired += [comm for comm in old if comm in self.available[addr]]
+            self._forget(addr, old)
+        for comm in expired:
+            comm.abort()
+        if self._waiting:
+            self._settle()
+        return bool(self._recent)
 
     def reuse(self, addr: str, comm: Comm) -> None:
         """Return a connection, open or closed, that :meth:`connect` gave out."""
@@ -193,6 +247,13 @@ class PoolState:
             del self.occupied[addr]
         if not comm.closed():
             self.available[addr].add(comm)
+            timeout = self._idle_timeout
+            now = 0.0 if timeout is None else timeout.begin()
+            recent = self._recent.get(addr)
+            if recent is None:
+                self._recent[addr] = {comm: now}
+            else:
+                recent[comm] = now
         if self._waiting:
             self._settle()
 
@@ -201,6 +262,7 @@ class PoolState:
         logger.debug("Closing the idle connections of %r", self)
         idle = [comm for comms in self.available.values() for comm in comms]
         self.available.clear()
+        self._recent.clear()
         for comm in idle:
             comm.abort()
         self._settle()
@@ -284,7 +346,8 @@ class ConnectionPool(PoolState):
     ----------
     limit
         Maximum number of connections that are open or being opened at a time.  A call that needs
-        one more closes an idle connection, or waits.
+        one more closes an idle connection, or waits.  Idle connections also close after
+        ``distributed.comm.timeouts.pool-idle``, which is unlimited by default.
     deserialize, timeout, connection_args, serializers, deserializers
         As for :class:`~distributed.core.rpc`.
     allow_offload
@@ -493,6 +556,7 @@ class ConnectionPool(PoolState):
             Error message for the calls that wait for a connection to *addr*.
         """
         comms = self.available.pop(addr, set()) | self.occupied.pop(addr, set())
+        self._recent.pop(addr, None)
         for comm in comms:
             comm.abort()
         tasks = self._connecting.get(addr, {})
@@ -507,6 +571,8 @@ class ConnectionPool(PoolState):
         tasks = [task for tasks in self._connecting.values() for task in tasks]
         for addr in {*self._connecting, *self.available, *self.occupied}:
             self.remove(addr, reason="ConnectionPool closing.")
+        if self._idle_timeout is not None:
+            self._idle_timeout.stop()
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=self._connecting_close_timeout)
             if pending:

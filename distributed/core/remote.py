@@ -19,6 +19,7 @@ from distributed.comm import Comm
 from distributed.comm.arguments import OBJECT_HINT, SecuritySettings, check_connection_args
 from distributed.core.calls import RPCClosed, coerce_to_address
 from distributed.core.host import connect
+from distributed.core.idle import IdleTimeout
 from distributed.core.interceptors import Interceptor, check_interceptors
 from distributed.core.operations import RemoteCalls, discard
 from distributed.core.status import Status
@@ -34,7 +35,8 @@ class rpc(RemoteCalls):
     """Calls of one server; each attribute is one of the server's operations.
 
     Each of several overlapping calls uses its own connection, up to *limit*; further calls wait.
-    Connections stay open for later calls.
+    Connections stay open for later calls, which use the one that was used last.  An idle connection
+    closes after ``distributed.comm.timeouts.pool-idle``, which is unlimited by default.
 
     Parameters
     ----------
@@ -84,8 +86,8 @@ class rpc(RemoteCalls):
     _comm_name = "rpc"
     _call_name = "rpc.__getattr__.<locals>.send_recv_from_rpc"
 
-    # Invariant: a comm in use has the value False in `comms`.  `_released` only makes idle comms
-    # quick to find: it may lack idle comms, and may contain comms that are not idle any more.
+    # Invariant: a comm in use has the value False in `comms`.  `_recent` only tells the order
+    # of idle comms: it may lack idle comms, and may contain comms that are not idle any more.
     # No call waits while fewer than `limit` calls have a comm or open one.
     def __init__(
         self,
@@ -113,8 +115,10 @@ class rpc(RemoteCalls):
         self.status: Status = Status.running
         # Every comm not yet found closed → whether it is idle.
         self.comms: dict[Comm, bool] = {}
-        # Comms that became idle, the one used last at the end.
-        self._released: list[Comm] = []
+        # Comms that became idle, the one used last at the end → when each became idle.
+        self._recent: dict[Comm, float] = {}
+        # None if idle comms stay open.
+        self._idle_timeout = IdleTimeout.configured(self._close_idle)
         self.address = coerce_to_address(arg)
         self.timeout = timeout
         self.deserialize = deserialize
@@ -158,6 +162,9 @@ class rpc(RemoteCalls):
         comm.name = "rpc"
         self.comms[comm] = False
         self._created.add(comm)
+        if self._idle_timeout is not None:
+            # The caller may mark the comm as idle without calling _release().
+            self._idle_timeout.begin()
         return comm
 
     async def _acquire(self) -> Comm:
@@ -202,18 +209,44 @@ class rpc(RemoteCalls):
 
     def _take_idle(self) -> Comm | None:
         while True:
-            while self._released:
-                comm = self._released.pop()
+            while self._recent:
+                comm = self._recent.popitem()[0]
                 if self.comms.get(comm):
                     if comm.is_idle:
                         self.comms[comm] = False
                         return comm
                     discard(comm)
                     del self.comms[comm]
-            # Callers of live_comm() mark a comm as idle without calling _release().
-            self._released += [comm for comm, idle in self.comms.items() if idle]
-            if not self._released:
+            self._note_idle()
+            if not self._recent:
                 return None
+
+    def _note_idle(self) -> None:
+        """Add the comms to `_recent` that callers of live_comm() have marked as idle."""
+        timeout = self._idle_timeout
+        now = 0.0 if timeout is None else timeout.clock()
+        for comm, idle in self.comms.items():
+            if idle:
+                self._recent.setdefault(comm, now)
+
+    def _close_idle(self, since: float) -> bool:
+        """Close the comms that became idle at *since* or before.
+
+        Returns
+        -------
+        bool
+            Whether others are idle, or will be without a call of _release().
+        """
+        old = [comm for comm, when in self._recent.items() if when <= since]
+        for comm in old:
+            del self._recent[comm]
+        expired = [comm for comm in old if self.comms.get(comm)]
+        for comm in expired:
+            del self.comms[comm]
+        self._note_idle()
+        for comm in expired:
+            comm.abort()
+        return len(self.comms) > self._calls
 
     def _check_open(self) -> None:
         if self.status is Status.closed:
@@ -230,13 +263,14 @@ class rpc(RemoteCalls):
             del self.comms[comm]
         else:
             self.comms[comm] = True
-            self._released.append(comm)
+            timeout = self._idle_timeout
+            self._recent[comm] = 0.0 if timeout is None else timeout.begin()
 
     def close_comms(self) -> None:
         """Close all connections; calls in progress fail."""
         comms = list(self.comms)
         self.comms.clear()
-        self._released.clear()
+        self._recent.clear()
         for comm in comms:
             comm.abort()
 
@@ -246,6 +280,8 @@ class rpc(RemoteCalls):
             rpc.active.discard(self)
             self.status = Status.closed
             self.close_comms()
+            if self._idle_timeout is not None:
+                self._idle_timeout.stop()
             for place in self._waiting:
                 # The call finds that this object is closed.
                 if not place.done():

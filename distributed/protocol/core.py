@@ -67,7 +67,7 @@ from distributed.protocol.wrappers import Pickled, Serialize, Serialized, ToPick
 
 __all__ = ["UnfinishedMessageError", "Weigh", "dumps", "loads"]
 
-#: Takes a value, the result of the previous call, and the codec; see `dumps`.
+#: Takes a value or frame, the result of the previous call, and the codec; see `dumps`.
 Weigh: TypeAlias = Callable[[Any, int, Any], int]
 
 #: The number of bytes that are inflated in the time in which one value is read.
@@ -86,7 +86,8 @@ _LARGE_HEADER = 2**16
 #: long text or bytes object; searching that takes longer than a look at each map.
 _MAX_SEARCHED_SIZE = 4096
 
-#: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.
+#: Maximum size (bytes) of a message whose packer is kept: packers never give memory back.  The
+#: first frame of a larger message is the memory of its packer.
 _MAX_PACKER_SIZE = 2**20
 
 
@@ -140,18 +141,25 @@ class _MessageWriter:
         self._weight = 0
         self._codec = context.get("compression") if context else None
         try:
-            frames[0] = self._packer.pack(msg)
+            self._packer.pack(msg)
         except BaseException:
             self._packer.reset()
             raise
         finally:
             self._frames = self._context = None
-        if len(frames[0]) > _MAX_PACKER_SIZE:
+        packed = self._packer.getbuffer()
+        if len(packed) > _MAX_PACKER_SIZE:
+            # Copying the bytes out of the packer would take as long as packing them.
+            frames[0] = packed
             self._packer = self._make_packer()
+        else:
+            frames[0] = packed.tobytes()
+            packed.release()
+            self._packer.reset()
         return frames
 
     def _make_packer(self) -> msgpack.Packer:
-        return msgpack.Packer(default=self._encode, use_bin_type=True)
+        return msgpack.Packer(default=self._encode, use_bin_type=True, autoreset=False)
 
     def _encode(self, obj: Any) -> Any:
         """Return the replacement for an object that msgpack cannot encode."""
@@ -161,7 +169,7 @@ class _MessageWriter:
             cls = type(obj)
         if cls is Serialize:
             if self._weigh is not None:
-                self._weight = self._weigh(obj.data, self._weight, self._codec)
+                self._weight = self._weigh(obj.data, self._weight, None)
             metered = metering.is_metered()
             # Cached headers are those of the default serializers, without compression.
             if self._serializers is None and not self._codec:
@@ -179,6 +187,8 @@ class _MessageWriter:
             header, frames = split(
                 obj, self._serializers, self._on_error, self._context, self._split_size
             )
+            if self._codec:
+                self._weigh_frames(frames)
             frames = compress(header, frames, self._codec)
             return {"__Serialized__": self._append(header, frames)}
         if cls is Serialized:
@@ -209,7 +219,7 @@ class _MessageWriter:
 
     def _pickle(self, obj: Any) -> dict[str, int]:
         if self._weigh is not None:
-            self._weight = self._weigh(obj, self._weight, self._codec)
+            self._weight = self._weigh(obj, self._weight, None)
         try:
             pickled, *buffers = pickle_frames(obj, self._context)
         except Exception as e:
@@ -218,8 +228,16 @@ class _MessageWriter:
             ) from e
         header = {"pickled-obj": pickled, "compression": (None,) * len(buffers)}
         if buffers:
+            if self._codec:
+                self._weigh_frames(buffers)
             buffers = compress_frames(header, buffers, self._codec)
         return {"__Pickled__": self._append(header, buffers)}
+
+    def _weigh_frames(self, frames: Sequence[Any]) -> None:
+        """Add the frames that are to be compressed to the weight of the message."""
+        if self._weigh is not None:
+            for frame in frames:
+                self._weight = self._weigh(frame, self._weight, self._codec)
 
     def _append(self, header: dict[str, Any], frames: Sequence[Any]) -> int:
         """Append the header and frames of a value to the message; return the header's index."""
@@ -462,9 +480,10 @@ def dumps(
     frame_split_size
         Bytes above which a frame is split; ``distributed.comm.shard`` by default.
     weigh
-        Called before each value that msgpack does not encode, at any depth: with the value, the
-        result of the previous call (0 at first), and the codec.  An error that it raises ends the
-        writing, and is raised here.
+        Called before each value that msgpack does not encode, at any depth, is serialized: with the
+        value, the result of the previous call (0 at first), and None.  Called also before each
+        frame of a value is compressed: with the frame, the result of the previous call, and the
+        codec.  An error that it raises ends the writing, and is raised here.
 
     Returns
     -------

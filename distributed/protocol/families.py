@@ -46,6 +46,7 @@ __all__ = [
     "pickle_dumps",
     "pickle_frames",
     "pickle_loads",
+    "pickle_protocol",
     "register_serialization",
     "register_serialization_family",
     "typename",
@@ -267,15 +268,18 @@ def pickle_frames(x: Any, context: Any) -> list[Any]:
     ``context["pickle-protocol"]``, if given, is the highest protocol that may be used.
     """
     frames: list[Any] = [None]
-    protocol = pickle.HIGHEST_PROTOCOL
-    if context:
-        protocol = min(protocol, context.get("pickle-protocol", protocol))
     frames[0] = pickle.dumps(
         x,
         buffer_callback=lambda buffer: frames.append(ensure_memoryview(buffer)),
-        protocol=protocol,
+        protocol=pickle_protocol(context),
     )
     return frames
+
+
+def pickle_protocol(context: Any) -> int:
+    """Return the highest pickle protocol that the receiver described by *context* reads."""
+    protocol: int = pickle.HIGHEST_PROTOCOL
+    return min(protocol, context.get("pickle-protocol", protocol)) if context else protocol
 
 
 def pickle_dumps(x: Any, context: Any = None) -> tuple[Header, list[Any]]:

@@ -28,8 +28,14 @@ from distributed.protocol.exceptions import (
     ProtocolError,
     SerializationError,
 )
-from distributed.protocol.families import Header, check_families, families
+from distributed.protocol.families import Header, check_families, families, pickle_dumps
 from distributed.protocol.limits import Reading, check_unpickling, reading
+from distributed.protocol.together import (
+    COLLECTIONS,
+    MAX_DEPTH,
+    ScalarPickler,
+    is_pickled_together,
+)
 from distributed.protocol.utils import join_frames
 from distributed.protocol.wrappers import Serialize, Serialized
 
@@ -51,17 +57,12 @@ OnError: TypeAlias = Literal["message", "raise"]
 
 DEFAULT_SERIALIZERS = ("dask", "pickle")
 
-_COLLECTIONS = (list, tuple, set, dict)
-_COLLECTIONS_BY_NAME: dict[str, type] = {cls.__name__: cls for cls in _COLLECTIONS}
+_COLLECTIONS_BY_NAME: dict[str, type] = {cls.__name__: cls for cls in COLLECTIONS}
 
 # Header keys that are added after `serialize`, for a message or for storing.
 _ADDED_KEYS = frozenset(
     ("split-num-sub-frames", "split-offsets", "compression", "num-sub-frames", "count")
 )
-
-#: Maximum number of nested collections that check_dask_serializable looks into: a list may contain
-#: itself.
-_MAX_DEPTH = 100
 
 #: Maximum size (bytes) of the traceback that is sent for a value that could not be serialized.
 _MAX_TRACEBACK_SIZE = 100_000
@@ -77,8 +78,8 @@ def check_dask_serializable(x: Any) -> bool:
     >>> check_dask_serializable([b"a", 1]), check_dask_serializable([1, b"a"])
     (True, False)
     """
-    for _ in range(_MAX_DEPTH):
-        if type(x) not in _COLLECTIONS:
+    for _ in range(MAX_DEPTH):
+        if type(x) not in COLLECTIONS:
             break
         if not x:
             return False
@@ -125,7 +126,7 @@ def can_be_key(key: Any) -> bool:
 def _is_iterated(x: Any, serializers: Sequence[str], iterate_collection: bool | None) -> bool:
     """Return whether the elements of *x* are serialized one by one."""
     cls = type(x)
-    if iterate_collection is False or cls not in _COLLECTIONS:
+    if iterate_collection is False or cls not in COLLECTIONS:
         return False
     if cls is dict and not all(map(can_be_key, x)):
         return False
@@ -174,7 +175,8 @@ def serialize(
     ----------
     x
         Any object.  A `Serialize` stands for its value; if that is a list, tuple, set or dict, its
-        elements are serialized one by one.  A `Serialized` stands for its header and frames.
+        elements are serialized one by one, unless there are many and all would be pickled: then
+        they are pickled together.  A `Serialized` stands for its header and frames.
     serializers
         Names of the families that may be used, in order; "dask" and "pickle" by default.
     on_error
@@ -210,8 +212,14 @@ def serialize(
     if on_error not in ("message", "raise"):
         raise ValueError(f"{on_error=}; expected 'message' or 'raise'")
     serializers = accepted_serializers(serializers, context) or DEFAULT_SERIALIZERS
+    wrapped = type(x) is Serialize
     while type(x) is Serialize:
         x, iterate_collection = x.data, True
+    if wrapped and type(x) in COLLECTIONS and is_pickled_together(x, serializers):
+        try:
+            return pickle_dumps(x, context)
+        except Exception:  # noqa: BLE001 - the element that caused it raises it again below
+            iterate_collection = True
     if type(x) is Serialized:
         header, merged = merge_frames(x.header, decompress(x.header, x.frames))
         return {key: header[key] for key in header if key not in _ADDED_KEYS}, merged
@@ -247,7 +255,15 @@ def _serialize_elements(
     sub_headers: list[Header] = []
     lengths: list[int] = []
     frames: list[Any] = []
+    scalars = ScalarPickler(serializers, context)
     for element in x.values() if type(x) is dict else x:
+        pickled = scalars.dumps(element)
+        if pickled is not None:
+            # As below, in a small part of the time.
+            sub_headers.append({"serializer": "pickle", "writeable": ()})
+            lengths.append(1)
+            frames.append(pickled)
+            continue
         sub_header, sub_frames = serialize(element, serializers, on_error, context)
         sub_headers.append(sub_header)
         lengths.append(len(sub_frames))

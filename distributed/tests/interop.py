@@ -209,6 +209,10 @@ async def wrapped_values(client: Client) -> None:
     nested = {"a": (big, {"k": bytearray(b"x")}), "f": frozenset([1]), "l": (1, (2, ()))}
     assert same(await client.remote.wrap(data=to_serialize(nested)), nested)
     assert same(await client.remote.wrap(data=to_serialize([nested, [1]])), [nested, [1]])
+    # Elements of long collections are pickled together by this package, not by the original.
+    rows = [[i / 7, (i, [str(i)])] for i in range(1000)]
+    for x in (rows, {(i, "k"): None for i in range(1000)}, set(range(1000)), [*rows, b"bytes"]):
+        assert same(await client.remote.wrap(data=to_serialize(x)), x)
     # Without a wrapper, the answer is plain msgpack.
     assert same(await client.remote.echo(data=[Serialize([1, {"k": [2]}])]), ((1, {"k": (2,)}),))
 

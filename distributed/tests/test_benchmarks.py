@@ -120,6 +120,18 @@ def test_some_libraries_are_measured_on_request_only(benchmarks):
     assert measured("libraries") == {"ours", "original", "pyzmq", "rpyc", "pyro5"}
 
 
+def test_calls_after_a_burst_are_compared_with_those_over_one_connection(measure):
+    (entry,) = measure({"command": "after_burst", "size": 1000})
+    (each,) = entry["rounds"]
+    assert min(each["rate"], each["one connection"], each["count"]) > 0
+
+
+def test_each_call_on_a_cold_connection_is_its_first(measure):
+    (entry,) = measure({"command": "cold", "size": 1000})
+    (each,) = entry["rounds"]
+    assert min(each["rate"], each["count"]) > 0
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "which"), [("dask on core", ""), ("dask on core shared", "workloads/transpose")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -78,6 +79,8 @@ class Simulation:
     def __init__(self, seed):
         self.chance = random.Random(seed)
         self.state = ClusterState()
+        # Gets the same events, and reviews all tasks each time.
+        self.reference = ClusterState()
         self.inboxes = {"client": []}  # peer → messages that it has not read
         self.data = {}  # worker → key → the run that gave the result
         self.jobs = {}  # worker → key → (attempt, run, holders)
@@ -89,6 +92,7 @@ class Simulation:
     def event(self, name, *args, **kwargs):
         """Pass an event to the state, which settles at once or with the next event."""
         getattr(self.state, name)(*args, **kwargs)
+        getattr(self.reference, name)(*args, **kwargs)
         if self.chance.random() < 0.7:
             self.settle()
 
@@ -100,7 +104,10 @@ class Simulation:
         self.event("submit", "client", key, self.runs[key], inputs, False, mark)
 
     def settle(self):
-        for to, message in self.state.settle():
+        messages = self.state.settle()
+        self.reference._mark(*self.reference.tasks.values())
+        assert sorted(map(repr, messages)) == sorted(map(repr, self.reference.settle()))
+        for to, message in messages:
             if to in self.inboxes:
                 self.inboxes[to].append(message)
         self.check()
@@ -228,6 +235,112 @@ def test_all_wanted_tasks_finish_whatever_the_order_of_events(seed):
             assert state.tasks[key].status() == "finished"
             assert state.tasks[key].run == simulation.runs[key]
     assert {simulation.known.get(key) for key in given_up} == {"cancelled"}
-    state.release("client", list(state.tasks))
+    simulation.event("release", "client", list(state.tasks))
     simulation.settle()
     assert not state.tasks
+
+
+def calls_in(function):
+    """Return the number of calls, also of builtin functions, that a function makes."""
+    calls = 0
+
+    def count(frame, event, arg):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    previous = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(previous)
+    return calls
+
+
+def busy_state(number, inputs=()):
+    """Return a state with one worker and a number of tasks that it has no room for."""
+    state = ClusterState()
+    state.add_worker("worker", 1)
+    for key in range(number):
+        state.submit("client", f"f-{key}", b"", list(inputs), False)
+    state.settle()
+    return state
+
+
+def end(state):
+    """Let the oldest task of the worker end, and the scheduler assign others."""
+    task = next(iter(state.workers["worker"].running))
+    state.ended("worker", task.key, task.attempt, nbytes=1, duration=1)
+    state.settle()
+
+
+def submit_and_release(state):
+    state.submit("client", "g-1", b"", [], False)
+    state.settle()
+    state.release("client", ["g-1"])
+    state.settle()
+
+
+def submit_and_cancel(state):
+    state.submit("client", "g-1", b"", [], False)
+    state.submit("client", "h-1", b"", ["g-1"], False)
+    state.settle()
+    state.cancel("client", "g-1")
+    state.settle()
+
+
+def lose_the_worker(state):
+    state.remove_worker("worker")
+    state.add_worker("worker", 1)
+    state.settle()
+
+
+@pytest.mark.parametrize("event", [end, submit_and_release, submit_and_cancel, lose_the_worker])
+def test_the_work_per_event_does_not_depend_on_the_number_of_tasks(event):
+    few, many = (calls_in(partial(event, busy_state(number))) for number in (50, 1000))
+    assert 0 < many <= few + 10
+
+
+@pytest.mark.parametrize("number_of_inputs", [0, 1])
+def test_the_work_per_task_does_not_depend_on_the_number_of_tasks(number_of_inputs):
+    def run(number):
+        inputs = [f"f-{key}" for key in range(number_of_inputs)]
+        state = busy_state(number_of_inputs)
+        for key in range(number):
+            state.submit("client", f"g-{key}", b"", inputs, False)
+        state.submit("client", "sum", b"", [f"g-{key}" for key in range(number)], False)
+        state.settle()
+        while state.workers["worker"].running:
+            end(state)
+        assert state.tasks["sum"].status() == "finished"
+        state.release("client", list(state.tasks))
+        state.settle()
+        assert not state.tasks
+
+    few, many = (calls_in(partial(run, number)) for number in (50, 1000))
+    assert many < 1.2 * (1000 / 50) * few
+
+
+def test_tasks_that_were_cancelled_while_no_worker_was_free_are_forgotten():
+    state = busy_state(10)
+    for number in range(1000):
+        state.submit("client", f"g-{number}", b"", [], False)
+        state.settle()
+        state.cancel("client", f"g-{number}")
+        state.settle()
+        assert len(state._ready) + len(state._changed) <= 3 * len(state.tasks) + 10
+
+
+def test_a_worker_gets_more_tasks_while_they_are_short():
+    state = busy_state(100)
+    worker = state.workers["worker"]
+    assert len(worker.running) == SATURATION
+    task = next(iter(worker.running))
+    state.ended("worker", task.key, task.attempt, nbytes=1, duration=1e-6)
+    state.settle()
+    # One of them was assigned before the function was known to be short.
+    assert len(worker.running) == SATURATION
+    task = next(iter(worker.running))
+    state.ended("worker", task.key, task.attempt, nbytes=1, duration=1e-6)
+    state.settle()
+    assert len(worker.running) == 5

@@ -6,6 +6,7 @@ import asyncio
 import operator
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -254,6 +255,16 @@ async def test_a_worker_without_heartbeats_counts_as_lost():
         await workers_come(scheduler, 1)
         frozen.send_signal(signal.SIGCONT)
         assert await asyncio.to_thread(frozen.wait, 10) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the script reads /proc")
+def test_the_script_measures_tiny_tasks():
+    command = [sys.executable, str(EXAMPLES / "tiny_tasks.py"), "20"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(re.fullmatch(r"20 tasks: \S+ s, \d+ µs of CPU time each", line) for line in lines)
 
 
 def workers_of(state, *keys):

@@ -47,7 +47,7 @@ COLLIDING = list(itertools.islice(itertools.product((-1, -2), repeat=15), 20_000
 
 
 @pytest.mark.parametrize("where", ["map", "map in a header", "set", "collection"])
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_keys_with_equal_hashes(where):
     async with besieged(lasting=16 * MB) as siege:
         peer = await siege.after_handshake()
@@ -90,7 +90,7 @@ TOO_MANY_OBJECTS = {"maps"}
 
 
 @pytest.mark.parametrize("what", MANY_OBJECTS)
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_messages_with_millions_of_small_objects(what):
     data = packed(b"\x82\xa2op\xa3nop\xa4data" + MANY_OBJECTS[what])
     refused = what in TOO_MANY_OBJECTS
@@ -105,7 +105,7 @@ async def test_messages_with_millions_of_small_objects(what):
             assert (b"nop" in answer) != refused
 
 
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_headers_with_millions_of_small_objects():
     request, header, _ = frames_of(b"abc")
     header = msgpack.packb({**msgpack.unpackb(header, strict_map_key=False), "x": 0})
@@ -165,7 +165,7 @@ def zeros(name: str, size: int) -> bytes:
         ("zlib", 100_000, 0),
     ],
 )
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_messages_that_inflate_to_a_gigabyte(name, count, size):
     data = inflating(name.rstrip("?"), [zeros(name, size)] * count)
     # The message, a copy of it, and the compressed frames.
@@ -175,7 +175,7 @@ async def test_messages_that_inflate_to_a_gigabyte(name, count, size):
         assert b"nop!" in b"".join(await peer.read_message())
 
 
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_messages_that_inflate_to_more_are_refused():
     data = inflating("zlib", [zeros("zlib", 10 * MB)] * 110)
     async with besieged(max_growth=1200 * MB) as siege:
@@ -185,7 +185,7 @@ async def test_messages_that_inflate_to_more_are_refused():
         assert b"'distributed.comm.max-inflated-size' allows 1,073,741,824 bytes" in answer
 
 
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_many_messages_that_each_inflate_to_a_few_megabytes():
     data = inflating("zlib", [zeros("zlib", 5 * MB)])
     async with besieged(max_growth=400 * MB) as siege:
@@ -196,7 +196,7 @@ async def test_many_messages_that_each_inflate_to_a_few_megabytes():
             assert b"nop!" in b"".join(await peer.read_message())
 
 
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_messages_that_inflate_to_much_are_inflated_one_after_the_other():
     data = inflating("zlib", [zeros("zlib", 150 * MB)])
     # Inflating takes twice the memory of the result.  The results before it may still be in use.
@@ -211,7 +211,7 @@ async def test_messages_that_inflate_to_much_are_inflated_one_after_the_other():
 # Many frames
 
 
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_ten_million_empty_frames():
     count = 10_000_000
     async with besieged() as siege:
@@ -221,7 +221,7 @@ async def test_ten_million_empty_frames():
 
 
 @pytest.mark.parametrize("size", [0, 1])
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_a_million_small_frames(size):
     request = msgpack.packb({"op": "echo", "data": 1})
     frames = [request] + [bytes(size)] * 999_999

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
@@ -31,7 +32,9 @@ def memory(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("shape", [5, (5,), (2, 3), [2, 3], (), 0, (0, 3), np.int64(4)])
+@pytest.mark.parametrize(
+    "shape", [5, (5,), (2, 3), [2, 3], (), 0, (0, 3), np.int64(4), np.array([2, 3])]
+)
 @pytest.mark.parametrize("dtype", [float, "i2", "U3", [("a", "i4"), ("b", "f8")], "M8[s]"])
 def test_empty_returns_an_array_like_that_of_numpy(memory, shape, dtype):
     expected = np.zeros(shape, dtype)
@@ -58,6 +61,28 @@ def test_copy_keeps_values_and_order(memory):
         assert y.flags.f_contiguous or not x.flags.f_contiguous
         assert not np.shares_memory(x, y)
     np.testing.assert_array_equal(shared.copy([[1, 2], [3, 4]]), [[1, 2], [3, 4]])
+
+
+def test_copy_keeps_the_order_of_three_axes(memory):
+    for axes in itertools.permutations(range(3)):
+        x = np.arange(24.0).reshape(2, 3, 4).transpose(axes)
+        y = shared.copy(x)
+        np.testing.assert_array_equal(x, y)
+        assert x.strides == y.strides
+
+
+@pytest.mark.parametrize("function", [shared.copy, shared.freeze])
+def test_a_masked_array_does_not_lose_its_mask(function):
+    with pytest.raises(TypeError, match="share its data and its mask"):
+        function(np.ma.array([1, 2], mask=[True, False]))
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: shared.empty((2**40, 2**40)), lambda: shared.buffer(2**62)]
+)
+def test_impossible_sizes_are_a_memory_error(memory, call):
+    with pytest.raises((MemoryError, ValueError, OverflowError)):
+        call()
 
 
 def test_buffer_returns_zeros(memory):

@@ -88,7 +88,7 @@ async def assert_leaks_nothing(
 
 
 @over_tcp_and_inproc
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_ten_thousand_calls_leak_nothing(listen_at):
     async with serving(listen_at, {"inc": inc}) as server, rpc(server.address) as remote:
 
@@ -100,7 +100,7 @@ async def test_ten_thousand_calls_leak_nothing(listen_at):
 
 
 @over_tcp_and_inproc
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_ten_thousand_calls_through_a_pool_leak_nothing(listen_at):
     async with serving(listen_at, {"inc": inc}) as server, ConnectionPool() as pool:
 
@@ -112,7 +112,7 @@ async def test_ten_thousand_calls_through_a_pool_leak_nothing(listen_at):
 
 
 @over_tcp_and_inproc
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_ten_thousand_connections_leak_nothing(listen_at):
     async with serving(listen_at) as server:
 
@@ -124,7 +124,7 @@ async def test_ten_thousand_connections_leak_nothing(listen_at):
 
 
 @over_tcp_and_inproc
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_thousands_of_connections_of_a_pool_leak_nothing(listen_at):
     async with serving(listen_at, {"inc": inc}) as server, ConnectionPool(limit=2) as pool:
 
@@ -155,7 +155,7 @@ def rounds_with(side, **growing):
 
 
 @linux
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_a_short_run_of_make_soak(capsys):
     assert await soak.soak(calls=600, rounds=2, warm_up=1) == []
     table = capsys.readouterr().out.splitlines()
@@ -174,7 +174,7 @@ def test_the_soak_run_fails_if_something_grows_in_each_round(side, kind):
 
 
 @linux
-@gen_test(timeout=60)
+@gen_test(timeout=110)
 async def test_the_soak_run_fails_if_an_answer_is_wrong():
     async def wrong(**kwargs):
         return b"wrong"

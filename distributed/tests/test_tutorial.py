@@ -17,6 +17,15 @@ TUTORIAL = ROOT / "docs" / "tutorial"
 PLAYED = ["task-queue.rst", "two-machines.rst"]
 
 
+def free_ports(*names):
+    """Return a free port for each port of the page."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {
+            name: str(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)
+        }
+
+
 @contextlib.contextmanager
 def two_machines():
     """Yield a function that runs a command on a machine, and texts to replace on the page.
@@ -27,11 +36,9 @@ def two_machines():
         try:
             hosts = stack.enter_context(two_hosts())
         except pytest.skip.Exception:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                port = probe.getsockname()[1]
             yield (
                 lambda number, command: command,
-                {"192.168.1.10": "127.0.0.1", "0.0.0.0": "127.0.0.1", "8786": str(port)},
+                {"192.168.1.10": "127.0.0.1", "0.0.0.0": "127.0.0.1"} | free_ports("8786", "8787"),
             )
         else:
             yield (
@@ -41,6 +48,7 @@ def two_machines():
 
 
 def test_the_tutorial_works_when_it_is_typed(tmp_path):
+    pytest.importorskip("click", reason="the tutorial uses the command line")
     with two_machines() as (on, addresses):
         for name in PLAYED:
             terminals.play(TUTORIAL / name, tmp_path, on, addresses)

@@ -1,14 +1,15 @@
 """The client: submits tasks and gathers their results."""
 
 import asyncio
-import uuid
+import itertools
 from typing import Any
 from weakref import WeakValueDictionary
 
 from cluster.worker import Peer, Ref, replace
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.core import CommClosedError, error_message
 from distributed.core.errors.messages import exception_from
-from distributed.protocol import Serialized, serialize, to_serialize
+from distributed.protocol import Serialized, serialize
 
 
 class Future:
@@ -43,22 +44,17 @@ class Client(Peer):
     """Computes on a cluster.  Call its methods in its event loop, except `get`."""
 
     def __init__(self, scheduler: str) -> None:
-        super().__init__(scheduler, {})
+        super().__init__(scheduler)
         self.stream_handlers["update"] = self.update
         self.futures: WeakValueDictionary[str, Future] = WeakValueDictionary()  # by key
-
-    async def start_unsafe(self) -> "Client":
-        await super().start_unsafe()
-        self.event_loop = asyncio.get_running_loop()
-        await self.register(self.id)
-        return self
+        self.numbers = itertools.count(1)  # of submissions
 
     def submit(self, function: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Future:
         """Call a function on a worker, with the results of futures among its arguments."""
         return self.submit_call((function, args, kwargs), key)
 
     def submit_call(self, call: Any, key: str | None = None, scattered: bool = False) -> Future:
-        mark = uuid.uuid4().hex
+        mark = f"{self.id}-{next(self.numbers)}"
         name = "scatter" if scattered else getattr(call[0], "__name__", "task")
         key = f"{name}-{mark}" if key is None else key
         if not isinstance(key, str):
@@ -68,7 +64,7 @@ class Client(Peer):
             needs: dict[str, Ref] = {}
             call = replace(call, Future, lambda f: needs.setdefault(f.key, Ref(f.key)))
             # Serialized here, so that an error is raised to the caller and does not end the stream.
-            run = Serialized(*serialize(to_serialize(call), on_error="raise"))
+            run = Serialized(*serialize(call, on_error="raise"))
             message = {"key": key, "mark": mark, "run": run, "needs": list(needs)}
             self.stream.send({"op": "submit", **message, "scattered": scattered})
             future = self.futures[key] = Future(self, key, mark)
@@ -121,9 +117,10 @@ class Client(Peer):
 
     def get(self, graph: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute a dask graph, for ``x.compute(scheduler=client.get)``, in another thread."""
-        if asyncio._get_running_loop() is self.event_loop:
+        loop = asyncio_loop_of(self.loop)
+        if asyncio._get_running_loop() is loop:
             raise RuntimeError("get() blocks: call it in another thread than the event loop's")
-        return asyncio.run_coroutine_threadsafe(self.compute(graph, keys), self.event_loop).result()
+        return asyncio.run_coroutine_threadsafe(self.compute(graph, keys), loop).result()
 
     async def compute(self, graph: Any, keys: Any) -> Any:
         """Compute a dask graph or collection; return *keys*, nested lists, with results instead."""
@@ -131,7 +128,7 @@ class Client(Peer):
         from dask.order import order
 
         nodes = convert_legacy_graph(getattr(graph, "__dask_graph__", lambda: graph)())
-        token = uuid.uuid4().hex  # distinguishes equal keys of different graphs
+        token = f"{self.id}-{next(self.numbers)}"  # distinguishes equal keys of different graphs
         tasks: dict[Any, Future] = {}
         for key in sorted(nodes, key=order(nodes).__getitem__):
             inputs = {needed: tasks[needed] for needed in nodes[key].dependencies}

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 from tornado.ioloop import PeriodicCallback
 
@@ -27,23 +27,34 @@ EXIT_CODE_CLOSED = 85  # of a worker that closed as intended; a task could exit 
 class Peer(Server):
     """A server with a stream to and from the scheduler; closes when that ends."""
 
-    def __init__(self, scheduler: str, handlers: Any, deserialize: bool = True) -> None:
-        self.scheduler_address = scheduler
+    def __init__(self, scheduler: str, nthreads: int = 0, **handlers: Any) -> None:
+        self.scheduler_address, self.nthreads = scheduler, nthreads
         self.stream = BatchedSend(interval="2ms")
-        super().__init__(handlers, deserialize=deserialize, security=Security())
-        self.stream_handlers["close"] = self.close
+        # A worker unpickles values in the threads of tasks, so that an error fails only one task.
+        super().__init__(handlers, deserialize=not nthreads, security=Security())
+        self.told_to_close = self.lost_scheduler = False
+        self.stream_handlers["close"] = self.end
 
-    async def register(self, name: str, nthreads: int = 0) -> None:
+    async def start_unsafe(self) -> Self:
+        await super().start_unsafe()
+        if self.nthreads:  # a worker, from which others fetch results
+            await self.listen(get_local_address_for(self.scheduler_address))
         comm = await self.rpc.connect(self.scheduler_address)
-        await send_recv(comm, op="register", name=name, nthreads=nthreads)
+        name = self.address if self.nthreads else self.id
+        await send_recv(comm, op="register", name=name, nthreads=self.nthreads)
         self.stream.start(comm)
         self._ongoing_background_tasks.call_soon(self.handle_scheduler, comm)
+        self.start_periodic_callbacks()
+        return self
 
     async def handle_scheduler(self, comm: Comm) -> None:
         await self.handle_stream(comm)
-        if not self.stream.please_stop and not self._close_begun:
-            self.lost_scheduler = True  # it did not send "close"
-            await self.close(reason="the scheduler is gone")
+        closes = self.told_to_close or self.stream.please_stop or self._close_begun
+        self.lost_scheduler = not closes
+        await self.close(reason="the stream to the scheduler has ended")
+
+    def end(self, reason: str) -> None:
+        self.told_to_close = True  # the scheduler ends the stream now, see handle_scheduler()
 
     def send(self, op: str, **message: Any) -> None:
         with contextlib.suppress(CommClosedError):  # handle_scheduler() returns, too, and closes
@@ -54,22 +65,13 @@ class Worker(Peer):
     """A server that runs tasks in threads; by default one for each processor."""
 
     def __init__(self, scheduler: str, *, nthreads: int | None = None) -> None:
-        self.nthreads = nthreads or os.cpu_count() or 1
+        super().__init__(scheduler, nthreads or os.cpu_count() or 1, get_data=self.get_data)
         self.data: dict[str, Any] = {}  # key → result
         self.attempts: dict[str, int] = {}  # key → number of the attempt, until it ends or is freed
         self._threads = ThreadPoolExecutor(self.nthreads, thread_name_prefix="Task")
         self._unpickling = threading.Lock()
-        # Values are unpickled in the thread of their task, so that an error fails only that task.
-        super().__init__(scheduler, {"get_data": self.get_data}, deserialize=False)
         self.stream_handlers |= {"compute": self.compute, "free": self.free}
         self.periodic_callbacks["heartbeat"] = PeriodicCallback(lambda: self.send("heartbeat"), 500)
-
-    async def start_unsafe(self) -> "Worker":
-        await super().start_unsafe()
-        await self.listen(get_local_address_for(self.scheduler_address))
-        await self.register(self.address, self.nthreads)
-        self.start_periodic_callbacks()
-        return self
 
     def get_data(self, keys: list[str]) -> dict[str, Any]:
         return {key: to_serialize(self.data[key]) for key in keys if key in self.data}
@@ -90,8 +92,8 @@ class Worker(Peer):
             fetched, missing = await fetch(self.rpc, elsewhere)
             outcome: dict[str, Any] = {"missing": missing}
             if not missing:
-                call = (key, attempt, run, inputs, fetched)
-                outcome = await asyncio.wrap_future(self._threads.submit(self.execute, *call))
+                call = self._threads.submit(self.execute, key, attempt, run, inputs, fetched)
+                outcome = await asyncio.wrap_future(call)
         except Exception as exc:  # noqa: BLE001  (any error here is that of the task)
             outcome = {"error": error_message(exc)}
         if self.attempts.get(key) == attempt:

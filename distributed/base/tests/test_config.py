@@ -96,6 +96,7 @@ OURS = {
     "distributed.comm.shared.threshold",
     "distributed.comm.timeouts.handshake",
     "distributed.comm.timeouts.idle",
+    "distributed.comm.timeouts.pool-idle",
     "distributed.nanny.blocked-handlers",
     "distributed.server.shutdown-timeout",
 }

@@ -123,6 +123,64 @@ def test_memory_that_was_borrowed_is_not_passed_on_as_shared():
     assert not shared_memory.is_shared(view)
 
 
+def in_fork(function):
+    """Call *function* in a process that is forked here; return whether it was true."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = 0 if function() else 1
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_give_back_what_its_parent_uses(pool):
+    loan = lend(MB, is_open)
+    loan.data[:5] = b"hello"
+    views = [borrowed(Borrower(), loan)]
+    assert in_fork(lambda: views.pop() is not None and not gc.collect() < 0)
+    assert lend(MB, is_open) is not loan
+    assert bytes(views[0][:5]) == b"hello"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_keeps_memory_that_its_parent_has_dropped(pool):
+    loan = lend(MB, is_open)
+    loan.data[:5] = b"hello"
+    views = [borrowed(Borrower(), loan)]
+    parent, child = os.pipe()
+
+    def read_later():
+        os.close(child)
+        return os.read(parent, 1) == b"" and bytes(views[0][:5]) == b"hello"
+
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = 0 if read_later() else 1
+        finally:
+            os._exit(status)
+    views.clear()
+    other = lend(MB, is_open)
+    other.data[:5] = b"other"
+    os.close(child)
+    os.close(parent)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert other is not loan
+    assert loan not in pool
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_lends_other_regions_than_its_parent(pool):
+    loan = lend(MB, is_open)
+    loan.give_back()
+    assert in_fork(lambda: lend(MB, is_open).found.memory is not loan.found.memory)
+    assert lend(MB, is_open) is loan
+
+
 def test_memory_without_room_for_data_is_refused():
     memory = shared_memory.create(HEADER_SIZE)
     found = shared_memory.find(memory)

@@ -177,3 +177,48 @@ def test_there_is_no_shared_memory_if_no_file_can_be_opened():
         assert create_frozen(memoryview(b"hello")) is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_own_regions_leave_descriptors_for_other_purposes():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = open_descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * before + 40, hard))
+    try:
+        views = [create(4096) for _ in range(2 * before + 40)]
+        frozen = create_frozen(memoryview(b"hello"))
+        left = os.dup(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    os.close(left)
+    assert views[0] is not None
+    assert views[-1] is frozen is None
+
+
+@pytest.mark.parametrize("nbytes", [2**50, 2**62, 2**63, 2**70])
+def test_impossible_sizes_are_a_memory_error_and_leave_no_descriptor(nbytes):
+    before = open_descriptors()
+    with pytest.raises(MemoryError):
+        create(nbytes)
+    assert open_descriptors() == before
+
+
+def test_two_threads_may_make_the_seals_final_at_the_same_time(monkeypatch):
+    view = create(4096)
+    memory = find(view).memory
+    seals = memory._seals()
+    memory.seal_for_sending()
+    answers = iter([seals])
+    real = memory._seals
+    monkeypatch.setattr(shared_memory.Memory, "_seals", lambda self: next(answers, None) or real())
+    memory.seal_for_sending()
+    assert next(answers, None) is None
+
+
+def test_memory_that_cannot_be_mapped_leaves_other_mappings_as_they_are():
+    view = create_frozen(memoryview(b"hello"))
+    memory = find(view).memory
+    before = maps()
+    with pytest.raises(PermissionError):
+        shared_memory._map(memory.descriptor, memory.nbytes, True, shared_memory.mmap.mmap)
+    assert maps() == before
+    assert not shared_memory._unusable

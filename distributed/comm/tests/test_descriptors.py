@@ -117,6 +117,25 @@ def test_descriptors_are_sent_once_a_full_socket_accepts_bytes(pair):
     os.close(descriptor)
 
 
+def test_attached_descriptors_are_sent_again_if_too_many_wait_to_be_received(pair, monkeypatch):
+    (sender, _), (receiver, received) = pair
+    descriptor = pipe()
+
+    def refuse(self, buffers, descriptors):
+        # The kernel exempts root from its limit.
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    sender.attach([descriptor], None, after=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(DescriptorSocket, "send_with", refuse)
+        with pytest.raises(BlockingIOError):
+            sender.send(b"x")
+    assert sender.send(b"x") == 1
+    receiver.recv_into(bytearray(100))
+    assert len(received) == 1
+    os.close(descriptor)
+
+
 def test_descriptors_that_were_not_used_are_closed_with_the_socket(pair):
     (sender, _), (receiver, received) = pair
     descriptors = [pipe() for _ in range(3)]

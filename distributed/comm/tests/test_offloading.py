@@ -203,13 +203,28 @@ async def test_options_reach_the_protocol_and_errors_the_caller(low_threshold):
         ({"x": to_serialize(Sized(10))}, None, False),
         ({"x": to_serialize(Sized(None))}, None, False),
         ({"x": to_serialize(odd(nbytes=Index(20 * KIB)))}, None, True),
+        ({"x": to_serialize("." * 20 * KIB)}, None, True),
+        # 12,500 bytes to compress, and few to copy.
+        ({"x": to_serialize(OutOfBand(bytes(12_500)))}, ZLIB, True),
+        ({"x": ToPickle(OutOfBand(bytes(12_500)))}, ZLIB, True),
     ],
-    ids=range(36),
+    ids=range(39),
 )
 def test_pickled_compressed_and_copied_bytes_make_a_write_expensive(
     low_threshold, message, context, expensive
 ):
     assert dumps_is_expensive(message, context) is expensive
+
+
+def test_many_elements_that_are_serialized_one_by_one_make_a_write_expensive(monkeypatch):
+    monkeypatch.setattr(offloading, "OFFLOAD_THRESHOLD", 10 * 2**20)
+    for elements, expensive in (
+        ([1.5] * 10_000, False),
+        ([1.5] * 10_000 + [b"x"], True),
+        ([1.5] * 200 + [b"x"], False),
+        ([bytearray(1)] * 10_000, True),
+    ):
+        assert dumps_is_expensive({"x": to_serialize(elements)}) is expensive
 
 
 @pytest.mark.parametrize(
@@ -429,13 +444,13 @@ async def test_a_large_array_is_converted_in_the_event_loop_on_both_sides(monkey
             assert offloaded == [loads]
             offloaded.clear()
             assert await remote.size(data=to_serialize("." * size)) == size
-            assert offloaded == [loads]
+            assert [call.__name__ for call in offloaded] == ["dumps", "loads"]
             assert await remote.size(data=ToPickle(dict.fromkeys(range(10**6)))) == 10**6
             # The pickle is in the header.
-            assert [call.__name__ for call in offloaded] == ["loads", "dumps", "loads"]
+            assert [call.__name__ for call in offloaded[2:]] == ["dumps", "loads"]
             nested = [{"x": [ToPickle(dict.fromkeys(range(10**6)))]}]
             assert await remote.size(data=nested) == 1
-            assert [call.__name__ for call in offloaded[3:]] == ["dumps", "loads"]
+            assert [call.__name__ for call in offloaded[4:]] == ["dumps", "loads"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import pytest
 
 from distributed import shared
 from distributed.base import config, memory_pool, shared_memory
+from distributed.base.traffic import Traffic
 from distributed.batched import BatchedSend
 from distributed.comm import CommClosedError, connect, listen
 from distributed.comm.descriptors import MAX_DESCRIPTORS, DescriptorSocket
@@ -407,6 +408,57 @@ async def test_both_sides_begin_to_share_at_the_same_time():
         await async_poll_for(lambda: received, 5)
     assert is_same_memory(got["x"], y)
     assert is_same_memory(received[0]["x"], x)
+
+
+@pytest.mark.parametrize("threshold", [None, "100kB"])
+@gen_test()
+async def test_messages_of_several_tasks_arrive_in_the_order_of_their_writes(
+    threshold, monkeypatch
+):
+    monkeypatch.setattr(memory_pool, "_pool", [])
+    x = numbers(10_000)
+    large = np.arange(5 * MB, dtype="u1")
+    values = [0, to_serialize(x), 1, to_serialize(large), 2, to_serialize(x), 3]
+    received: list[int] = []
+
+    async def receive(comm):
+        with contextlib.suppress(CommClosedError):
+            while True:
+                received.append((await comm.read())["number"])
+
+    with config.set({"distributed.comm.shared.threshold": threshold}):
+        async with (
+            listen("unix://", receive) as listener,
+            connected(listener.contact_address) as comm,
+        ):
+            messages = [{"number": i, "x": value} for i, value in enumerate(values)]
+            await asyncio.gather(*map(comm.write, messages))
+            await async_poll_for(lambda: len(received) == len(values), 5)
+    assert received == list(range(len(values)))
+
+
+@gen_test()
+async def test_traffic_counts_each_byte_of_messages_with_shared_memory():
+    counts = Traffic(), Traffic()
+    arrived = asyncio.Event()
+    x, large = numbers(10_000), np.zeros(20 * MB, "u1")
+
+    async def receive(comm):
+        comm.count_in(counts[1])
+        await comm.read()
+        await comm.read()
+        arrived.set()
+        await comm.close()
+
+    async with listen("unix://", receive) as listener, connected(listener.contact_address) as comm:
+        comm.count_in(counts[0])
+        await comm.write({"x": to_serialize(x)})
+        await comm.write({"x": to_serialize(x), "large": to_serialize(large)})
+        await arrived.wait()
+    sent, got = counts
+    assert sent.bytes_sent == got.bytes_received > 20 * MB
+    assert got.bytes_sent == sent.bytes_received > 0
+    assert sent.waits == 1
 
 
 @gen_test()

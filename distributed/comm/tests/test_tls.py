@@ -22,7 +22,7 @@ from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.comm.tests.raw_peers import RawPeer, connect_raw, raw_peer, raw_server
 from distributed.comm.tests.transports import Transport, echo
-from distributed.comm.tls import TLSStream, speaks_tls
+from distributed.comm.tls import TLSStream, explain, is_final, speaks_tls
 from distributed.security.settings import Security
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -493,18 +493,37 @@ async def test_closing_in_the_middle_of_a_message_is_the_same_error_as_over_tcp(
         assert not isinstance(caught.value, FatalCommClosedError)
 
 
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+@pytest.mark.parametrize(
+    "data",
+    # The first is the header of a TLS record with 64 bytes that were encrypted with no key.
+    [b"\x17\x03\x03\x00\x40" + bytes(64), bytes(64), b"GET / HTTP/1.1\r\n\r\n"],
+    ids=["a record", "zeros", "http"],
+)
 @gen_test()
-async def test_bytes_that_were_not_encrypted_close_the_comm():
-    async with tls_pair() as (comm, other):
-        # The header of a TLS record with 64 bytes that were encrypted with no key.
-        os.write(other.stream.socket.fileno(), b"\x17\x03\x03\x00\x40" + bytes(64))
+async def test_bytes_that_were_not_encrypted_close_the_comm(scheme, data):
+    async with tls_pair(scheme) as (comm, other):
+        stream = other.stream if scheme == "tls" else other._stream
+        os.write(stream.socket.fileno(), data)
         with (
             captured_logger("tornado", level=logging.INFO) as log,
-            pytest.raises(FatalCommClosedError, match="TLS failed"),
+            pytest.raises(FatalCommClosedError, match="TLS failed after the handshake") as caught,
         ):
             await comm.read()
+        # The peer does: it has completed the handshake.
+        assert "does not speak TLS" not in str(caught.value)
         assert comm.closed()
         assert log.getvalue() == ""
+
+
+def test_the_end_of_the_connection_is_not_final_whatever_the_class_of_its_error():
+    # Its class with OpenSSL 3.6, which no older version raises for it.
+    ended = ssl.SSLError(1, "unexpected eof while reading")
+    ended.reason = "WRONG_VERSION_NUMBER"
+    assert is_final(ended)
+    ended.reason = "UNEXPECTED_EOF_WHILE_READING"
+    assert not is_final(ended)
+    assert "the peer closed during the TLS handshake" in explain(ended)
 
 
 def test_a_tls_comm_is_a_tcp_comm():

@@ -202,6 +202,20 @@ class _Call:
         return self._reduction
 
 
+class _Growing:
+    """An object whose pickle is that of a list to which items may be added while it is written.
+
+    Since Python 3.14, pickle refuses that for a list itself: it raises RuntimeError.
+    """
+
+    def __init__(self, items: list[Any]) -> None:
+        self._items = items
+
+    def __reduce__(self) -> Any:
+        # An iterator over a list also returns the items that are added before its end.
+        return list, (), None, iter(self._items)
+
+
 class _Graph:
     """The pickle of exceptions that may refer to each other in any way.
 
@@ -254,9 +268,9 @@ class _Graph:
         while True:
             count = len(self._calls)
             # Its result is the first of the two, when all calls were made.
-            whole = _Call(operator.getitem, (self._root, self._calls), 0)
+            whole = _Call(operator.getitem, (self._root, _Growing(self._calls)), 0)
             data, copy = _round_trip(whole, self._limit, self)
-            # Pickle mostly finds items that are added to a list while it writes that list.
+            # Pickle mostly finds the calls that are added while it writes them.
             if len(self._calls) == count:
                 break
         if not isinstance(copy, BaseException):

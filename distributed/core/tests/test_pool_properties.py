@@ -211,6 +211,13 @@ class PoolMachine(RuleBasedStateMachine):
     def idle_connections_are_collected(self) -> None:
         self.pool.collect()
 
+    @rule(all_of_them=st.booleans())
+    def old_connections_expire(self, all_of_them: bool) -> None:
+        used = [comm for _, comm in self.held if not comm.closed()]
+        self.pool._close_idle(0.0 if all_of_them else -1.0)
+        assert not any(comm.closed() for comm in used)
+        assert not (all_of_them and any(self.pool.available.values()))
+
     @rule(addr=st.sampled_from(ADDRESSES))
     def an_address_is_looked_up(self, addr: str) -> None:
         assert len(self.pool.available[addr]) + len(self.pool.occupied[addr]) <= self.pool.limit
@@ -232,6 +239,11 @@ class PoolMachine(RuleBasedStateMachine):
         for comms_of in (self.pool.available, self.pool.occupied):
             for addr, comms in comms_of.items():
                 assert all(comm.addr == addr for comm in comms if isinstance(comm, Line))
+
+    @invariant()
+    def the_order_of_use_has_exactly_the_idle_connections(self) -> None:
+        idle = {addr: comms for addr, comms in self.pool.available.items() if comms}
+        assert {addr: set(comms) for addr, comms in self.pool._recent.items()} == idle
 
     @invariant()
     def the_limit_holds(self) -> None:

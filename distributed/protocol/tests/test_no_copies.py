@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgpack
 import pytest
+
+from distributed.protocol import dumps, loads
 
 GIGABYTE = 10**9
 
@@ -85,3 +88,17 @@ def test_a_gigabyte_takes_a_gigabyte_at_the_receiver_and_nothing_at_the_sender(k
     grown_here, grown_there = map(int, sender.stdout.split())
     assert grown_here < 0.05 * GIGABYTE
     assert 0.9 * GIGABYTE < grown_there < 1.05 * GIGABYTE
+
+
+def test_the_packed_bytes_of_a_large_message_are_not_copied():
+    for size in (10_000_000, 10, 2_000_000, 10):
+        msg = {"op": "echo", "data": bytes(size), "reply": True}
+        (frame,) = dumps(msg)
+        assert bytes(frame) == msgpack.packb(msg)
+        assert isinstance(frame, bytes if size == 10 else memoryview)
+        if size != 10:
+            # It is the memory of the packer, which later messages do not change.
+            assert isinstance(frame.obj, msgpack.Packer)
+        dumps({"op": "other", "data": bytes(range(256)) * (size // 256)})
+        assert bytes(frame) == msgpack.packb(msg)
+        assert loads([frame]) == msg

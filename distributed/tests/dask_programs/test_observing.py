@@ -24,7 +24,7 @@ FINE_METRICS = {
 
 
 def _get(url):
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         assert response.status == 200
         return response.read().decode()
 
@@ -43,7 +43,7 @@ def test_pages_of_the_dashboard(client):
 
 
 def test_metrics_for_prometheus(client):
-    client.submit(lambda: 1, pure=False).result(timeout=30)
+    client.submit(lambda: 1, pure=False).result(timeout=60)
     text = _get(client.dashboard_link.replace("/status", "/metrics"))
     assert "dask_scheduler_workers" in text
     assert "dask_scheduler_tasks" in text
@@ -56,12 +56,12 @@ def test_metrics_for_prometheus(client):
 def test_a_performance_report(client, tmp_path):
     report = tmp_path / "report.html"
     with performance_report(str(report)):
-        wait(client.map(lambda x: x, range(20), pure=False), timeout=30)
+        wait(client.map(lambda x: x, range(20), pure=False), timeout=60)
     assert "Dask Performance Report" in report.read_text()
 
 
 def test_the_profile_of_tasks(client):
-    wait(client.map(lambda _: time.sleep(0.3), range(4), pure=False), timeout=30)
+    wait(client.map(lambda _: time.sleep(0.3), range(4), pure=False), timeout=60)
     assert client.profile()["count"] > 0
 
 
@@ -81,7 +81,7 @@ def test_the_profile_of_event_loops(client, until):
 def test_fine_performance_metrics_are_not_empty(client):
     left, right = list(client.scheduler_info()["workers"])
     big = client.submit(np.ones, 1_000_000, workers=[left], pure=False)
-    client.submit(np.sum, big, workers=[right], pure=False).result(timeout=30)
+    client.submit(np.sum, big, workers=[right], pure=False).result(timeout=60)
 
     def activities(dask_worker):
         return [key for key in dask_worker.digests_total if isinstance(key, tuple)]

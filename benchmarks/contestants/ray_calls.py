@@ -1,7 +1,7 @@
 """Ray: a method of an actor in a separate process, and the workloads as Ray's tasks.
 
-Ray has no arrays or dataframes of its own that shuffle (``ray.data`` reads files), so the workloads
-are written as tasks, as its users do.  Its tasks share memory by means of its object store.
+The workloads are written by hand as tasks, not with ``ray.data`` or with dask's collections on Ray.
+The tasks share memory by means of its object store.
 """
 
 from __future__ import annotations

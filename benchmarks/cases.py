@@ -10,7 +10,14 @@ CORE = ("ours", "original")
 UVLOOP = ("ours uvloop", "original uvloop")
 BOTH_LOOPS = (*CORE, *UVLOOP)
 DASK = ("dask on core", "dask")
-PEERS = ("grpc", "pyzmq", "rpyc", "pyro5", "ray")
+PEERS = ("grpc", "ray", "xoscar", "frisky")
+
+#: Libraries that are measured on request only, in a table of their own.
+LIBRARIES = ("pyzmq", "rpyc", "pyro5")
+
+#: The contestants of the workloads; the first is the one that the others are compared with.
+WORKERS = ("dask", "dask on core", "dask on core unix", "dask on core shared", "ray", "frisky")
+
 TRANSPORTS = ("tcp", "tls", "unix", "ws", "inproc")
 
 #: For cases that are measured for completeness: less often, and not in a quick run.
@@ -68,6 +75,13 @@ def _calls() -> Iterator[Case]:
         )
 
 
+def _libraries() -> Iterator[Case]:
+    """Yield the cases of the table ``libraries``."""
+    for cores, name in ((2, "sequential"), (1, "sequential on one core")):
+        contestants = (*CORE, *LIBRARIES)
+        yield Case(f"libraries/{name}/tcp", contestants, {"command": "sequential"}, cores=cores)
+
+
 def _payloads() -> Iterator[Case]:
     for kind in ("bytes", "array"):
         for size_name, size in SIZES.items():
@@ -112,6 +126,13 @@ def _connections() -> Iterator[Case]:
 
 
 def _others() -> Iterator[Case]:
+    for size_name in ("1MB", "100MB"):
+        command: dict[str, Any] = {"command": "shared_memory", "size": SIZES[size_name]}
+        yield Case(f"shared memory/array {size_name}/unix", CORE[:1], command, "unix")
+    for wrapped in (False, True):
+        how = "wrapped" if wrapped else "plain"
+        command = {"command": "floats", "count": 100_000, "wrapped": wrapped}
+        yield Case(f"messages/100k floats, {how}/tcp", CORE, command, rounds=3)
     for name, command in (
         ("messages/10k nested values", {"command": "nested", "count": 10_000}),
         ("messages/1k arrays", {"command": "arrays", "count": 1_000}),
@@ -167,11 +188,8 @@ def _under_load() -> Iterator[Case]:
 def _dask() -> Iterator[Case]:
     """Yield cases whose program runs on a cluster of its own: its size, and its protocol."""
     for name, program, size, protocol, quick in (
-        ("5,000 tiny tasks, processes", "tiny_tasks", 5_000, "tcp", True),
         ("5,000 tiny tasks, threads", "tiny_tasks", 5_000, "inproc", True),
         ("1 GB between workers", "transfer", 1_000_000_000, "tcp", True),
-        ("transpose and add, 0.5 GB", "transpose", 512_000_000, "tcp", False),
-        ("dataframe shuffle, 2M rows", "shuffle", 2_000_000, "tcp", False),
     ):
         command = {"command": "run", "program": program, "size": size}
         yield Case(
@@ -179,18 +197,45 @@ def _dask() -> Iterator[Case]:
         )
 
 
+def _workloads() -> Iterator[Case]:
+    """Yield programs of dask's users, on clusters of two worker processes."""
+    for name, program, size in (
+        ("5,000 tiny tasks", "tiny_tasks", 5_000),
+        ("transpose and add, 1 GB", "transpose", 1_000_000_000),
+        ("dataframe shuffle, 200 MB", "shuffle", 200_000_000),
+    ):
+        command = {"command": "run", "program": program, "size": size}
+        yield Case(f"workloads/{name}", WORKERS, command, seconds=3.0, rounds=5, how="cluster")
+
+
 def _with_transport(transport: str) -> tuple[str, ...]:
     """Return the contestants that have *transport*: this project, and mostly the original."""
     return CORE if transport != "unix" else CORE[:1]
 
 
-def cases(*, quick: bool) -> list[Case]:
-    """Return the cases in the order of their measurement."""
-    every = [*_calls(), *_payloads(), *_connections(), *_others(), *_under_load(), *_dask()]
+#: Tables of cases: the one of a default run, and those that are made on request.
+TABLES = ("main", "libraries")
+
+
+def cases(*, quick: bool, table: str = "main") -> list[Case]:
+    """Return the cases of a table in the order of their measurement."""
+    if table == "libraries":
+        return list(_libraries())
+    every = [
+        *_calls(),
+        *_payloads(),
+        *_connections(),
+        *_others(),
+        *_under_load(),
+        *_dask(),
+        *_workloads(),
+    ]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 
 
 def _for_quick_run(case: Case) -> Case:
     if case.name.startswith("sequential"):
         return case
+    if case.name.startswith("workloads"):
+        return replace(case, rounds=1)
     return replace(case, contestants=tuple(name for name in case.contestants if name not in UVLOOP))

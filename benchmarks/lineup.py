@@ -1,6 +1,7 @@
 """The contestants: which program each of them runs, and in which environment.
 
-Libraries other than this project and the original take part in the sequential small calls only.
+Libraries other than this project and the original take part in the sequential small calls only; Ray
+and frisky run the workloads, too.
 """
 
 from __future__ import annotations
@@ -71,11 +72,41 @@ def _grafted() -> Path:
     return grafted_environment(ROOT / "build" / "graft")
 
 
-def _dask(name: str, title: str, make: Callable[[], Path]) -> Contestant:
+def _dask() -> list[Contestant]:
     shown = ("distributed", "dask", "numpy", "pandas")
-    return Contestant(
-        name, name, title, "dask_programs", shown, server=False, pinned=False, make=make
+    grafted = Contestant(
+        "dask on core",
+        "dask on core",
+        "dask on this core",
+        "dask_programs",
+        shown,
+        server=False,
+        pinned=False,
+        make=_grafted,
     )
+    over_unix = ("--protocol", "unix")
+    return [
+        grafted,
+        replace(
+            grafted,
+            name="dask on core unix",
+            title="dask on this core, unix",
+            options=over_unix,
+        ),
+        replace(
+            grafted,
+            name="dask on core shared",
+            title="dask on this core, shared memory",
+            options=(*over_unix, "--shared"),
+        ),
+        replace(
+            grafted,
+            name="dask",
+            library="dask",
+            title="dask as released",
+            make=released_environment,
+        ),
+    ]
 
 
 def contestants() -> dict[str, Contestant]:
@@ -83,8 +114,7 @@ def contestants() -> dict[str, Contestant]:
     lineup = [
         *_core("ours", "this project", ("psutil",)),
         *_core("original", "original", (ORIGINAL,)),
-        _dask("dask on core", "dask on this core", _grafted),
-        _dask("dask", "dask as released", released_environment),
+        *_dask(),
         Contestant("grpc", "grpc", "gRPC aio", "grpc_calls", ("grpcio", "msgpack")),
         Contestant("pyzmq", "pyzmq", "pyzmq aio", "pyzmq_calls", ("pyzmq", "msgpack")),
         Contestant("rpyc", "rpyc", "RPyC", "rpyc_calls", ("rpyc",)),
@@ -93,9 +123,20 @@ def contestants() -> dict[str, Contestant]:
         Contestant(
             "ray",
             "ray",
-            "Ray actor",
+            "Ray",
             "ray_calls",
-            ("ray",),
+            ("ray", "numpy", "pandas"),
+            server=False,
+            restarted=True,
+            pinned=False,
+        ),
+        Contestant("xoscar", "xoscar", "xoscar", "xoscar_calls", ("xoscar",)),
+        Contestant(
+            "frisky",
+            "frisky",
+            "frisky",
+            "frisky_programs",
+            ("frisky", "dask[array,dataframe]"),
             server=False,
             restarted=True,
             pinned=False,

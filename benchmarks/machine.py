@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,15 @@ def _processor() -> str:
 
 
 def versions(python: Path, requirements: Sequence[str]) -> str:
-    """Return the names and installed versions of the requirements, separated by commas."""
+    """Return the names and installed versions of the requirements, separated by commas.
+
+    Raises
+    ------
+    AssertionError
+        If the interpreter fails or does not answer in time.
+    KeyError
+        If a requirement is not installed.
+    """
     installed = json.loads(run_in(python, _INSTALLED).stdout)
-    names = [requirement.partition("=")[0].lower() for requirement in requirements]
+    names = [re.split(r"[=\[]", requirement)[0].lower() for requirement in requirements]
     return ", ".join(f"{name} {installed[name]}" for name in names)

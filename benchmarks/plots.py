@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from benchmarks.cases import CORE, SIZES, TRANSPORTS
+from benchmarks.cases import CORE, SIZES, TRANSPORTS, WORKERS
 from benchmarks.results import Results, Series, Spread
 
 COLORS = {
@@ -27,6 +27,16 @@ COLORS = {
     "memory": "#555555",
 }
 PEER = "#7d9a4f"
+
+#: contestant of a workload → its color and its marker
+MARKS = {
+    "dask": ("#e08a1e", "o"),
+    "dask on core": ("#1b6ca8", "o"),
+    "dask on core unix": ("#1b6ca8", "s"),
+    "dask on core shared": ("#1b6ca8", "D"),
+    "ray": (PEER, "o"),
+    "frisky": (PEER, "s"),
+}
 
 #: A fixed salt keeps the ids in the files equal from run to run; one font keeps the files small.
 SETTINGS = {
@@ -182,7 +192,52 @@ def payloads(results: Results, figure: Figure) -> bool:
     return any(drawn)
 
 
-PLOTS = {plot.__name__: plot for plot in (sequential, transports, concurrent, payloads)}
+def workloads(results: Results, figure: Figure) -> bool:
+    """Draw the speed of each contestant in each workload, relative to dask as released."""
+    names = [case for case in results.cases if case.startswith("workloads/")]
+    labels = [case.partition("/")[2].replace(", ", ",\n") for case in names]
+    figure.set_size_inches(7.5, 1.2 + 0.8 * len(names))
+    axes = figure.subplots()
+    drawn = False
+    for order, contestant in enumerate(WORKERS):
+        points = [
+            (spread, place + (order - len(WORKERS) / 2) * 0.12)
+            for place, case in enumerate(names)
+            if (spread := results.ratio(Series(case, contestant), Series(case, WORKERS[0])))
+        ]
+        if not points:
+            continue
+        drawn = True
+        color, marker = MARKS[contestant]
+        spreads, places = zip(*points, strict=True)
+        medians = [spread.median for spread in spreads]
+        lows = [spread.median - spread.low for spread in spreads]
+        highs = [spread.high - spread.median for spread in spreads]
+        axes.errorbar(
+            medians,
+            places,
+            xerr=[lows, highs],
+            color=color,
+            fmt=marker,
+            fillstyle="none" if contestant == "dask on core unix" else "full",
+            markersize=5,
+            capsize=2,
+            label=results.title(contestant),
+        )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.minorticks_off()
+    axes.set_xlabel("speed (dask as released = 1)")
+    axes.grid(alpha=0.3)
+    if drawn:
+        figure.legend(loc="outside upper center", ncols=3)
+    return drawn
+
+
+PLOTS = {plot.__name__: plot for plot in (sequential, transports, concurrent, payloads, workloads)}
 
 
 def draw(results: Results, directory: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import targets
+from benchmarks.cases import WORKERS
 from benchmarks.results import Results, Series, Spread
 
 HEADER = ["case", "contestant", "measure", "median", "middle half of rounds", "to the original"]
@@ -38,7 +39,7 @@ MEASURES = {
 }
 
 #: contestant → the contestant that it is compared with, unless that is the original
-_COMPARED_WITH = {"ours uvloop": "original uvloop", "dask on core": "dask", "dask": "dask"}
+_COMPARED_WITH = {"ours uvloop": "original uvloop", **dict.fromkeys(WORKERS, WORKERS[0])}
 
 #: Measures that the terminal shows; the files show all.
 BRIEF = {"rate", "one connection", "handlers", "called", "idle", "seconds"}
@@ -94,6 +95,24 @@ def anatomy_rows(results: Results) -> Iterator[list[str]]:
             yield [name.rpartition("/")[0], results.title(contestant), *times]
 
 
+WORKLOADS_HEADER = ["workload", "contestant", "speed", "middle half of rounds"]
+
+
+def workload_rows(results: Results) -> Iterator[list[str]]:
+    """Yield rows for `WORKLOADS_HEADER`: speeds, where dask as released has 1."""
+    for case, entries in results.cases.items():
+        kind, _, name = case.partition("/")
+        for contestant in entries if kind == "workloads" else ():
+            title = results.title(contestant)
+            ratio = results.ratio(Series(case, contestant), Series(case, WORKERS[0]))
+            if ratio:
+                spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
+                yield [name, title, f"{ratio.median:.2f}", spread]
+            else:
+                why = results.failure(Series(case, contestant))
+                yield [name, title, why or f"{results.title(WORKERS[0])} was not measured", ""]
+
+
 def _ratio(ratio: Spread | None) -> str:
     return f"{ratio.median:.2f}" if ratio else ""
 
@@ -111,6 +130,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def text(results: Results) -> str:
     """Return the tables for the terminal."""
     cases = table(HEADER, list(case_rows(results, details=False)))
+    workloads = list(workload_rows(results))
+    if workloads:
+        cases += f"\n\nWorkloads\n\n{table(WORKLOADS_HEADER, workloads)}"
     return f"{cases}\n\nTargets\n\n{table(targets.HEADER, targets.rows(results))}"
 
 
@@ -120,6 +142,7 @@ def write_tables(results: Results, directory: Path) -> None:
     for name, header, rows in (
         ("targets", targets.HEADER, targets.rows(results)),
         ("anatomy", ANATOMY_HEADER, list(anatomy_rows(results))),
+        ("workloads", WORKLOADS_HEADER, list(workload_rows(results))),
         ("cases", HEADER, list(case_rows(results, details=True))),
         ("machine", ["what", "value"], [list(item) for item in results.record["about"].items()]),
     ):

@@ -5,12 +5,16 @@ second round has the reverse order.  A contestant's processes are stopped by SIG
 are measured, and restarted for each round, since the speed of a process depends a little on
 chance (the addresses of its memory, for example).  A contestant that fails in a case skips that
 case in the later rounds, and still takes part in the others.
+
+After each case of each round the measurements can be saved, so that a run that was interrupted
+continues with the next case.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import Any
 from benchmarks.cases import Case
 from benchmarks.lineup import Contestant
 from benchmarks.processes import ContestantFailed, Pair
+from distributed.graft import GraftError
 from distributed.tests.environments import ROOT, EnvironmentUnavailable, run_in
 
 #: Number of idle connections whose memory is measured, and number of those opened before them.
@@ -37,6 +42,11 @@ TIMEOUT_MARGIN = 60.0
 
 #: Seconds before a program on a cluster times out, together with the start of the cluster.
 CLUSTER_TIMEOUT = 300.0
+
+#: Seconds that a measurement takes besides its slices on an idle machine, by `Case.how`, and for a
+#: contestant whose processes are restarted for each slice.  Only for `Run.expected_seconds`.
+OVERHEAD = {"slice": 0.3, "cluster": 12.0, "memory": 3.0, "import": 2.0, "flat": 25.0}
+RESTART = 8.0
 
 #: Number of fresh interpreters per round in which the import is measured.
 IMPORTS = 5
@@ -72,6 +82,10 @@ class Run:
         Divisor of the duration of each slice.
     say : callable
         Called with a line of text for each step.
+    save : callable, optional
+        Called with `progress` after each case of each round.
+    progress : dict, optional
+        The progress of an interrupted run with the same arguments, which this run continues.
     """
 
     def __init__(
@@ -81,6 +95,8 @@ class Run:
         rounds: int,
         pace: float,
         say: Callable[[str], None],
+        save: Callable[[dict[str, Any]], None] = lambda progress: None,
+        progress: dict[str, Any] | None = None,
     ):
         self.cases = cases
         self.contestants = contestants
@@ -91,12 +107,36 @@ class Run:
             case.name: {name: {"rounds": []} for name in case.contestants if name in contestants}
             for case in cases
         }
+        self.save = save
+        # the pairs of round and case that are measured
+        self._finished: set[tuple[int, str]] = set()
+        if progress is not None:
+            self.measurements = progress["measurements"]
+            self._finished = {(number, case) for number, case in progress["finished"]}
         # contestant → its processes
         self._pairs: dict[str, Pair] = {}
         # contestant → why its environment or its processes could not be made
         self._unavailable: dict[str, str] = {}
         # working directory of the processes, during `measure`
         self._directory = Path()
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What is measured so far, as JSON can represent it."""
+        return {"measurements": self.measurements, "finished": sorted(self._finished)}
+
+    def expected_seconds(self) -> float:
+        """Return about how long the missing measurements take on an idle machine."""
+        total = 0.0
+        for case in self.cases:
+            missing = sum(
+                (number, case.name) not in self._finished
+                for number in range(min(self.rounds, case.rounds))
+            )
+            for name in self.measurements[case.name]:
+                restart = RESTART if self.contestants[name].restarted else 0.0
+                total += missing * (1.1 * case.seconds / self.pace + OVERHEAD[case.how] + restart)
+        return total
 
     def make_environments(self) -> None:
         """Make the missing environments, all at the same time."""
@@ -106,7 +146,7 @@ class Run:
         def make(name: str) -> str:
             try:
                 self.contestants[name].python()
-            except EnvironmentUnavailable as error:
+            except (EnvironmentUnavailable, GraftError, OSError) as error:
                 return f"could not be installed: {str(error).strip().splitlines()[-1]}"
             return ""
 
@@ -138,7 +178,7 @@ class Run:
     def _round(self, number: int) -> None:
         for case in self.cases:
             entries = self.measurements[case.name]
-            if number >= case.rounds or not entries:
+            if number >= case.rounds or not entries or (number, case.name) in self._finished:
                 continue
             self.say(f"round {number + 1} of {self.rounds}: {case.name}")
             for name in reversed(entries) if number % 2 else list(entries):
@@ -149,8 +189,13 @@ class Run:
                 except ContestantFailed as error:
                     entries[name]["failed"] = str(error)
                     self.say(f"  {name} failed: {error}")
+                except Exception as error:  # noqa: BLE001 - it does not end the other measurements
+                    traceback.print_exception(error)
+                    entries[name]["failed"] = traceback.format_exception_only(error)[-1].strip()
                 else:
                     entries[name]["rounds"].append({"round": number, **result})
+            self._finished.add((number, case.name))
+            self.save(self.progress)
 
     def _measure(self, case: Case, contestant: Contestant) -> dict[str, Any]:
         if problem := self._unavailable.get(contestant.name):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.cases import DASK, PEERS
+from benchmarks.cases import LIBRARIES, PEERS, WORKERS
 from benchmarks.results import Results, Series
 
 #: Minimum share of its speed that a call keeps under `benchmarks.rounds.LOADS` or after a burst.
 FLAT = 0.9
+
+#: How a list of floats is sent: the names in the cases.
+FLOATS = ("wrapped", "plain")
 
 HEADER = ["target", "compared with", "wanted", "measured", "middle half of rounds"]
 HEADER += ["earlier runs", "met"]
@@ -80,6 +83,12 @@ def _all() -> Iterator[Target]:
     yield Target("100 MB array each way", large, Series(large.case, "sockets"), 0.95)
     over_unix, original = Series("payload/array 100MB/unix", "ours"), Series(large.case, "original")
     yield Target("100 MB array each way, unix", over_unix, original, 1.5)
+    by_descriptor = Series("shared memory/array 100MB/unix", "ours")
+    title = "100 MB array in shared memory each way"
+    yield Target(title, by_descriptor, Series("shared memory/array 1MB/unix", "ours"), 0.9)
+    yield Target(title, by_descriptor, original, 50.0)
+    wrapped, plain = (Series(f"messages/100k floats, {how}/tcp", "ours") for how in FLOATS)
+    yield Target("100,000 floats in to_serialize", wrapped, plain, 0.33)
     after = Series("after a burst/array 1MB/tcp", "ours")
     title = "1 MB array each way, after a burst"
     yield Target(title, after, replace(after, measure="one connection"), FLAT)
@@ -98,15 +107,7 @@ def _all() -> Iterator[Target]:
     )
     yield _to_original("import distributed.core, time", "import/distributed.core", 0.35, "seconds")
     yield _to_original("import distributed.core, memory", "import/distributed.core", 0.6, "added")
-    for title, case, bound in (
-        ("dask, 5,000 tiny tasks, processes", "5,000 tiny tasks, processes/tcp", 2.2),
-        ("dask, 5,000 tiny tasks, threads", "5,000 tiny tasks, threads/inproc", 1.4),
-        ("dask, 1 GB between workers", "1 GB between workers/tcp", 2.0),
-        ("dask, transpose and add", "transpose and add, 0.5 GB/tcp", 1.0),
-        ("dask, dataframe shuffle", "dataframe shuffle, 2M rows/tcp", 1.0),
-    ):
-        grafted, released = (Series(f"dask/{case}", name) for name in DASK)
-        yield Target(title, grafted, released, bound)
+    yield from _of_dask()
     mine = Series("sequential/tcp", "ours")
     for peer in PEERS:
         yield Target(small, mine, Series(mine.case, peer), 1.0)
@@ -120,14 +121,50 @@ def _all() -> Iterator[Target]:
         yield Target(f"{small}, {load}", loaded, unloaded, FLAT)
 
 
+def _of_dask() -> Iterator[Target]:
+    for title, case, bound in (
+        ("dask, 5,000 tiny tasks, threads", "dask/5,000 tiny tasks, threads/inproc", 1.4),
+        ("dask, 1 GB between workers", "dask/1 GB between workers/tcp", 2.0),
+    ):
+        yield Target(title, Series(case, "dask on core"), Series(case, "dask"), bound)
+    released, grafted, *others = [name for name in WORKERS if name.startswith("dask")]
+    for title, case, bound in (
+        ("dask, 5,000 tiny tasks, processes", "5,000 tiny tasks", 2.2),
+        ("dask, transpose and add", "transpose and add, 1 GB", 1.0),
+        ("dask, dataframe shuffle", "dataframe shuffle, 200 MB", 1.0),
+    ):
+        for name in (grafted, *others):
+            how = name.removeprefix(grafted)
+            series = Series(f"workloads/{case}", name)
+            full_title = f"{title},{how}" if how else title
+            yield Target(full_title, series, Series(series.case, released), bound)
+
+
+def _of_libraries() -> Iterator[Target]:
+    for case in ("libraries/sequential/tcp", "libraries/sequential on one core/tcp"):
+        title = "sequential small calls/s"
+        if "one core" in case:
+            title += ", both sides on one core"
+        for library in LIBRARIES:
+            yield Target(title, Series(case, "ours"), Series(case, library), 1.0)
+
+
 TARGETS = list(_all())
+
+#: The targets of the table that is made on request.
+LIBRARY_TARGETS = list(_of_libraries())
+
+
+def chosen(results: Results) -> list[Target]:
+    """Return the targets of the table that a run measured."""
+    return LIBRARY_TARGETS if results.record.get("table") == "libraries" else TARGETS
 
 
 def ratios(results: Results) -> dict[str, float]:
     """Return the ratio of each target that was measured, by its key."""
-    found = ((target.key, results.ratio(target.one, target.other)) for target in TARGETS)
+    found = ((target.key, results.ratio(target.one, target.other)) for target in chosen(results))
     return {key: ratio.median for key, ratio in found if ratio}
 
 
 def rows(results: Results) -> list[list[str]]:
-    return [target.row(results) for target in TARGETS]
+    return [target.row(results) for target in chosen(results)]

@@ -281,6 +281,29 @@ class Client:
         assert all(answer[i] == data[i] for i in (0, size // 2, size - 1))
         return result
 
+    async def shared_memory(self, address: str, seconds: float, size: int) -> Result:
+        """Echo an array in shared memory, which the original does not have."""
+        from distributed import shared
+
+        remote = await self._remote(address)
+        data = shared.empty(size, "u1")
+        data[:] = 1
+        answers: list[Any] = []
+
+        async def exchange() -> None:
+            answers[:] = [await remote.echo_array(data=to_serialize(data))]
+
+        result = await repeat_async(exchange, seconds)
+        assert np.shares_memory(answers[0], data)
+        return result
+
+    async def floats(self, address: str, seconds: float, count: int, wrapped: bool) -> Result:
+        """Send a list of floats, plain or in `to_serialize`, and receive it as plain values."""
+        remote = await self._remote(address)
+        values = [float(i) for i in range(count)]
+        data = to_serialize(values) if wrapped else values
+        return await repeat_async(lambda: remote.echo_data(data=data), seconds)
+
     async def after_burst(self, address: str, seconds: float, size: int) -> Result:
         """Echo an array over a pool after a burst of calls, and over one connection."""
         address = await self._resolve(address)

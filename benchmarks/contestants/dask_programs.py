@@ -1,49 +1,35 @@
 """Dask programs on a local cluster: dask.distributed as released, and the same on this core.
 
-The ``address`` in a command is the protocol of the cluster.  With ``inproc`` the cluster is one
-worker with two threads in this process, otherwise two worker processes with one thread each.
+The ``address`` in a command is the protocol of the cluster, unless an option names another.  With
+``inproc`` the cluster is one worker with two threads in this process, otherwise two worker
+processes with one thread each.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import logging
-import statistics
-from collections.abc import Callable
-from time import perf_counter
+import os
 from typing import Any
 
-import dask.array
+import dask
 import numpy as np
-from dask.datasets import timeseries
 
+from benchmarks.contestants import workloads
 from benchmarks.contestants.channel import Channel, Result
+from benchmarks.contestants.workloads import increment, seconds_of
 from distributed import Client, LocalCluster, wait
 
 #: Number of arrays in which data is sent from one worker to the other.
 ARRAYS = 10
 
-#: Number of rows and of columns in a chunk of an array.
-CHUNK = 1_000
-
-#: Number of rows in a partition of a dataframe: a day, with a row each second.
-PARTITION = 24 * 60 * 60
-
-#: Share of a program's size for its warm-up, which is not measured.
-WARM_UP = 0.1
-
-
-def increment(x: int) -> int:
-    return x + 1
+#: Size from which ordinary buffers are copied into shared memory, if an option asks for it.
+SHARED_THRESHOLD = "1 MB"
 
 
 def total_length(*arrays: np.ndarray) -> int:
     return sum(map(len, arrays))
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    begin = perf_counter()
-    call()
-    return perf_counter() - begin
 
 
 class Programs:
@@ -51,6 +37,11 @@ class Programs:
 
     def __init__(self, client: Client):
         self.client = client
+
+    def _keep(self, collection: Any) -> Any:
+        collection = self.client.persist(collection)
+        wait(collection)
+        return collection
 
     def tiny_tasks(self, size: int) -> float:
         """Run *size* tasks that add two numbers each."""
@@ -67,39 +58,47 @@ class Programs:
         return seconds_of(lambda: client.submit(total_length, *data, workers=target).result())
 
     def transpose(self, size: int) -> float:
-        """Add an array of *size* bytes to its transpose, half of which is on the other worker."""
-        width = max(2, round((size / 8) ** 0.5 / CHUNK)) * CHUNK
-        array = dask.array.random.random((width, width), chunks=(CHUNK, CHUNK)).persist()
-        wait(array)
-        return seconds_of(lambda: (array + array.T).sum().compute())
+        return workloads.transpose(size, self._keep)
 
     def shuffle(self, size: int) -> float:
-        """Sort *size* rows of a dataframe into partitions by a column."""
-        days = max(2, size // PARTITION)
-        first, last = np.datetime64("2000-01-01"), np.datetime64("2000-01-01") + days
-        frame = timeseries(str(first), str(last), freq="1s", partition_freq="1D", seed=1).persist()
-        wait(frame)
-        return seconds_of(lambda: frame.shuffle("id").map_partitions(len).compute())
+        return workloads.shuffle(size, self._keep)
 
 
 def run(program: str, size: int, seconds: float, address: str) -> Result:
     """Run a program on a new cluster until *seconds* have been measured, at least once."""
-    workers: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "protocol": address}
-    if address == "inproc":
+    protocol = options.protocol or address
+    workers: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "protocol": protocol}
+    if protocol == "inproc":
         workers = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     cluster = LocalCluster(**workers, dashboard_address=None, memory_limit=0)
     with cluster, Client(cluster) as client:
-        execute = getattr(Programs(client), program)
-        execute(round(size * WARM_UP))
-        times = [execute(size)]
-        while sum(times) < seconds:
-            times.append(execute(size))
-    median = statistics.median(times)
-    return {"count": len(times), "rate": 1 / median, "seconds": median}
+        return workloads.repeat(getattr(Programs(client), program), size, seconds)
+
+
+def share_memory() -> None:
+    """Let this process and its workers send large buffers in shared memory.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If this version of distributed does not have shared memory.
+    """
+    importlib.import_module("distributed.shared")
+    name = "distributed.comm.shared.threshold"
+    dask.config.set({name: SHARED_THRESHOLD})  # type: ignore[attr-defined]
+    # The worker processes read it from here, in every version of dask.
+    os.environ["DASK_" + name.upper().replace(".", "__")] = SHARED_THRESHOLD
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=["call"])
+    parser.add_argument("--protocol", help="protocol of the cluster instead of the command's")
+    parser.add_argument("--shared", action="store_true", help="send arrays in shared memory")
+    options = parser.parse_args()
     logging.getLogger("distributed").setLevel(logging.ERROR)
     channel = Channel()
+    if options.shared:
+        share_memory()
     channel.write({})
     channel.answer({"run": run})

@@ -40,10 +40,10 @@ def ours(benchmarks):
 def measure(benchmarks, ours):
     """Return a function that measures commands of this project, changed as the keywords say."""
 
-    def measure(*commands, rounds=1, **changes):
+    def measure(*commands, rounds=1, transport="tcp", **changes):
         contestant = replace(ours, **changes)
         cases = [
-            benchmarks.cases.Case(f"case {i}", ("ours",), command)
+            benchmarks.cases.Case(f"case {i}", ("ours",), command, transport)
             for i, command in enumerate(commands)
         ]
         run = benchmarks.rounds.Run(cases, {"ours": contestant}, rounds, 100.0, lambda text: None)
@@ -91,6 +91,44 @@ def test_both_sides_measure_the_parts_of_a_call(measure):
             assert min(parts) > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has this memory")
+def test_an_array_in_shared_memory_comes_back_as_the_same_memory(measure):
+    command = {"command": "shared_memory", "size": 100_000}
+    (entry,) = measure(command, transport="unix")
+    assert "failed" not in entry
+    (elsewhere,) = measure(command, transport="tcp")
+    assert elsewhere["failed"].startswith("AssertionError")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_list_of_floats_is_echoed(measure, wrapped):
+    (entry,) = measure({"command": "floats", "count": 100, "wrapped": wrapped})
+    assert "failed" not in entry
+    assert entry["rounds"][0]["rate"] > 0
+
+
+def test_each_contestant_has_a_program_and_each_case_has_contestants(benchmarks):
+    lineup = benchmarks.lineup.contestants()
+    for each in lineup.values():
+        assert (ROOT / "benchmarks" / "contestants" / f"{each.module}.py").exists()
+    every = [
+        case
+        for table in benchmarks.cases.TABLES
+        for case in benchmarks.cases.cases(quick=False, table=table)
+    ]
+    assert {name for case in every for name in case.contestants} == set(lineup)
+
+
+def test_some_libraries_are_measured_on_request_only(benchmarks):
+    def measured(table):
+        found = benchmarks.cases.cases(quick=False, table=table)
+        return {name for case in found for name in case.contestants}
+
+    assert not measured("main") & set(benchmarks.cases.LIBRARIES)
+    assert measured("main") >= {"grpc", "ray", "xoscar", "frisky"}
+    assert measured("libraries") == {"ours", "original", "pyzmq", "rpyc", "pyro5"}
+
+
 def test_calls_after_a_burst_are_compared_with_those_over_one_connection(measure):
     (entry,) = measure({"command": "after_burst", "size": 1000})
     (each,) = entry["rounds"]
@@ -104,9 +142,16 @@ def test_each_call_on_a_cold_connection_is_its_first(measure):
 
 
 @pytest.mark.timeout(300)
-def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python):
-    name = "dask on core"
-    cases = [case for case in benchmarks.cases.cases(quick=False) if name in case.contestants]
+@pytest.mark.parametrize(
+    ("name", "which"), [("dask on core", ""), ("dask on core shared", "workloads/transpose")]
+)
+def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python, name, which):
+    cases = [
+        case
+        for case in benchmarks.cases.cases(quick=False)
+        if name in case.contestants and case.name.startswith(which)
+    ]
+    assert cases
     contestant = replace(benchmarks.lineup.contestants()[name], make=lambda: grafted_python)
     run = benchmarks.rounds.Run(cases, {name: contestant}, 1, 1000.0, lambda text: None)
     for entries in run.measure().values():
@@ -123,6 +168,78 @@ def test_a_contestant_that_fails_skips_that_case_only(measure):
     assert bad["failed"].startswith("TypeError: 'str' object")
     assert len(after["rounds"]) == 2
     assert "failed" not in after
+
+
+def test_an_error_in_the_measurement_itself_skips_that_case_only(benchmarks, measure, monkeypatch):
+    measure_slice = benchmarks.rounds._slice
+
+    def fail_once(pair, case, seconds):
+        if case.name == "case 0":
+            raise KeyError("count")
+        return measure_slice(pair, case, seconds)
+
+    monkeypatch.setattr(benchmarks.rounds, "_slice", fail_once)
+    good = {"command": "sequential"}
+    bad, after = measure(good, good)
+    assert bad == {"rounds": [], "failed": "KeyError: 'count'"}
+    assert len(after["rounds"]) == 1
+
+
+def test_an_interrupted_run_continues_with_the_next_case(benchmarks, ours):
+    sequential = {"command": "sequential"}
+    cases = [benchmarks.cases.Case(f"case {i}", ("ours",), sequential) for i in range(2)]
+    saved = []
+
+    def save(progress):
+        saved.append(json.dumps(progress))
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    def run(**more):
+        return benchmarks.rounds.Run(cases, {"ours": ours}, 2, 100.0, lambda text: None, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(save=save).measure()
+    progress = json.loads(saved[0])
+    assert progress["finished"] == [[0, "case 0"]]
+    (first,) = progress["measurements"]["case 0"]["ours"]["rounds"]
+    said = []
+    again = benchmarks.rounds.Run(
+        cases, {"ours": ours}, 2, 100.0, said.append, progress=json.loads(saved[0])
+    )
+    assert 0 < again.expected_seconds() < run().expected_seconds()
+    measurements = again.measure()
+    assert said[0] == "round 1 of 2: case 1"
+    for name in ("case 0", "case 1"):
+        assert [each["round"] for each in measurements[name]["ours"]["rounds"]] == [0, 1]
+    assert measurements["case 0"]["ours"]["rounds"][0] == first
+
+
+def test_a_run_is_not_continued_with_other_cases_or_code(benchmarks, tmp_path):
+    resumable, path = benchmarks.__main__.resumable, tmp_path / "progress.json"
+    assert resumable(path, {"code": "a", "rounds": 3}) is None
+    progress = {"identity": {"code": "a", "rounds": 3}, "finished": []}
+    path.write_text(json.dumps(progress))
+    assert resumable(path, {"code": "a", "rounds": 3}) == progress
+    with pytest.raises(SystemExit, match="cannot be continued, since it has other rounds"):
+        resumable(path, {"code": "a", "rounds": 4})
+
+
+def test_the_table_of_workloads_has_ratios_and_reasons(benchmarks):
+    entries = {
+        "dask": {"rounds": [{"round": 0, "rate": 2.0}, {"round": 1, "rate": 4.0}]},
+        "dask on core": {"rounds": [{"round": 0, "rate": 3.0}, {"round": 1, "rate": 6.0}]},
+        "ray": {"rounds": [], "failed": "could not be installed"},
+    }
+    titles = {name: name.upper() for name in entries}
+    results = benchmarks.results.Results(
+        {"cases": {"workloads/shuffle": entries}, "contestants": titles}
+    )
+    assert list(benchmarks.report.workload_rows(results)) == [
+        ["shuffle", "DASK", "1.00", "1.00 to 1.00"],
+        ["shuffle", "DASK ON CORE", "1.50", "1.50 to 1.50"],
+        ["shuffle", "RAY", "failed: could not be installed", ""],
+    ]
 
 
 def test_a_contestant_that_times_out_has_failed(benchmarks, measure, monkeypatch):

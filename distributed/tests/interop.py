@@ -401,7 +401,6 @@ ORIGINAL = not hasattr(rpc, "within")
 
 
 async def serves_original(client: Client) -> bool:
-    """Return whether the server runs the original."""
     comm = await client.connect()
     await comm.close()
     return "features" not in comm.remote_info

@@ -114,7 +114,7 @@ async def test_a_token_does_not_pass_a_proxy_that_ends_tls(tmp_path):
     token = "Zr3mJ0hXl9cN4u2pVw7k"
     arguments = tls_security().get_connection_args("client") | {"token": token}
     async with server_behind_nginx(tmp_path, token=token) as (address, _):
-        with pytest.raises(CommClosedError, match="the token is wrong.* a proxy ends TLS"):
+        with pytest.raises(CommClosedError, match=r"the token is wrong.* a proxy ends TLS"):
             await connect(address, **arguments)
 
 

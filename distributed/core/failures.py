@@ -99,8 +99,10 @@ class Failures:
             error.__cause__ = exc
             exc = error
         elif isinstance(exc, DeadlineExceeded | Refused):
-            exc = (TimeoutError if isinstance(exc, DeadlineExceeded) else RuntimeError)(*exc.args)
-            logger.info("Did not finish op %s in %s for %s: %s", op, name, peer, exc, extra=fields)
+            late = isinstance(exc, DeadlineExceeded)
+            exc = (TimeoutError if late else RuntimeError)(*exc.args)
+            text = f"{'Did not finish' if late else 'Refused'} op %s in %s for %s: %s"
+            logger.info(text, op, name, peer, exc, extra=fields)
             self._counts.note_error(op, peer, exc)
             return error_message(exc, "uncaught-error")
         elif isinstance(exc, Mistake) or (

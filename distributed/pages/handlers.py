@@ -402,7 +402,8 @@ class Ready(Page):
     async def get(self) -> None:
         server = self.context.server
         health: Any = {"status": server.status.name}
-        if server.status is Status.running:
+        # While it closes gracefully, a server still answers the operation.
+        if server.status in (Status.running, Status.closing_gracefully):
             try:
                 async with asyncio.timeout(self.context.settings.timeout):
                     health = await result_of(server.handlers["health"](), "health")

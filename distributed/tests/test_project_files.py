@@ -83,3 +83,9 @@ def test_the_hooks_for_commits_pass():
         command = [sys.executable, "-m", program, *arguments, *check, "scripts"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_each_extra_for_users_is_on_the_installing_page():
+    extras = set(SETUP.options("options.extras_require")) - {"docs", "fuzz", "test"}
+    page = (ROOT / "docs" / "how-to" / "installing.rst").read_text()
+    assert set(re.findall(r"^   \* - ``(\w+)``$", page, re.MULTILINE)) == extras

@@ -46,10 +46,12 @@ async def test_requests_in_progress_finish_and_new_ones_are_refused(transport):
         draining = asyncio.create_task(server.drain())
         await async_poll_for(lambda: server._refuses_requests)
         # On a connection that was open before, and on a new one.
-        for _ in range(2):
-            with pytest.raises(RequestRefused, match="closing and refuses new requests"):
-                await other.echo()
-            other.close_comms()
+        with captured_logger("distributed.core") as log:
+            for _ in range(2):
+                with pytest.raises(RequestRefused, match="closing and refuses new requests"):
+                    await other.echo()
+                other.close_comms()
+        assert log.getvalue().count("Refused op echo in Server") == 2
         assert await other.health() == {"status": "closing"}
         assert server.status is Status.closing_gracefully
         assert not draining.done()

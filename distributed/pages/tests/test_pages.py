@@ -15,12 +15,12 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 import distributed
-from distributed.core import Server, rpc
+from distributed.core import Server, Status, rpc
 from distributed.pages import Pages
 from distributed.security import Security
 from distributed.telemetry.loop_delay import delay_of
 from distributed.tests.environments import run_here, run_in
-from distributed.utils_test import captured_logger, gen_test, tls_security
+from distributed.utils_test import async_poll_for, captured_logger, gen_test, tls_security
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -232,6 +232,27 @@ async def test_ready_tells_whether_requests_are_accepted():
                 assert (answer.code, json.loads(answer.body)) == (503, {"status": "closing"})
                 go_on.set()
                 await asyncio.wait([calling, closing])
+
+
+@gen_test()
+async def test_ready_shows_the_health_of_a_server_that_closes_gracefully():
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow():
+        begun.set()
+        await go_on.wait()
+
+    async with Server({"slow": slow}) as server, Pages(0)(server) as pages:
+        await server.listen("tcp://127.0.0.1:0")
+        async with rpc(server.address) as remote:
+            calling = asyncio.create_task(remote.slow())
+            await begun.wait()
+            draining = asyncio.create_task(server.drain())
+            await async_poll_for(lambda: server.status is Status.closing_gracefully)
+            answer = await get(pages.url + "ready")
+            assert (answer.code, json.loads(answer.body)) == (503, server.health())
+            go_on.set()
+            await asyncio.wait([calling, draining])
 
 
 @gen_test()

@@ -157,7 +157,9 @@ class Duration(Kind):
     minimum: float = 0
     maximum: float = _MAX_SECONDS
 
-    example: ClassVar[str] = "30s"
+    @property
+    def example(self) -> str:  # type: ignore[override]
+        return "30s" if self.maximum >= 30 else f"{self.maximum:g}s"
 
     def _allowed(self) -> str:
         text = "a duration" + (f" of at least {self.minimum:g} s" if self.minimum else "")

@@ -12,7 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Extras whose libraries this package uses, each with a minimum version.
-EXTRAS = ["compression", "config", "libraries", "metrics", "security", "statistics", "tracebacks"]
+EXTRAS = [
+    "cli",
+    "compression",
+    "config",
+    "libraries",
+    "metrics",
+    "security",
+    "statistics",
+    "tracebacks",
+]
 
 
 def minimum_versions(root: Path, *extras: str) -> subprocess.CompletedProcess[str]:

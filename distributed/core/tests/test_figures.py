@@ -12,6 +12,7 @@ import pytest
 
 from distributed.base import config
 from distributed.base.text import max_shown_length
+from distributed.base.traffic import Traffic
 from distributed.batched import BatchedSend
 from distributed.comm import connect
 from distributed.core import ConnectionPool, Server, requests, rpc, run_to_completion, timeout
@@ -431,21 +432,31 @@ async def test_the_traffic_of_the_pool_belongs_to_its_server():
 
 @over_sockets
 @gen_test()
-async def test_a_write_to_a_peer_that_does_not_read_counts_as_back_pressure(transport):
-    def waiting(server):
-        traffic = figures(server)["traffic"].get(transport.partition("://")[0])
-        return traffic or {"writes_waiting": 0}
-
+async def test_a_write_that_is_larger_than_the_buffers_of_the_kernel_waits(transport):
     async with (
         serving(transport, {"large": lambda: bytearray(20_000_000)}) as server,
         connected(server) as comm,
     ):
-        await comm.write({"op": "large"})
-        await async_poll_for(lambda: waiting(server)["writes_waiting"] == 1, timeout=25)
-        await comm.read()
-        await async_poll_for(lambda: waiting(server)["writes_waiting"] == 0, timeout=25)
-        assert waiting(server)["waits"] >= 1
-        assert waiting(server)["seconds_waited"] > 0
+        await ask(comm, {"op": "large"})
+        traffic = figures(server)["traffic"][transport.partition("://")[0]]
+    assert traffic["waits"] >= 1
+    assert traffic["seconds_waited"] > 0
+    assert traffic["writes_waiting"] == 0
+
+
+@gen_test()
+async def test_a_write_counts_as_waiting_until_it_ends():
+    traffic = Traffic()
+    for end in (asyncio.Future.set_result, asyncio.Future.set_exception):
+        written = asyncio.get_running_loop().create_future()
+        wait = asyncio.create_task(traffic.wait(written))
+        await async_poll_for(lambda: traffic.writes_waiting == 1, timeout=10)
+        end(written, OSError("the peer has left") if end.__name__ == "set_exception" else None)
+        await asyncio.wait([wait])
+        assert traffic.writes_waiting == 0
+        if wait.exception() is not None:
+            assert "the peer has left" in str(wait.exception())
+    assert traffic.waits == 2
 
 
 # The pool and BatchedSend

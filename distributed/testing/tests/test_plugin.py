@@ -131,7 +131,10 @@ def test_nothing_is_loaded_or_changed():
 LIGHT = {
     "distributed",
     "distributed.base",
+    "distributed.base.config_sources",
+    "distributed.base.config_store",
     "distributed.base.installation",
+    "distributed.base.log_setup",
     "distributed.base.version",
     "distributed.testing",
     "distributed.testing.plugin",

@@ -189,8 +189,6 @@ def open_tls_stream(
         If the peer has already disconnected; the socket is closed.
     """
     try:
-        # If the peer has disconnected, `wrap_socket` would leak the socket.
-        sock.getpeername()
         wrapped = context.wrap_socket(
             sock,
             server_side=server_side,
@@ -198,9 +196,27 @@ def open_tls_stream(
             do_handshake_on_connect=False,
         )
         return TLSStream(wrapped, ssl_options=context, max_buffer_size=sys.maxsize)
+    except OSError as exc:
+        _close_half_made(exc)
+        raise
     finally:
-        # On success `wrap_socket` has detached the file descriptor, and this does nothing.
+        # `wrap_socket` has detached the file descriptor, and this does nothing, unless it failed
+        # before that.
         sock.close()
+
+
+def _close_half_made(exc: OSError) -> None:
+    """Close the socket that a failed `wrap_socket` leaves to the garbage collector.
+
+    It fails after it has taken the file descriptor if the peer disconnects at that moment.  Only
+    the frames of the error refer to its new socket.
+    """
+    traceback = exc.__traceback__
+    while traceback is not None:
+        made = traceback.tb_frame.f_locals.get("self")
+        if isinstance(made, ssl.SSLSocket):
+            made.close()
+        traceback = traceback.tb_next
 
 
 def tls_info(stream: IOStream) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distributed.core.calls import (
     coerce_to_address,
     send_recv,
 )
+from distributed.core.child import ChildProcess
 from distributed.core.deadlines import remaining_time, timeout
 from distributed.core.description import typed
 from distributed.core.errors.messages import (
@@ -26,21 +27,28 @@ from distributed.core.errors.messages import (
     OKMessage,
     clean_exception,
     error_message,
+    exception_from,
     raise_later,
 )
 from distributed.core.metering import context_meter_to_server_digest
 from distributed.core.pool import ConnectionPool, PooledRPCCall
 from distributed.core.remote import rpc
 from distributed.core.requests import _expects_comm, pingpong
-from distributed.core.running import run, serve
+from distributed.core.running import announce, run, serve
 from distributed.core.server import Server
-from distributed.core.signals import end_with_parent
+from distributed.core.signals import end_with_parent, exit_without_threads
 from distributed.core.status import Status
-from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError, NoOpAwaitable
+from distributed.core.tasks import (
+    AsyncTaskGroup,
+    AsyncTaskGroupClosedError,
+    NoOpAwaitable,
+    wait_from_thread,
+)
 
 __all__ = [
     "AsyncTaskGroup",
     "AsyncTaskGroupClosedError",
+    "ChildProcess",
     "Comm",
     "CommClosedError",
     "ConnectionPool",
@@ -55,12 +63,15 @@ __all__ = [
     "__core_version__",
     "_expects_comm",
     "addr_from_args",
+    "announce",
     "clean_exception",
     "coerce_to_address",
     "connect",
     "context_meter_to_server_digest",
     "end_with_parent",
     "error_message",
+    "exception_from",
+    "exit_without_threads",
     "get_address_host_port",
     "listen",
     "pingpong",
@@ -73,6 +84,7 @@ __all__ = [
     "serve",
     "timeout",
     "typed",
+    "wait_from_thread",
 ]
 
 

@@ -10,9 +10,10 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, Self, TypeVar, final
 
 from tornado.ioloop import IOLoop
 
@@ -22,6 +23,8 @@ from distributed.base.logs import get_logger
 from distributed.core.status import Status
 
 logger = get_logger("distributed.core")
+
+T = TypeVar("T")
 
 
 class LifeCycle:
@@ -55,6 +58,8 @@ class LifeCycle:
         self._drain_deadline: float | None = None
         # Set at the end of the first call of close(), also if that call fails.
         self._event_finished = asyncio.Event()
+        # What enter_async_context() has entered.
+        self._contexts = AsyncExitStack()
         # None until io_loop is first read or set.
         self._io_loop: IOLoop | None = None
 
@@ -175,6 +180,29 @@ class LifeCycle:
         """
         return self
 
+    async def enter_async_context(self, context: AbstractAsyncContextManager[T]) -> T:
+        """Enter a context, which :meth:`close` leaves at its end; the last one first.
+
+        For what the object needs while it runs; :meth:`start_unsafe` calls this method.
+
+        Returns
+        -------
+        object
+            What the context manager returns.
+
+        Raises
+        ------
+        RuntimeError
+            If the object is being closed.
+        """
+        if self._close_begun:
+            raise RuntimeError(f"{self.id} is closed, and enters no context")
+        result = await self._contexts.enter_async_context(context)
+        if self._event_finished.is_set():
+            # It was closed meanwhile.
+            await self._contexts.aclose()
+        return result
+
     async def drain(self, timeout: float | str | None = None) -> bool:
         """Refuse new requests, and wait until those in progress have finished.
 
@@ -212,6 +240,8 @@ class LifeCycle:
     async def close(self, timeout: float | None = None, reason: str = "") -> None:
         """Close, or wait for the end of a close that is in progress.
 
+        A handler of a server that is being closed does not wait: the close waits for that handler.
+
         Parameters
         ----------
         timeout
@@ -222,17 +252,25 @@ class LifeCycle:
         # Parsed first, so that an invalid timeout raises before anything is closed.
         grace = check_duration("timeout", timeout)
         if self._close_begun:
-            await self._event_finished.wait()
+            if not self._close_waits_for_current_task():
+                await self._event_finished.wait()
             return
         self._close_begun = self._refuses_requests = True
         if self._status is not Status.closing_gracefully:
             self.status = Status.closing
         logger.debug("Closing %s%s", self.id, f": {reason}" if reason else "")
         try:
-            await self._close_unsafe(grace)
+            try:
+                await self._close_unsafe(grace)
+            finally:
+                await self._contexts.aclose()
         finally:
             self.status = self._last_status
             self._event_finished.set()
+
+    def _close_waits_for_current_task(self) -> bool:
+        """Return whether :meth:`_close_unsafe` waits for the end of the current task."""
+        return False
 
     async def _close_unsafe(self, timeout: float | None) -> None:
         """Do the work of closing; called once, by :meth:`close`."""

@@ -546,6 +546,10 @@ class Requests:
         for task in left:
             logger.error("A handler does not end although it was cancelled: %s", task)
 
+    def runs_here(self) -> bool:
+        """Return whether the current task serves a comm, so that a handler runs in it."""
+        return asyncio.current_task() in self._tasks
+
     def abort_comms(self) -> None:
         """Close all comms, except that whose handler called close(): it still gets an answer."""
         called_by_handler = asyncio.current_task() in self._tasks

@@ -10,8 +10,8 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import monotonic
 from typing import Any, Final
 
@@ -401,6 +401,22 @@ def run(
                 return runner.run(serving.serve())
         finally:
             exit_timer.stop()
+
+
+@asynccontextmanager
+async def announce(server: Server) -> AsyncIterator[None]:
+    """Print the address of a server when it is ready: one of the *services* of :func:`run`.
+
+    For a parent process, which reads this line from the standard output of its child.
+
+    Examples
+    --------
+    >>> from distributed.core import Server, announce, run
+    >>> def main():
+    ...     return run(Server({}), "tcp://127.0.0.1:0", services=[announce])
+    """
+    print(server.address, flush=True)  # noqa: T201  (this is what it is for)
+    yield
 
 
 class _ExitTimer:

@@ -280,6 +280,9 @@ class Server(LifeCycle):
         """Whether a handler was cancelled because it did not end in the time of :meth:`drain`."""
         return self._server_requests.draining.cut_short or self._server_streams.cut_short
 
+    def _close_waits_for_current_task(self) -> bool:
+        return self._server_requests.runs_here() or self._server_streams.runs_here()
+
     async def _close_unsafe(self, timeout: float | None) -> None:
         try:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Never
 
-__all__ = ["StopRequest", "end_process", "end_with_parent"]
+__all__ = ["StopRequest", "end_process", "end_with_parent", "exit_without_threads"]
 
 #: The signals of Ctrl-C, and of service managers, container runtimes and ``kill``.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,6 +50,20 @@ def end_process(code: int, last_words: Callable[[], object] = lambda: None) -> N
         speaker.join(_LAST_WORDS)
     finally:
         os._exit(code)
+
+
+def exit_without_threads(code: int) -> Never:
+    """End this process as ``sys.exit`` does, but without waiting for threads that still run.
+
+    The functions that are registered with :mod:`atexit` are called.
+
+    Parameters
+    ----------
+    code
+        The exit code, such as :func:`run` returns.
+    """
+    atexit._run_exitfuncs()
+    end_process(code)
 
 
 def end_with_parent() -> None:

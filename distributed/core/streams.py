@@ -327,6 +327,10 @@ class Streams:
         """Return the comms of the streams, as the server got them."""
         return {unwrapped(stream.comm) for stream in self._streams}
 
+    def runs_here(self) -> bool:
+        """Return whether the current task is that of a coroutine handler."""
+        return asyncio.current_task() in self._tasks
+
     async def drain(self, deadline: float) -> None:
         """End the streams, and wait until their handlers have ended.
 

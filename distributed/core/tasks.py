@@ -5,16 +5,40 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
+from tornado.ioloop import IOLoop
+
+from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.core.host import AsyncTaskGroupClosedError
 
-__all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable"]
+__all__ = ["AsyncTaskGroup", "AsyncTaskGroupClosedError", "NoOpAwaitable", "wait_from_thread"]
 
 logger = get_logger("distributed.core")
 
 P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def wait_from_thread(
+    loop: IOLoop,
+    afunc: Callable[P, Coroutine[Any, Any, T]],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run ``afunc(*args, **kwargs)`` in a loop that runs in another thread; return its result.
+
+    Raises
+    ------
+    RuntimeError
+        If this is called in the loop's own thread, which would wait for itself.
+    """
+    there = asyncio_loop_of(loop)
+    if asyncio._get_running_loop() is there:
+        raise RuntimeError(f"{_name(afunc)} would block the event loop: call it in another thread")
+    return asyncio.run_coroutine_threadsafe(afunc(*args, **kwargs), there).result()
 
 
 class NoOpAwaitable:

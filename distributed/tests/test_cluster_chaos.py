@@ -59,7 +59,7 @@ async def test_a_thousand_dependent_tasks_survive_workers_that_are_killed_at_ran
         killed = []
 
         def alive():
-            return {nanny.process.pid for nanny in scheduler.nannies}.difference(killed)
+            return {nanny.child.pid for nanny in scheduler.nannies}.difference(killed)
 
         def ready_for_another(threshold):
             return finished >= threshold and len(scheduler.state.workers) >= 2 and alive()
@@ -105,7 +105,8 @@ class Simulation:
 
     def settle(self):
         messages = self.state.settle()
-        self.reference._mark(*self.reference.tasks.values())
+        for task in self.reference.tasks.values():
+            self.reference._mark(task)
         assert sorted(map(repr, messages)) == sorted(map(repr, self.reference.settle()))
         for to, message in messages:
             if to in self.inboxes:
@@ -176,7 +177,7 @@ class Simulation:
             assert task.worker is None or state.workers[task.worker.address] is task.worker
             if task.attempt:
                 assert task.status() == "pending"
-                assert task.can_run()
+                assert not task.unfinished
             if task.status() == "finished" and task.worker.address in self.data:
                 assert self.data[task.worker.address][task.key] == task.run
         for worker in state.workers.values():
@@ -185,7 +186,7 @@ class Simulation:
             assert len(running) <= SATURATION * worker.nthreads
             if len(running) < SATURATION * worker.nthreads:
                 waiting = {t for t in needed if t.status() == "pending" and t.worker is None}
-                assert not any(t.can_run() for t in waiting)
+                assert not any(not t.unfinished for t in waiting)
 
 
 @pytest.mark.parametrize("seed", range(100))

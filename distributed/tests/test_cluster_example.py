@@ -110,7 +110,7 @@ async def test_inputs_are_sent_from_worker_to_worker_and_not_through_the_schedul
 @gen_test()
 async def test_the_scheduler_unpickles_nothing():
     async with cluster(1) as (scheduler, client):
-        worker = scheduler.nannies[0].worker()["pid"]
+        worker = scheduler.nannies[0].child.pid
         marker = WhereUnpickled()
         assert await client.submit(lambda pid: pid, marker) == worker
         assert await client.gather(await client.scatter([marker])) == [worker]
@@ -137,7 +137,7 @@ async def test_an_exception_that_would_end_a_thread_or_process_ends_only_its_tas
         with pytest.raises(RuntimeError, match=kind.__name__):
             await client.submit(fail)
         assert await client.submit(abs, -1) == 1
-        assert scheduler.nannies[0].restarts == 0
+        assert scheduler.nannies[0].child.restarts == 0
 
 
 @gen_test()
@@ -208,7 +208,7 @@ async def test_a_killed_worker_is_restarted_and_its_results_are_computed_again()
         future = client.submit(os.getpid)
         first = await future
         os.kill(first, signal.SIGKILL)
-        await async_poll_for(lambda: scheduler.nannies[0].restarts == 1, timeout=10)
+        await async_poll_for(lambda: scheduler.nannies[0].child.restarts == 1, timeout=10)
         await workers_come(scheduler, 1)
         second = await client.submit(os.getpid)
         assert second != first
@@ -388,7 +388,7 @@ async def test_a_scheduler_that_closes_ends_its_workers_nannies_and_clients():
             await scheduler.close()
             await nanny.finished()
             await client.finished()
-            assert nanny.restarts == 0
+            assert nanny.child.restarts == 0
             with pytest.raises(OSError, match="is gone"):
                 await future
 
@@ -657,15 +657,15 @@ async def test_a_task_that_exits_its_worker_with_0_is_given_up():
         with pytest.raises(KilledWorker):
             await client.submit(os._exit, 0)
         assert await client.submit(abs, -1) == 1
-        assert scheduler.nannies[0].restarts == 4
+        assert scheduler.nannies[0].child.restarts == 4
 
 
 @gen_test()
 async def test_a_nanny_ends_when_its_worker_is_terminated():
     async with cluster(1) as (scheduler, _):
-        os.kill(scheduler.nannies[0].process.pid, signal.SIGTERM)
+        os.kill(scheduler.nannies[0].child.pid, signal.SIGTERM)
         await scheduler.nannies[0].finished()
-        assert scheduler.nannies[0].restarts == 0
+        assert scheduler.nannies[0].child.restarts == 0
 
 
 @gen_test(config={"distributed.comm.batched.max-buffer-size": "1MB"})

@@ -136,7 +136,7 @@ async def working(scheduler, *, other_than=None):
 @gen_test(timeout=60)
 async def test_the_roles_work_together_and_the_nanny_replaces_a_killed_worker():
     with role("scheduler.py", "tcp://127.0.0.1:0") as scheduler_address:
-        with role("nanny.py", scheduler_address) as nanny_address:
+        with role("nanny.py", scheduler_address, logs="is started again") as nanny_address:
             async with rpc(scheduler_address) as scheduler, rpc(nanny_address) as nanny:
                 first, pid = await working(scheduler)
                 assert await nanny.worker() == {"pid": pid, "restarts": 0}

@@ -1,7 +1,4 @@
-"""A cluster on `distributed.core`, to copy from.  Not for production use.
-
-``docs/explanation/cluster.rst`` explains it.
-"""
+"""A cluster to copy from, not for production use.  ``docs/explanation/cluster.rst`` explains it."""
 
 from cluster.client import Client, Future
 from cluster.scheduler import Scheduler

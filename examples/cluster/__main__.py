@@ -1,13 +1,11 @@
 """Run ``python -m cluster scheduler|worker|nanny ADDRESS`` in the directory ``examples``."""
 
 import argparse
-import atexit
 import os
 
 from cluster import Nanny, Scheduler, Worker
 from cluster.worker import EXIT_CODE_CLOSED
-from distributed.core import Server, end_with_parent, run
-from distributed.core.signals import end_process
+from distributed.core import announce, end_with_parent, exit_without_threads, run
 
 
 def main() -> int:
@@ -24,18 +22,11 @@ def main() -> int:
         "worker": lambda: Worker(args.address, nthreads=int(args.nthreads)),
         "nanny": lambda: Nanny(args.address, f"--nthreads={args.nthreads}"),
     }[args.role]()
-
-    async def started() -> Server:
-        print((await server).address, flush=True)
-        return server
-
     if args.parent:
         end_with_parent()
-    code = run(started)
+    code = run(server, services=[announce])
     return code or getattr(server, "lost_scheduler", False) or (args.parent and EXIT_CODE_CLOSED)
 
 
 if __name__ == "__main__":
-    code = main()
-    atexit._run_exitfuncs()
-    end_process(code)  # does not join the threads of tasks that were given up
+    exit_without_threads(main())  # tasks that were given up may still run in threads

@@ -6,9 +6,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cluster.worker import Peer, Ref, replace
-from distributed.base.event_loop import asyncio_loop_of
-from distributed.core import CommClosedError, error_message
-from distributed.core.errors.messages import exception_from
+from distributed.core import CommClosedError, error_message, exception_from, wait_from_thread
 from distributed.protocol import Serialized, serialize
 
 
@@ -16,8 +14,7 @@ class Future:
     """A task's result, to await or to pass to other tasks; kept as long as this object exists."""
 
     def __init__(self, client: "Client", key: str, mark: str) -> None:
-        self.client, self.key = client, key
-        self.mark = mark  # identifies this submission of the key
+        self.client, self.key, self.mark = client, key, mark  # mark: identifies this submission
         self.settled = asyncio.Event()  # set while the status is finished, erred or cancelled
         self.update("pending")
 
@@ -117,10 +114,7 @@ class Client(Peer):
 
     def get(self, graph: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute a dask graph, for ``x.compute(scheduler=client.get)``, in another thread."""
-        loop = asyncio_loop_of(self.loop)
-        if asyncio._get_running_loop() is loop:
-            raise RuntimeError("get() blocks: call it in another thread than the event loop's")
-        return asyncio.run_coroutine_threadsafe(self.compute(graph, keys), loop).result()
+        return wait_from_thread(self.loop, self.compute, graph, keys)
 
     async def compute(self, graph: Any, keys: Any) -> Any:
         """Compute a dask graph or collection; return *keys*, nested lists, with results instead."""

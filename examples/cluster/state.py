@@ -77,11 +77,8 @@ class Task:
             return "erred"
         return "finished" if self.worker is not None and not self.attempt else "pending"
 
-    def can_run(self) -> bool:
-        return not self.unfinished
-
     def waits(self) -> bool:  # for a worker
-        return bool(self.is_needer) and self.worker is None and self.can_run()
+        return bool(self.is_needer) and self.worker is None and not self.unfinished
 
 
 class ClusterState:
@@ -157,7 +154,7 @@ class ClusterState:
                 task.unfinished += needed.reported != "finished"
             self.tasks[key] = task
         elif task.reported != "pending":
-            self._send(client, "update", key=key, mark=mark, status=task.reported, error=task.error)
+            self._send(client, "update", task, mark=mark, status=task.reported, error=task.error)
         task.wanted_by[client] = mark
         self._mark(task)
 
@@ -175,7 +172,7 @@ class ClusterState:
             agenda += task.dependents - found
             if (mark := task.wanted_by.pop(client, None)) is not None:
                 self._mark(task)
-                self._send(client, "update", key=task.key, mark=mark, status="cancelled")
+                self._send(client, "update", task, mark=mark, status="cancelled")
 
     def settle(self) -> list[tuple[str, dict[str, Any]]]:
         """Assign, free and forget tasks as needed; return the messages to send."""
@@ -195,7 +192,7 @@ class ClusterState:
 
     def _review(self, task: Task) -> None:
         """Update what follows from the facts about a task; mark the tasks that this concerns."""
-        if task.attempt and not task.can_run():
+        if task.attempt and task.unfinished:
             self._take_away(task)  # an input was lost, which it may still have to fetch
         if task.status() == "pending" and task.worker is None:
             task.error = next((n.error for n in task.dependencies if n.error), None)
@@ -213,12 +210,11 @@ class ClusterState:
         if status != task.reported:
             for dependent in task.dependents:
                 dependent.unfinished += (task.reported == "finished") - (status == "finished")
-                if status == "erred" or dependent.attempt or dependent.can_run():
+                if status == "erred" or dependent.attempt or not dependent.unfinished:
                     self._mark(dependent)
             task.reported = status
             for client, mark in task.wanted_by.items():
-                news = {"mark": mark, "status": status, "error": task.error}
-                self._send(client, "update", key=task.key, **news)
+                self._send(client, "update", task, mark=mark, status=status, error=task.error)
         if forget:
             del self.tasks[task.key]
         for required in task.dependencies if forget or change else ():
@@ -233,9 +229,9 @@ class ClusterState:
             duration = self.durations.get(task.key.split("-")[0], UNKNOWN_DURATION)
             worker.running[task] = max(duration, MINIMUM_DURATION)
             task.worker, task.attempt = worker, next(self.clock)
-            what = {"key": task.key, "attempt": task.attempt, "run": task.run}
+            what = {"attempt": task.attempt, "run": task.run}
             inputs = self.holders([needed.key for needed in task.dependencies])
-            self._send(worker.address, "compute", **what, holders=inputs)
+            self._send(worker.address, "compute", task, **what, holders=inputs)
             self.workers[worker.address] = self.workers.pop(worker.address)  # round robin on a tie
         return bool(free)
 
@@ -247,15 +243,14 @@ class ClusterState:
         worker.results.discard(task)
         task.attempt = 0
         self._mark(task)
-        self._send(worker.address, "free", key=task.key)
+        self._send(worker.address, "free", task)
 
-    def _mark(self, *tasks: Task) -> None:
-        """Let settle() review tasks."""
-        for task in tasks:
-            heapq.heappush(self._changed, (-task.number, task))
+    def _mark(self, task: Task) -> None:
+        """Let settle() review a task."""
+        heapq.heappush(self._changed, (-task.number, task))
 
-    def _send(self, to: str, op: str, **message: Any) -> None:
-        self._messages.append((to, {"op": op, **message}))
+    def _send(self, to: str, op: str, task: Task, **message: Any) -> None:
+        self._messages.append((to, {"op": op, "key": task.key, **message}))
 
     def holders(self, keys: Any) -> dict[str, str]:
         """Return the address of the worker that has the result, for each key that is finished."""

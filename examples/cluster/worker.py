@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,9 @@ from tornado.ioloop import PeriodicCallback
 
 from distributed.batched import BatchedSend, rough_size
 from distributed.comm import get_local_address_for
-from distributed.core import Comm, CommClosedError, Server, error_message, send_recv
+from distributed.core import ChildProcess, Comm, CommClosedError, Server, error_message, send_recv
 from distributed.metrics import monotonic
-from distributed.protocol import to_serialize
-from distributed.protocol.serialize import _nested_deserialize
+from distributed.protocol.serialize import _nested_deserialize, to_serialize
 from distributed.security import Security
 
 logger = logging.getLogger("distributed.cluster")
@@ -32,8 +30,8 @@ class Peer(Server):
         self.stream = BatchedSend(interval="2ms")
         # A worker unpickles values in the threads of tasks, so that an error fails only one task.
         super().__init__(handlers, deserialize=not nthreads, security=Security())
-        self.told_to_close = self.lost_scheduler = False
-        self.stream_handlers["close"] = self.end
+        self.stream_handlers["close"] = self.close
+        self.lost_scheduler = False
 
     async def start_unsafe(self) -> Self:
         await super().start_unsafe()
@@ -49,12 +47,8 @@ class Peer(Server):
 
     async def handle_scheduler(self, comm: Comm) -> None:
         await self.handle_stream(comm)
-        closes = self.told_to_close or self.stream.please_stop or self._close_begun
-        self.lost_scheduler = not closes
+        self.lost_scheduler = not (self.stream.please_stop or self._close_begun)
         await self.close(reason="the stream to the scheduler has ended")
-
-    def end(self, reason: str) -> None:
-        self.told_to_close = True  # the scheduler ends the stream now, see handle_scheduler()
 
     def send(self, op: str, **message: Any) -> None:
         with contextlib.suppress(CommClosedError):  # handle_scheduler() returns, too, and closes
@@ -160,41 +154,19 @@ class Nanny(Server):
     """A server that runs ``python -m cluster worker ARGUMENTS``, and restarts it when it dies."""
 
     def __init__(self, scheduler: str, *args: str) -> None:
-        self.process: asyncio.subprocess.Process | None = None  # the worker, once it was started
-        super().__init__({"worker": self.worker}, security=Security())
-        self.command = [sys.executable, "-m", "cluster", "worker", scheduler, *args, "--parent"]
-        self.restarts = 0
+        command = [sys.executable, "-m", "cluster", "worker", scheduler, *args, "--parent"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self.child = child = ChildProcess(command, env=env, final=[EXIT_CODE_CLOSED])
+        handlers = {"worker": lambda: {"pid": child.pid, "restarts": child.restarts}}
+        super().__init__(handlers, security=Security())
         self._listen_on = get_local_address_for(scheduler)
 
     async def start_unsafe(self) -> "Nanny":
         await self.listen(self._listen_on)
-        self._ongoing_background_tasks.call_soon(self.keep_alive)
+        await self.enter_async_context(self.child)
+        self._ongoing_background_tasks.call_soon(self.close_with_child)
         return await super().start_unsafe()
 
-    async def keep_alive(self) -> None:
-        while self.process is None or self.process.returncode != EXIT_CODE_CLOSED:
-            # Its input ends with this process, even after SIGKILL; Ctrl-C does not interrupt it.
-            env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=asyncio.subprocess.PIPE, env=env, start_new_session=True
-            )
-            code = await self.process.wait()
-            with contextlib.suppress(ProcessLookupError):  # the processes that its tasks started
-                os.killpg(self.process.pid, signal.SIGKILL)
-            if code != EXIT_CODE_CLOSED:
-                await asyncio.sleep(min(0.1 * self.restarts, 5))
-                self.restarts += 1
-        self._ongoing_background_tasks.call_soon(self.close, reason="the worker has ended")
-
-    def worker(self) -> dict[str, Any]:
-        return {"pid": self.process and self.process.pid, "restarts": self.restarts}
-
-    async def close(self, timeout: float | None = None, reason: str = "") -> None:
-        """Close, and let the worker close; kill it after 5 seconds."""
-        await super().close(timeout=timeout, reason=reason)  # cancels keep_alive()
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            await asyncio.wait([asyncio.create_task(self.process.wait())], timeout=5)
-            with contextlib.suppress(ProcessLookupError):  # also those that its tasks started
-                os.killpg(self.process.pid, signal.SIGKILL)
-            await self.process.wait()
+    async def close_with_child(self) -> None:
+        await self.child.ended()
+        await self.close(reason="the worker has ended")

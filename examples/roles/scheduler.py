@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-from distributed.core import Comm, Server, run
+from distributed.core import Comm, Server, announce, run
 
 
 class Scheduler(Server):
@@ -48,11 +46,5 @@ class Scheduler(Server):
         return await self.rpc(address).compute(x=x)
 
 
-@asynccontextmanager
-async def announced(server: Server) -> AsyncIterator[None]:
-    print(server.address, flush=True)
-    yield
-
-
 if __name__ == "__main__":
-    sys.exit(run(Scheduler, sys.argv[1], services=[announced]))
+    sys.exit(run(Scheduler, sys.argv[1], services=[announce]))

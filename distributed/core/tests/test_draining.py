@@ -387,3 +387,31 @@ async def test_the_default_time_is_configured():
             assert not await server.drain()
         with pytest.raises(RuntimeError):
             await call
+
+
+@gen_test()
+async def test_handlers_that_close_a_server_that_is_closing_do_not_wait_for_each_other():
+    started = asyncio.Event()
+    proceed = asyncio.Event()
+
+    async def close():
+        started.set()
+        await proceed.wait()
+        await server.close()
+
+    async with Server({"shut": close}, stream_handlers={"shut": close}) as server:
+        await server.listen("inproc://")
+        comm, other = await connect(server.address), await connect(server.address)
+        await comm.write({"op": "connection_stream", "reply": False})
+        await comm.write({"op": "shut"})
+        await other.write({"op": "shut", "reply": True})
+        await started.wait()
+        draining = asyncio.create_task(server.drain("1 hour"))
+        await async_poll_for(lambda: server._refuses_requests)
+        closing = asyncio.create_task(server.close())
+        await async_poll_for(lambda: server._close_begun)
+        proceed.set()
+        await closing
+        await draining
+        await comm.close()
+        await other.close()

@@ -189,6 +189,8 @@ def open_tls_stream(
         If the peer has already disconnected; the socket is closed.
     """
     try:
+        # Raise if the peer has already disconnected: `wrap_socket` may not.
+        sock.getpeername()
         wrapped = context.wrap_socket(
             sock,
             server_side=server_side,

@@ -22,7 +22,7 @@ from distributed.comm.core import Comm, CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.comm.tests.raw_peers import RawPeer, connect_raw, raw_peer, raw_server
 from distributed.comm.tests.transports import Transport, echo
-from distributed.comm.tls import TLSStream, explain, is_final, speaks_tls
+from distributed.comm.tls import TLSStream, explain, is_final, open_tls_stream, speaks_tls
 from distributed.security.settings import Security
 from distributed.utils_test import async_poll_for, captured_logger, gen_test
 
@@ -573,3 +573,25 @@ async def test_the_handshake_with_a_peer_that_has_left_before_the_stream_was_mad
     stream = TLSStream(wrapped, ssl_options=context)
     with pytest.raises(StreamClosedError):
         await stream.do_handshake()
+
+
+def test_a_peer_that_leaves_while_a_socket_is_wrapped_leaks_no_socket():
+    class Leaving(socket.socket):
+        """A socket whose peer leaves after it was asked for its address."""
+
+        def getpeername(self):
+            name = super().getpeername()
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            other.close()
+            return name
+
+    context = ssl.create_default_context()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = Leaving()
+        ours.connect(server.getsockname())
+        other, _ = server.accept()
+        number = ours.fileno()
+        with pytest.raises(OSError, match=r"reset|not connected"):
+            open_tls_stream(ours, context, server_hostname="localhost")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)

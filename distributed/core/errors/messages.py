@@ -178,7 +178,7 @@ def exception_from(msg: Mapping[str, Any], peer: str = "", unpickle: bool = True
 
     Parameters
     ----------
-    msg : mapping
+    msg : dict
         An `ErrorMessage` as it was read from a comm; keys may be missing.
     peer : str
         Address of the sender, named in notes that show a traceback.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import dask
 import numpy as np
 import pytest
@@ -60,7 +58,7 @@ def test_an_objects_own_error_in_unpickling_is_raised_at_the_client(client):
         future.result(timeout=30)
 
 
-def test_large_values_are_serialized_outside_of_the_event_loop(client):
+def test_large_values_are_serialized_outside_of_the_event_loop(client, until):
     left, right = list(client.scheduler_info()["workers"])
     texts = client.submit(lambda: [str(i) for i in range(300_000)], workers=[left], pure=False)
     assert client.submit(len, texts, workers=[right], pure=False).result(timeout=60) == 300_000
@@ -69,11 +67,7 @@ def test_large_values_are_serialized_outside_of_the_event_loop(client):
         return sorted(key[0] for key in dask_worker.digests_total if "offload" in key)
 
     # A worker counts what it has sent after the receiver has it.
-    expected = {left: ["get-data"], right: ["gather-dep"]}
-    deadline = time.monotonic() + 30
-    while client.run(offloaded) != expected and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert client.run(offloaded) == expected
+    until(lambda: client.run(offloaded) == {left: ["get-data"], right: ["gather-dep"]})
 
 
 def test_information_about_files_is_an_argument_of_tasks(client):

@@ -19,7 +19,6 @@ import click
 
 from distributed.base import config
 from distributed.base.arguments import nearest
-from distributed.base.logs import get_logger
 from distributed.base.version import __version__
 from distributed.cli.exit_codes import FAILED, INTERRUPTED, OK, USAGE
 from distributed.cli.failures import CommandError, OutputClosed, one_line
@@ -99,7 +98,7 @@ def program(ctx: click.Context, verbose: bool) -> None:
 @contextlib.contextmanager
 def _level(level: int) -> Iterator[None]:
     """Set the level of this package's log lines until the command ends."""
-    logger = get_logger("distributed")
+    logger = logging.getLogger("distributed")
     before = logger.level
     logger.setLevel(level)
     try:

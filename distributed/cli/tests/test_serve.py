@@ -149,7 +149,7 @@ def test_the_pages_are_served_over_http(command):
             assert get("/ready") == (200, b'{"status":"serving"}\n')
             process.send_signal(signal.SIGTERM)
             next(line for line in process.stdout if b"Received SIGTERM" in line)
-            assert get("/ready") == (503, b'{"status":"closing_gracefully"}\n')
+            assert get("/ready") == (503, b'{"status":"closing"}\n')
             assert get("/health")[0] == 200
             call.kill()
             call.stdout.read()

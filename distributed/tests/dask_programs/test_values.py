@@ -60,7 +60,7 @@ def test_an_objects_own_error_in_unpickling_is_raised_at_the_client(client):
 
 def test_large_values_are_serialized_outside_of_the_event_loop(client, until):
     left, right = list(client.scheduler_info()["workers"])
-    texts = client.submit(lambda: [str(i) for i in range(300_000)], workers=[left], pure=False)
+    texts = client.submit(lambda: [f"{i:050}" for i in range(300_000)], workers=[left], pure=False)
     assert client.submit(len, texts, workers=[right], pure=False).result(timeout=60) == 300_000
 
     def offloaded(dask_worker):

@@ -206,9 +206,9 @@ class FramedComm(Comm):
         The value's bytes end early, so bytes of the message were lost.
         """
         if isinstance(exc, EOFError) or isinstance(exc.__cause__, EOFError):
-            error = CommClosedError(f"in {self!r}: aborted stream on truncated data: {shown(exc)}")
+            text = f"in {self!r}: aborted stream on truncated data: {shown(exc)}"
             self.abort()
-            raise error from exc
+            raise CommClosedError(text) from exc
 
     async def read_handshake(self) -> Any:
         if self._reading:

@@ -170,11 +170,13 @@ class WSConnector(BaseTCPConnector):
             elif stream is not None:
                 stream.close()
             if isinstance(exc, OSError | HTTPClientError | WebSocketError):
-                error = failure(exc, f"cannot connect to {shown(where)}: ")
-                if self._stays_not_found(exc):
-                    error = FatalCommClosedError(*error.args)
-                raise error from exc
+                raise self._connect_error(exc, where) from exc
             raise
+
+    def _connect_error(self, exc: BaseException, where: str) -> CommClosedError:
+        # No variable of the caller refers to the error, whose traceback refers to the caller.
+        error = failure(exc, f"cannot connect to {shown(where)}: ")
+        return FatalCommClosedError(*error.args) if self._stays_not_found(exc) else error
 
     def _stays_not_found(self, exc: BaseException) -> bool:
         """Return whether the HTTP server has answered "not found" for longer than it may start."""

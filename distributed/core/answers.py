@@ -419,6 +419,8 @@ class ItemSender:
                     await _end(producer)
             finally:
                 self._close()
+                # An error of the task refers to this frame, so this frame must not to the task.
+                del producer
 
     def _close(self) -> None:
         """Refuse further items, also of tasks that the handler has left behind."""

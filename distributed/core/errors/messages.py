@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TypedDict
 
 from distributed.base.logs import get_logger
+from distributed.base.stack import call_detached
 from distributed.base.text import shown, shown_lines, shown_repr, type_name
 from distributed.core.errors.pickles import pickle_exception, pickle_traceback
 from distributed.core.errors.text import (
@@ -243,7 +244,7 @@ def _exception_of(value: Any, text: str) -> BaseException | None:
     if not isinstance(value, _BYTES):
         return Exception(_text(value) if isinstance(value, str) else value)
     try:
-        exc = loads_exception(value)
+        exc = call_detached(loads_exception, value)
     except Exception as e:  # noqa: BLE001  (the caller is shown it)
         exc = Exception(text or (value if len(value) <= max_error_length() else shown_repr(value)))
         exc.add_note(f"(The receiver could not unpickle it: {safe_repr(e)})")
@@ -256,7 +257,7 @@ def _traceback_of(value: Any) -> TracebackType | None:
     value = _unwrap(value)
     if isinstance(value, _BYTES):
         try:
-            value = wire_pickle.loads(value)
+            value = call_detached(wire_pickle.loads, value)
         except Exception:
             logger.debug("Showing a remote traceback as text", exc_info=True)
     return value if isinstance(value, TracebackType) else None

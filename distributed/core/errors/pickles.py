@@ -25,6 +25,7 @@ from typing import Any
 import cloudpickle
 
 from distributed.base.logs import get_logger
+from distributed.base.stack import call_detached
 from distributed.base.text import type_name
 from distributed.core.errors.frames import frames_of, shorten, traceback_of, without_middle
 from distributed.core.errors.text import (
@@ -172,7 +173,7 @@ def _round_trip(
     file = io.BytesIO()
     _ExceptionPickler(file, limit, graph).dump(obj)
     data = file.getvalue()
-    copy = pickle.loads(data)
+    copy = call_detached(pickle.loads, data)
     if isinstance(obj, BaseException) and not isinstance(copy, BaseException):
         raise pickle.PicklingError(f"{type(obj)} unpickles as {type(copy)}")
     return data, copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import uuid
@@ -464,6 +465,97 @@ async def test_a_server_that_is_closed_while_it_starts_and_then_raises_has_faile
     with pytest.raises(RuntimeError, match="Failing failed to start"):
         await start
     assert server.status is Status.failed
+
+
+class Contexts:
+    """Makes contexts that note when they are entered and left."""
+
+    def __init__(self):
+        self.events = []
+
+    @contextlib.asynccontextmanager
+    async def context(self, name, gate=None):
+        if gate is not None:
+            await gate.handle()
+        self.events.append(f"enter {name}")
+        try:
+            yield name.upper()
+        finally:
+            self.events.append(f"leave {name}")
+
+
+@gen_test()
+async def test_close_leaves_the_contexts_that_were_entered_the_last_one_first():
+    contexts = Contexts()
+
+    class WithContexts(Server):
+        async def start_unsafe(self):
+            assert await self.enter_async_context(contexts.context("a")) == "A"
+            assert await self.enter_async_context(contexts.context("b")) == "B"
+            return await super().start_unsafe()
+
+    async with WithContexts({}) as server:
+        contexts.events.append(server.status.name)
+    assert contexts.events == ["enter a", "enter b", "running", "leave b", "leave a"]
+
+
+@gen_test()
+async def test_a_failure_to_start_leaves_the_contexts():
+    contexts = Contexts()
+
+    class FailsLater(Server):
+        async def start_unsafe(self):
+            await self.enter_async_context(contexts.context("a"))
+            raise ZeroDivisionError
+
+    with pytest.raises(RuntimeError):
+        await FailsLater({})
+    assert contexts.events == ["enter a", "leave a"]
+
+
+@gen_test()
+async def test_a_context_that_raises_when_it_is_entered_or_left():
+    contexts = Contexts()
+
+    @contextlib.asynccontextmanager
+    async def fails(enter):
+        if enter:
+            raise KeyError("entered")
+        yield
+        raise KeyError("left")
+
+    server = await Server({})
+    await server.enter_async_context(contexts.context("a"))
+    with pytest.raises(KeyError, match="entered"):
+        await server.enter_async_context(fails(True))
+    await server.enter_async_context(fails(False))
+    with pytest.raises(KeyError, match="left"):
+        await server.close()
+    assert contexts.events == ["enter a", "leave a"]
+    assert server.status is Status.closed
+    await server.finished()
+
+
+@gen_test()
+async def test_a_closed_server_enters_no_context():
+    contexts = Contexts()
+    server = await Server({})
+    await server.close()
+    with pytest.raises(RuntimeError, match="is closed, and enters no context"):
+        await server.enter_async_context(contexts.context("a"))
+    assert contexts.events == []
+
+
+@gen_test()
+async def test_a_context_that_is_entered_while_the_server_closes_is_left():
+    contexts = Contexts()
+    gate = Gate()
+    server = await Server({})
+    entering = await gate.enter(server.enter_async_context(contexts.context("a", gate)))
+    await server.close()
+    gate.open()
+    assert await entering == "A"
+    assert contexts.events == ["enter a", "leave a"]
 
 
 @gen_test()

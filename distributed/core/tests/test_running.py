@@ -578,6 +578,55 @@ def test_a_child_process_ends_when_its_parent_closes_the_pipe(start, code):
             child.kill()
 
 
+ANNOUNCING = """
+import sys
+from distributed.core import Server, announce, end_with_parent, run
+
+end_with_parent()
+sys.exit(run(lambda: Server({}), "tcp://127.0.0.1:0", services=[announce]))
+"""
+
+
+def test_a_parent_reads_the_address_that_a_child_announces():
+    with subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        try:
+            address = child.stdout.readline().decode().strip()
+
+            async def identity():
+                async with rpc(address) as remote:
+                    return await remote.identity()
+
+            assert asyncio.run(identity())["type"] == "Server"
+            child.stdin.close()
+            assert child.wait(20) == 0
+            assert child.stdout.read() == b""
+        finally:
+            child.kill()
+
+
+EXITING = """
+import atexit, threading
+from distributed.core import exit_without_threads
+
+atexit.register(print, "registered")
+threading.Thread(target=threading.Event().wait).start()
+print("exiting")
+exit_without_threads({code})
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_process_exits_without_its_threads(code):
+    done = subprocess.run(
+        [sys.executable, "-c", EXITING.format(code=code)], capture_output=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (code, b"")
+    # The output that was buffered is not lost.
+    assert done.stdout == b"exiting\nregistered\n"
+
+
 @pytest.mark.parametrize("op", ["block", "block_thread"])
 def test_a_process_that_blocks_is_ended_after_the_time(op, tmp_path):
     with process(op, tmp_path, time="0.1") as it:

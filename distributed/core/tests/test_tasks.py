@@ -1,4 +1,4 @@
-"""Groups of background tasks."""
+"""Groups of background tasks, and coroutines that a thread waits for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import gc
 import importlib
 import logging
+import threading
 
 import pytest
+from tornado.ioloop import IOLoop
 
-from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError
+from distributed.core.tasks import AsyncTaskGroup, AsyncTaskGroupClosedError, wait_from_thread
 from distributed.utils_test import captured_logger, gen_test
 
 
@@ -243,3 +245,48 @@ def test_call_soon_without_a_running_loop_is_an_error():
     with pytest.raises(RuntimeError, match="no running event loop"):
         group.call_soon(asyncio.sleep, 0)
     assert len(group) == 0
+
+
+@gen_test()
+async def test_a_thread_waits_for_a_coroutine_of_the_loop():
+    loop, thread = IOLoop.current(), threading.current_thread()
+
+    async def add(x, *, y):
+        await asyncio.sleep(0)
+        return x + y, threading.current_thread()
+
+    assert await asyncio.to_thread(wait_from_thread, loop, add, 1, y=2) == (3, thread)
+
+
+@gen_test()
+async def test_a_thread_gets_the_error_of_a_coroutine():
+    async def fail():
+        raise KeyError("in the loop")
+
+    with pytest.raises(KeyError, match="in the loop"):
+        await asyncio.to_thread(wait_from_thread, IOLoop.current(), fail)
+
+
+@gen_test()
+async def test_the_thread_of_the_loop_cannot_wait_for_itself():
+    called = []
+
+    async def never():
+        called.append(1)
+
+    with pytest.raises(RuntimeError, match="never.* would block the event loop"):
+        wait_from_thread(IOLoop.current(), never)
+    assert called == []
+
+
+@gen_test()
+async def test_the_thread_of_another_loop_may_wait():
+    loop = IOLoop.current()
+
+    async def seven():
+        return 7
+
+    async def elsewhere():
+        return wait_from_thread(loop, seven)
+
+    assert await asyncio.to_thread(asyncio.run, elsewhere()) == 7

@@ -56,10 +56,13 @@ class Attempt:
     __slots__ = ("_outer", "attempts", "stage")
 
     def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
+        # None when the attempt has ended: the contexts of callbacks may refer to it as long as the
+        # connection exists.
+        self.attempts: Attempts | None = attempts
         self.stage = "connecting"
 
     def __enter__(self) -> Self:
+        assert self.attempts is not None
         self.attempts.running[self] = None
         self._outer = _current.get()
         _current.set(self)
@@ -68,7 +71,9 @@ class Attempt:
     def __exit__(self, *exc_info: object) -> None:
         # `reset` would fail in a coroutine that is closed after its event loop has stopped.
         _current.set(self._outer)
+        assert self.attempts is not None
         del self.attempts.running[self]
+        self.attempts = self._outer = None
 
 
 _current: ContextVar[Attempt | None] = ContextVar("distributed.comm.attempt", default=None)

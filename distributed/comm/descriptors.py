@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from distributed.base.short_queue import LONG, AnyQueue, ShortQueue
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer
 from distributed.protocol.shared_frames import Descriptors
@@ -58,7 +59,7 @@ class DescriptorSocket(socket.socket):
         # Number of bytes sent since this object was made.
         self._sent = 0
         # What is to be sent with later bytes, in order.
-        self._attached: deque[_Attached] = deque()
+        self._attached: AnyQueue[_Attached] = ShortQueue()
 
     def attach(self, descriptors: Sequence[int], owner: Any, after: int) -> None:
         """Send descriptors with the first byte that follows the next *after* bytes.
@@ -73,6 +74,8 @@ class DescriptorSocket(socket.socket):
             Number of bytes that wait to be sent before.
         """
         self._attached.append(_Attached(self._sent + after, descriptors, owner))
+        if len(self._attached) == LONG:
+            self._attached = deque(self._attached)
 
     def send_with(self, buffers: Sequence[Buffer], descriptors: Sequence[int]) -> int:
         """Send bytes, and descriptors with the first of them; return the number of bytes.

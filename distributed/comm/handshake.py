@@ -46,6 +46,7 @@ __all__ = [
     "register_feature",
 ]
 
+_PYTHON = tuple(sys.version_info)[:3]
 #: Maximum number of characters of the peer's map or refusal that an error quotes.
 _QUOTED = 200
 
@@ -113,6 +114,9 @@ class Feature(NamedTuple):
 
 # name → feature; see `register_feature`
 _features: dict[str, Feature] = {}
+
+#: What the latest connection has agreed on; most connections of a process agree on the same.
+_latest: Mapping[str, Any] = NO_FEATURES
 
 
 def register_feature(
@@ -183,7 +187,16 @@ def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapp
                 raise ValueError(f"its feature {name!r} is invalid: {text}") from exc
             if parameter is not None:
                 agreed[name] = parameter
-    return MappingProxyType(agreed) if agreed else NO_FEATURES
+    return _shared(agreed) if agreed else NO_FEATURES
+
+
+def _shared(agreed: dict[str, Any]) -> Mapping[str, Any]:
+    """Return *agreed* as it is kept by the connections that have agreed on the same."""
+    global _latest
+    latest = _latest
+    if agreed != latest:
+        _latest = latest = MappingProxyType(agreed)
+    return latest
 
 
 def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
@@ -198,7 +211,7 @@ def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
     """
     info = {
         "compression": None if same_host else settings().compression,
-        "python": tuple(sys.version_info)[:3],
+        "python": _PYTHON,
         "pickle-protocol": HIGHEST_PROTOCOL,
     }
     if not allow_pickle:

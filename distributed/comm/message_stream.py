@@ -26,6 +26,7 @@ with reasons, in ``tests/test_tornado_names.py``.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
+from distributed.base.short_queue import LONG, ShortQueue
 from distributed.comm.control import (
     CONTROLS_AT_ONCE,
     MAX_CONTROL_SIZE,
@@ -84,6 +86,8 @@ class MessageStream(IOStream):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # Tornado makes deques, and most streams queue nothing.
+        self._set_queues(ShortQueue(), ShortQueue())
         self.controls = None
         self.decoder = MessageDecoder()
         # The next message; the reader waits for it if it is not complete.
@@ -347,7 +351,19 @@ class MessageStream(IOStream):
             self.notice_end()
         return nbytes
 
+    def _set_queues(self, futures: Any, buffers: Any) -> None:
+        """Set what waits to be written, and the futures of the calls that have written it."""
+        self._write_futures = futures
+        self._write_buffer._buffers = buffers
+
     # Methods of Tornado that are extended here
+
+    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
+        written = super().write(data)
+        if len(self._write_futures) == LONG and not self._closed:
+            # The buffer has at most as many items: each was written by a call of its own.
+            self._set_queues(deque(self._write_futures), deque(self._write_buffer._buffers))
+        return written
 
     def reading(self) -> bool:
         return self._waiter.wake is not None or self._receives_ahead() or super().reading()

@@ -159,7 +159,8 @@ class Requests:
         server = self._server
         server._comms[comm] = None
         # This task may have inherited the deadline of the task that connected, or that listens.
-        current.set(None)
+        if current.get() is not None:
+            current.set(None)
         idle = self._admission.idle
         read = comm.read if idle is None else partial(self._read_in_time, comm, idle)
         try:

@@ -6,7 +6,9 @@ import asyncio
 import contextvars
 import gc
 import socket
+import sys
 import weakref
+from collections import deque
 from contextlib import asynccontextmanager
 
 import pytest
@@ -258,6 +260,48 @@ async def test_buffers_of_any_number_and_size_are_sent_in_order(sizes):
         if written is not None:
             await written
         assert received == 2 * whole
+
+
+@gen_test()
+async def test_the_queues_of_an_idle_stream_take_little_memory():
+    async with stream_and_peer() as (stream, _):
+        queues = stream._write_futures, stream._write_buffer._buffers
+        assert sum(map(sys.getsizeof, queues)) < sys.getsizeof(deque()) / 4
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+@gen_test()
+async def test_many_writes_are_done_in_order_and_in_time_linear_in_their_number(size):
+    async with stream_and_peer() as (stream, peer):
+        loop = asyncio.get_running_loop()
+        whole = bytes(2**20)
+        stream.send([whole], len(whole))
+        done = []
+        for i in range(1000):
+            written = stream.write(bytes([i % 251]) * size)
+            written.add_done_callback(lambda _, i=i: done.append(i))
+        # Removing the first item of a list takes time in proportion to its length.
+        queues = stream._write_futures, stream._write_buffer._buffers
+        assert {type(queue) for queue in queues} == {deque}
+        received = bytearray()
+        while len(received) < len(whole) + 1000 * size:
+            received += await loop.sock_recv(peer, 2**20)
+        await written
+        assert done == list(range(1000))
+        assert received[len(whole) :: size] == bytes(i % 251 for i in range(1000))
+        assert not stream.writing()
+
+
+@pytest.mark.parametrize("number", [3, 1000])
+@gen_test()
+async def test_a_stream_that_is_closed_ends_all_writes(number):
+    async with stream_and_peer() as (stream, _):
+        whole = bytes(2**20)
+        stream.send([whole], len(whole))
+        writes = [stream.write(b"x") for _ in range(number)]
+        stream.close()
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        assert set(map(type, results)) == {StreamClosedError}
 
 
 @gen_test()

@@ -24,7 +24,7 @@ class Memory:
 
 
 #: The parts of `FailsToArrive` that were unpickled.
-arrived = []
+arrived: list[weakref.ref[Memory]] = []
 
 
 class FailsToArrive:

@@ -274,7 +274,7 @@ async def test_the_thread_of_the_loop_cannot_wait_for_itself():
     async def never():
         called.append(1)
 
-    with pytest.raises(RuntimeError, match="never.* would block the event loop"):
+    with pytest.raises(RuntimeError, match=r"never.* would block the event loop"):
         wait_from_thread(IOLoop.current(), never)
     assert called == []
 

@@ -7,7 +7,6 @@ client.
 from __future__ import annotations
 
 import array
-import asyncio
 import fcntl
 import os
 import socket
@@ -25,7 +24,7 @@ from distributed.comm.descriptors import MAX_DESCRIPTORS
 from distributed.comm.tests.raw_peers import HANDSHAKE, RawPeer, connect_raw, message, packed, u64
 from distributed.comm.tests.sharing_server import serving
 from distributed.protocol import dumps, to_serialize
-from distributed.utils_test import gen_test
+from distributed.utils_test import async_poll_for, gen_test
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Linux has this memory"),
@@ -76,8 +75,9 @@ class Attacker:
 
     async def received(self) -> None:
         """Wait until the server has received all bytes (SIOCOUTQ)."""
-        while any(fcntl.ioctl(self.peer.sock, 0x5411, bytes(4))):
-            await asyncio.sleep(0.001)
+        await async_poll_for(
+            lambda: not any(fcntl.ioctl(self.peer.sock, 0x5411, bytes(4))), period=0.001
+        )
 
 
 @asynccontextmanager
@@ -91,12 +91,12 @@ async def attacking(server):
         yield Attacker(peer)
     finally:
         peer.close()
-    after = None
-    while after != before:
-        # The server notices the end of the connection soon; the test's time limit ends the loop.
+
+    async def is_as_before():
         await honest.write({"op": "state"})
-        after = await honest.read()
-        await asyncio.sleep(0.005)
+        return await honest.read() == before
+
+    await async_poll_for(is_as_before, period=0.005)
     await honest.close()
 
 

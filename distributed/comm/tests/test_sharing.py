@@ -667,9 +667,8 @@ async def test_memory_outlives_a_sender_that_is_killed_and_then_nothing_is_left(
         async def is_as_before():
             return await ask(comm, "state") == before
 
-        while not await is_as_before():
-            # The server has not yet noticed the end of the connection.
-            await asyncio.sleep(0.01)
+        # The server notices the end of the connection soon.
+        await async_poll_for(is_as_before, period=0.01)
 
 
 @gen_test()
@@ -779,9 +778,12 @@ async def test_regions_come_back_without_a_message(server, lending, monkeypatch)
         await ask(comm, "hold", x)
         assert not all(loan.is_free for loan in pool)
     assert await ask_once(server, "drop")
+
+    async def has_no_maps():
+        return not (await ask_once(server, "state"))["maps"]
+
     # The server has forgotten the connection, and all of its mappings.
-    while (await ask_once(server, "state"))["maps"]:
-        await asyncio.sleep(0.005)
+    await async_poll_for(has_no_maps, period=0.005)
 
 
 async def ask_once(server, op):

@@ -29,7 +29,6 @@ from typing import Any
 
 from distributed.comm.control import ControlError
 from distributed.comm.handshake import Endpoint, register_feature
-from distributed.comm.settings import settings
 
 __all__ = ["FEATURE", "SentMessages", "parse_number", "parse_session"]
 
@@ -45,7 +44,7 @@ _MAX_NUMBER = 2**62
 
 
 def _offer(comm: Endpoint) -> int | None:
-    return VERSION if settings().acknowledge and comm.carries_controls else None
+    return VERSION if comm.configured.acknowledge and comm.carries_controls else None
 
 
 def _agree(ours: Any, theirs: Any) -> int:

@@ -13,7 +13,7 @@ import asyncio
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
-from distributed.comm.settings import settings
+from distributed.comm.settings import CommSettings
 
 __all__ = ["BusyPolling"]
 
@@ -33,12 +33,12 @@ class BusyPolling:
         self.is_polling = False
 
     @classmethod
-    def configured(cls) -> tuple[BusyPolling, float] | None:
-        """Return the object for the running event loop, and the configured seconds.
+    def configured(cls, settings: CommSettings) -> tuple[BusyPolling, float] | None:
+        """Return the object for the running event loop, and the seconds of *settings*.
 
         Returns None if busy polling is off.
         """
-        seconds = settings().busy_poll
+        seconds = settings.busy_poll
         if not seconds:
             return None
         loop = asyncio.get_running_loop()

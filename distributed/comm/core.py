@@ -41,7 +41,7 @@ from distributed.comm.handshake import (
 from distributed.comm.keepalive import FEATURE as KEEPALIVE
 from distributed.comm.keepalive import WatchfulComm
 from distributed.comm.registry import get_backend
-from distributed.comm.settings import check_configuration, settings
+from distributed.comm.settings import CommSettings, check_configuration, settings
 from distributed.protocol.limits import LoadPolicy
 
 __all__ = [
@@ -75,11 +75,11 @@ class Comm(WatchfulComm, CountedComm, ABC):
         Whether values wrapped by :func:`~distributed.protocol.to_serialize` are
         deserialized on arrival.  If false they arrive as
         :class:`~distributed.protocol.Serialized`, ready to be passed on.
-    load_policy
-        See below; by default that of the configuration.
 
     Attributes
     ----------
+    configured
+        The settings of the configuration when the connection was made.
     name
         The purpose of the connection, for debugging.
     allow_offload
@@ -98,6 +98,7 @@ class Comm(WatchfulComm, CountedComm, ABC):
 
     _instances: ClassVar[WeakSet[Comm]] = WeakSet()
 
+    configured: CommSettings
     name: str | None
     deserialize: bool
     allow_offload: bool
@@ -107,12 +108,13 @@ class Comm(WatchfulComm, CountedComm, ABC):
     handshake_options: dict[str, Any]
     features: Mapping[str, Any] = NO_FEATURES
 
-    def __init__(self, deserialize: bool = True, load_policy: LoadPolicy | None = None):
+    def __init__(self, deserialize: bool = True) -> None:
         self._instances.add(self)
+        self.configured = settings()
         self.name = None
         self.deserialize = deserialize
         self.allow_offload = True
-        self.load_policy = settings().load_policy if load_policy is None else load_policy
+        self.load_policy = self.configured.load_policy
         self.local_info = {}
         self.remote_info = {}
         self.handshake_options = {}
@@ -249,7 +251,9 @@ class Comm(WatchfulComm, CountedComm, ABC):
 
     def handshake_info(self) -> dict[str, Any]:
         """Return the map by which this side describes itself in the handshake."""
-        return handshake_info(same_host=self.same_host, allow_pickle=self.allow_pickle)
+        # Compression between processes of one host does not pay.
+        compression = None if self.same_host else self.configured.compression
+        return handshake_info(compression, self.allow_pickle)
 
     handshake_configuration = staticmethod(handshake_configuration)
 
@@ -396,7 +400,7 @@ class BaseListener(CountingListener, Listener):
         CommClosedError
             If the handshake fails or does not end in time; the comm is closed.
         """
-        timeout = settings().handshake_timeout
+        timeout = comm.configured.handshake_timeout
         if self.allow_pickle is not None:
             comm.allow_pickle = self.allow_pickle
         self._handshaking[comm] = None

@@ -31,7 +31,7 @@ from distributed.comm.offloading import (
     reading_budget,
     weigh,
 )
-from distributed.comm.settings import CommSettings, settings
+from distributed.comm.settings import CommSettings
 from distributed.protocol.core import UnfinishedMessageError, dumps, loads
 from distributed.protocol.exceptions import DeserializationError, FramingError, MessageError
 from distributed.protocol.framing import Buffer, Limits
@@ -60,14 +60,14 @@ class FramedComm(Comm):
     carries_controls = True
 
     def __init__(self, local_addr: str, peer_addr: str, deserialize: bool = True):
-        configured = settings()
-        super().__init__(deserialize, configured.load_policy)
+        super().__init__(deserialize)
+        configured = self.configured
         self._local_addr = local_addr
         self._peer_addr = peer_addr
         # Maximum number of seconds that close() waits for written data to be sent.
         self._linger = configured.tcp_timeout
         # Busy polling while a task waits for a message, and its seconds; None for none.
-        self._busy_polling = BusyPolling.configured()
+        self._busy_polling = BusyPolling.configured(configured)
         # The size at which frames are split, and the limits of received messages.
         self._shard = self._choose_shard(configured)
         self._limits = configured.message_limits

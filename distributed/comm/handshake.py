@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from distributed.base.text import shown, shown_repr
 from distributed.comm.auth import Authentication, AuthenticationError
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError
-from distributed.comm.settings import settings
+from distributed.comm.settings import CommSettings
 from distributed.protocol.exceptions import ProtocolError
 from distributed.protocol.pickle import HIGHEST_PROTOCOL
 
@@ -82,6 +82,9 @@ class Endpoint(Protocol):
     @property
     def allow_pickle(self) -> bool: ...
 
+    @property
+    def configured(self) -> CommSettings: ...
+
     def handshake_info(self) -> dict[str, Any]: ...
 
     async def write_handshake(self, msg: dict[str, Any]) -> None: ...
@@ -115,8 +118,8 @@ class Feature(NamedTuple):
 # name → feature; see `register_feature`
 _features: dict[str, Feature] = {}
 
-#: What the latest connection has agreed on; most connections of a process agree on the same.
-_latest: Mapping[str, Any] = NO_FEATURES
+#: The features that the two sides of the latest connection have offered, and the agreed ones.
+_latest: tuple[Any, Any, Mapping[str, Any]] = (None, None, NO_FEATURES)
 
 
 def register_feature(
@@ -143,9 +146,11 @@ def register_feature(
     mappingproxy({})
     >>> del _features["example"]
     """
+    global _latest
     if name in _features:
         raise ValueError(f"the feature {name!r} is registered already")
     _features[name] = Feature(offer, agree)
+    _latest = None, None, NO_FEATURES
 
 
 def offered_features(comm: Endpoint) -> dict[str, Any]:
@@ -166,14 +171,24 @@ def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapp
     ValueError
         If *remote* offers features in a form that no honest peer sends.
     """
-    theirs = remote.get("features")
+    global _latest
+    ours, theirs = local.get("features"), remote.get("features")
+    latest_ours, latest_theirs, latest = _latest
+    # Most connections of a process agree on the same.
+    if ours == latest_ours and theirs == latest_theirs:
+        return latest
+    agreed = _agreed_features(ours, theirs)
+    _latest = ours, theirs, agreed
+    return agreed
+
+
+def _agreed_features(ours: Any, theirs: Any) -> Mapping[str, Any]:
     if theirs is None:
         return NO_FEATURES
     if not isinstance(theirs, dict) or not set(map(type, theirs)) <= {str}:
         raise ValueError(f"its 'features' are not a map of names: {str(theirs)[:_QUOTED]}")
     if len(theirs) > MAX_FEATURES:
         raise ValueError(f"it offers {len(theirs)} features; at most {MAX_FEATURES} are accepted")
-    ours = local.get("features")
     if not ours:
         return NO_FEATURES
     agreed = {}
@@ -187,30 +202,21 @@ def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapp
                 raise ValueError(f"its feature {name!r} is invalid: {text}") from exc
             if parameter is not None:
                 agreed[name] = parameter
-    return _shared(agreed) if agreed else NO_FEATURES
+    return MappingProxyType(agreed) if agreed else NO_FEATURES
 
 
-def _shared(agreed: dict[str, Any]) -> Mapping[str, Any]:
-    """Return *agreed* as it is kept by the connections that have agreed on the same."""
-    global _latest
-    latest = _latest
-    if agreed != latest:
-        _latest = latest = MappingProxyType(agreed)
-    return latest
-
-
-def handshake_info(same_host: bool, allow_pickle: bool) -> dict[str, Any]:
+def handshake_info(compression: str | None, allow_pickle: bool) -> dict[str, Any]:
     """Return the map by which this side describes itself.
 
     Parameters
     ----------
-    same_host
-        Whether the peer is on this host, where compression does not pay.
+    compression
+        The name of the compression that this side proposes; None for none.
     allow_pickle
         Whether this side unpickles anything.
     """
     info = {
-        "compression": None if same_host else settings().compression,
+        "compression": compression,
         "python": _PYTHON,
         "pickle-protocol": HIGHEST_PROTOCOL,
     }

@@ -36,6 +36,7 @@ from distributed.comm.core import (
 from distributed.comm.inproc_queue import EOF, Queue, QueueEmpty
 from distributed.comm.registry import Backend
 from distributed.protocol.limits import reading
+from distributed.protocol.pieces import PLAIN_TYPES
 from distributed.protocol.serialize import _nested_deserialize
 
 __all__ = [
@@ -97,7 +98,9 @@ class InProc(Comm):
         # Number of reads and writes since this comm last waited.
         self._served = 0
         # Closes the comm, with a warning, if it is garbage-collected while open.
-        self._finalizer = weakref.finalize(self, _close_dangling, read_q, write_q, repr(self))
+        self._finalizer = weakref.finalize(
+            self, _close_dangling, read_q, write_q, local_addr, peer_addr
+        )
         self._finalizer.atexit = False
 
     @property
@@ -133,7 +136,9 @@ class InProc(Comm):
             raise RuntimeError(f"another coroutine is already reading from {self!r}")
         self._reading = True
         try:
-            await self._let_others_run()
+            self._served += 1
+            if self._served > _UNINTERRUPTED:
+                await self._let_others_run()
             try:
                 msg = self._read_q.get_nowait()
             except QueueEmpty:
@@ -150,6 +155,12 @@ class InProc(Comm):
             self.abort()
             raise CommClosedError(f"in {self!r}: closed by {by}")
         self.traffic.messages_received += 1
+        # The usual cases, which need no limits.
+        kind = type(msg)
+        if kind in PLAIN_TYPES:
+            return msg
+        if kind is dict and PLAIN_TYPES.issuperset(map(type, msg.values())):
+            return msg.copy()
         with reading(self.load_policy):
             return _nested_deserialize(msg, emulate_deserialize=self.deserialize)
 
@@ -177,11 +188,13 @@ class InProc(Comm):
         CommClosedError
             If either end is closed.
         """
-        try:
-            await self._let_others_run()
-        except BaseException:
-            self.abort()
-            raise
+        self._served += 1
+        if self._served > _UNINTERRUPTED:
+            try:
+                await self._let_others_run()
+            except BaseException:
+                self.abort()
+                raise
         if self.closed():
             raise CommClosedError(f"cannot write: {self!r}")
         if self._write_q.finished:
@@ -205,11 +218,9 @@ class InProc(Comm):
         self._read_q.on_finish = callback and (asyncio.get_running_loop(), callback)
 
     async def _let_others_run(self) -> None:
-        """Suspend after every `_UNINTERRUPTED` calls: with many messages, nothing else would."""
-        self._served += 1
-        if self._served > _UNINTERRUPTED:
-            self._served = 0
-            await asyncio.sleep(0)
+        """Suspend, after `_UNINTERRUPTED` calls: with many messages, nothing else would."""
+        self._served = 0
+        await asyncio.sleep(0)
 
     async def close(self) -> None:
         self.abort()
@@ -233,10 +244,10 @@ def _finish(*queues: Queue) -> None:
         queue.finish()
 
 
-def _close_dangling(read_q: Queue, write_q: Queue, comm: str) -> None:
+def _close_dangling(read_q: Queue, write_q: Queue, local: str, peer: str) -> None:
     """Close the connection of a comm that was garbage-collected while open."""
     if not read_q.finished:
-        logger.warning("Closing dangling queue in %s", comm)
+        logger.warning("Closing dangling queue in <InProc  local=%s remote=%s>", local, peer)
     _finish(read_q, write_q)
 
 

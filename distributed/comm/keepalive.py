@@ -49,7 +49,7 @@ _MIN_INTERVALS = 2
 
 
 def _offer(comm: Endpoint) -> tuple[float, float] | None:
-    return settings().keepalive if comm.carries_controls else None
+    return comm.configured.keepalive if comm.carries_controls else None
 
 
 def _agree(ours: Any, theirs: Any) -> tuple[float, float]:

@@ -74,7 +74,7 @@ _CHECK_INTERVAL: Final = 1.0
 def _offer(comm: Endpoint) -> ShareLimits | None:
     if not comm.passes_descriptors or not comm.allow_pickle:
         return None
-    return settings().share_limits if is_supported() else None
+    return comm.configured.share_limits if is_supported() else None
 
 
 def _agree(ours: Any, theirs: Any) -> tuple[int, int] | None:

@@ -221,7 +221,7 @@ def deserialize_bytes(b: Buffer) -> Any:
 
 
 # Frequent types that contain no wrapper: values of these types are spared a call.
-_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+PLAIN_TYPES = frozenset((type(None), bool, int, float, str, bytes))
 
 
 def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
@@ -241,12 +241,14 @@ def nested_deserialize(x: Any, emulate_deserialize: bool = True) -> Any:
         return x.data if emulate_deserialize else x
     if cls is dict:
         return {
-            key: value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            key: value
+            if type(value) in PLAIN_TYPES
+            else nested_deserialize(value, emulate_deserialize)
             for key, value in x.items()
         }
     if cls is list or cls is tuple:
         values = [
-            value if type(value) in _PLAIN else nested_deserialize(value, emulate_deserialize)
+            value if type(value) in PLAIN_TYPES else nested_deserialize(value, emulate_deserialize)
             for value in x
         ]
         return values if cls is list else tuple(values)

@@ -11,6 +11,7 @@ import pytest
 import distributed.config
 from distributed.comm import busy_polling
 from distributed.comm.busy_polling import BusyPolling
+from distributed.comm.settings import settings
 from distributed.core import rpc
 from distributed.tests.servers import ADDRESSES, TCP, Gate, serving
 from distributed.utils_test import gen_test
@@ -158,9 +159,9 @@ async def test_other_calls_and_timers_proceed_while_the_loop_polls(transport, cl
 def test_an_event_loop_that_is_closed_is_freed():
     async def use():
         with distributed.config.set({KEY: "10ms"}):
-            polling, seconds = BusyPolling.configured()
+            polling, seconds = BusyPolling.configured(settings())
         polling.poll_for(seconds)
-        assert BusyPolling.configured() is None
+        assert BusyPolling.configured(settings()) is None
         return weakref.ref(asyncio.get_running_loop())
 
     loop = asyncio.run(use())

@@ -13,9 +13,10 @@ When a batch waits for the interval
     A batch of one message takes about 40 µs of CPU time (sender and receiver together), but a
     message in a large batch only 3 µs.  This matters if writing small batches is most of what an
     event loop does.  Therefore the streams of an event loop share a budget: the time in which they
-    write may be half of the time that passes (:mod:`distributed.base.budget`).  While it is used
-    up, each stream writes at most one batch per interval.  A stream that sends less often than once
-    per interval still does not wait, since its batches would not grow.
+    write may be half of the time that passes, and a fifth for a single stream
+    (:mod:`distributed.base.budget`).  While one of the two is used up, a stream writes at most one
+    batch per interval.  A stream that sends less often than once per interval still does not wait,
+    since its batches would not grow.
 
 No message is skipped: the messages that the peer has read are always a prefix of the messages that
 were sent.
@@ -36,14 +37,15 @@ from __future__ import annotations
 import asyncio
 import reprlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
 from distributed.base import config
 from distributed.base.arguments import check_duration
-from distributed.base.budget import Budget, budget_of
+from distributed.base.budget import STREAM_SHARE, Account, Budget, budget_of
+from distributed.base.callables import call_alive
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
 from distributed.base.quantities import parse_bytes
@@ -187,6 +189,8 @@ class BatchedSend:
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
         # Shared by the streams of `_asyncio_loop`.
         self._budget = Budget()
+        # What this stream may take of it.
+        self._account = Account(STREAM_SHARE)
         # The task that writes batches, running or done.
         self._writer: asyncio.Task[None] | None = None
         # Whether start() was called and `_writer` is not running, so that send() must start it.
@@ -200,7 +204,7 @@ class BatchedSend:
         # The error that ended the stream, if a message could not be serialized.
         self._failure: BaseException | None = None
         # The messages that were written and not acknowledged.
-        self._delivery = Delivery(partial(_call, WeakMethod(self._notified)))
+        self._delivery = Delivery(partial(call_alive, WeakMethod(self._notified)))
         # The comm that these were written to, which is not always `comm`; None before the first.
         self._opened_on: Comm | None = None
         # Whether `_writer` has to open the session of `_delivery` on `comm` first.
@@ -451,7 +455,7 @@ class BatchedSend:
                     deadline is not None
                     and now < deadline
                     and not self.please_stop
-                    and self._budget.is_empty(now)
+                    and (self._account.is_empty(now) or self._budget.is_empty(now))
                 ):
                     await self._wait_until(deadline)
                     if not self._has_work():
@@ -473,7 +477,9 @@ class BatchedSend:
                 written = self.byte_count
                 await self._deliver(batch, size, self.comm)
                 if self.byte_count - written < LARGE_BATCH_BYTES:
-                    self._budget.take(now, loop.time())
+                    end = loop.time()
+                    self._account.take(now, end)
+                    self._budget.take(now, end)
         finally:
             self._idle = True
 
@@ -586,13 +592,6 @@ class BatchedSend:
         """Handle an acknowledgement or the end of the connection."""
         self._take_back()
         self._wake()
-
-
-def _call(method: WeakMethod[Callable[[], None]]) -> None:
-    """Call a method, unless its object is gone."""
-    bound = method()
-    if bound is not None:
-        bound()
 
 
 def _is_broken(comm: Comm, exc: Exception) -> bool:

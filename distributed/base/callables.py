@@ -7,10 +7,18 @@ import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 from tornado import gen
 
-__all__ = ["has_keyword", "import_term", "iscoroutinefunction"]
+__all__ = ["call_alive", "has_keyword", "import_term", "iscoroutinefunction"]
+
+
+def call_alive(method: WeakMethod[Callable[[], None]]) -> None:
+    """Call a method, unless its object is gone."""
+    bound = method()
+    if bound is not None:
+        bound()
 
 
 def has_keyword(func: Callable[..., Any], keyword: str) -> bool:

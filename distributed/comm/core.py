@@ -21,12 +21,7 @@ from distributed.base.logs import get_logger
 from distributed.comm.addressing import parse_address
 from distributed.comm.arguments import with_security
 from distributed.comm.attempts import Attempt, Attempts, keep_trying
-from distributed.comm.auth import (
-    Authentication,
-    AuthenticationError,
-    Penalties,
-    choose_token,
-)
+from distributed.comm.auth import Authentication, AuthenticationError, Penalties, choose_token
 from distributed.comm.control import Controls
 from distributed.comm.counts import UNCOUNTED, CountedComm, CountingListener, HandshakeCounts
 from distributed.comm.exceptions import CommClosedError, FatalCommClosedError

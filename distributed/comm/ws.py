@@ -63,13 +63,13 @@ from distributed.comm.websocket import (
     HTTP_LIMIT,
     HTTP_REQUEST,
     ClientConnection,
-    Inbox,
     NotHTTP,
     Protocol,
     adopt,
     expect_http,
     handshake_limit,
 )
+from distributed.comm.websocket_inbox import Inbox
 from distributed.comm.ws_comm import WS, WSS, failure
 
 __all__ = [

@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 
 from distributed import batched
 from distributed.base import budget, config
-from distributed.base.budget import SAVED_SECONDS
+from distributed.base.budget import SAVED_SECONDS, STREAM_SHARE, WRITING_SHARE, Account
 from distributed.batched import BatchedSend, Budget, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
@@ -244,6 +244,24 @@ async def test_the_streams_of_an_event_loop_share_a_budget(small_budget):
 
 
 @gen_test()
+async def test_a_stream_that_has_used_up_its_share_waits_and_others_do_not(monkeypatch):
+    monkeypatch.setattr(budget, "SAVED_SECONDS", 3600)
+    monkeypatch.setattr(batched, "STREAM_SHARE", 1e-12)
+    busy, busy_comm = scripted(interval="1 hour")
+    other, other_comm = scripted(interval="1 hour")
+    busy.send(1)
+    await busy_comm.has(1)
+    busy.send(2)
+    await asyncio.sleep(0)
+    assert busy.buffer == [2]
+    other.send(1)
+    await other_comm.has(1)
+    await busy.close()
+    await other.close()
+    assert busy_comm.batches == [[1], [2]]
+
+
+@gen_test()
 async def test_without_an_interval_messages_never_wait(small_budget):
     stream, comm = scripted(interval=0)
     for i in range(50):
@@ -260,19 +278,20 @@ async def test_large_batches_do_not_use_the_budget(small_budget):
             await peer.has(i + 1)
 
 
+@pytest.mark.parametrize("share", [WRITING_SHARE, STREAM_SHARE])
 @pytest.mark.parametrize("slowness", [1, 10])
-def test_a_busy_event_loop_writes_half_of_the_time_on_a_slow_machine_too(slowness):
-    budget = Budget()
+def test_a_busy_event_loop_writes_a_share_of_the_time_on_a_slow_machine_too(slowness, share):
+    account = Account(share)
     write, other = 20e-6 * slowness, 5e-6 * slowness
     begin = now = 100.0
     writing = 0.0
     while now < begin + 10:
-        if not budget.is_empty(now):
-            budget.take(now, now + write)
+        if not account.is_empty(now):
+            account.take(now, now + write)
             now += write
             writing += write
         now += other
-    assert writing == pytest.approx(5, rel=0.02)
+    assert writing == pytest.approx(10 * share, rel=0.02)
 
 
 def test_an_event_loop_that_writes_less_than_half_of_the_time_never_waits():

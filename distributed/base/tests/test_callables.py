@@ -6,11 +6,17 @@ import asyncio
 import functools
 import math
 import os
+from weakref import WeakMethod
 
 import pytest
 from tornado import gen
 
-from distributed.base.callables import has_keyword, import_term, iscoroutinefunction
+from distributed.base.callables import (
+    call_alive,
+    has_keyword,
+    import_term,
+    iscoroutinefunction,
+)
 
 
 def positional_only(a, /, b): ...
@@ -93,3 +99,20 @@ def test_import_term_from_a_missing_module_is_an_import_error():
 def test_import_term_of_a_missing_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_term"):
         import_term("math.no_such_term")
+
+
+def test_call_alive_calls_a_method_as_long_as_its_object_exists():
+    class Object:
+        def __init__(self):
+            self.calls = 0
+
+        def method(self):
+            self.calls += 1
+
+    it = Object()
+    method = WeakMethod(it.method)
+    call_alive(method)
+    assert it.calls == 1
+    del it
+    assert method() is None
+    call_alive(method)

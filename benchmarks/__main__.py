@@ -32,9 +32,16 @@ RECORD = ROOT / "docs" / "explanation" / "performance"
 #: The names of the plots; a directory given by the user may contain other images.
 PLOTTED = ("sequential", "transports", "concurrent", "payloads", "workloads")
 
-#: Files that the repository keeps, since docs/explanation/performance.rst shows them.  It does not
-#: show the workloads, because they were not measured on a quiet machine yet.
-RECORDED = ("targets.csv", "anatomy.csv", "machine.csv", "sequential.svg", "payloads.svg")
+#: Files that the repository keeps, since docs/explanation/performance.rst shows them.
+RECORDED = (
+    "targets.csv",
+    "anatomy.csv",
+    "machine.csv",
+    "workloads.csv",
+    "sequential.svg",
+    "payloads.svg",
+    "workloads.svg",
+)
 
 #: The measurements so far of a run that has not ended, in the directory of its results.
 PROGRESS = "progress.json"

@@ -208,6 +208,13 @@ def _workloads() -> Iterator[Case]:
         yield Case(f"workloads/{name}", WORKERS, command, seconds=3.0, rounds=5, how="cluster")
 
 
+def _memory_of_workers() -> Iterator[Case]:
+    """Yield a program that gives one array to all worker processes of a host."""
+    contestants = tuple(name for name in WORKERS if name not in ("dask on core unix", "frisky"))
+    command = {"command": "hold", "size": 256_000_000}
+    yield Case("memory/256 MB array on 4 workers", contestants, command, rounds=3, how="cluster")
+
+
 def _with_transport(transport: str) -> tuple[str, ...]:
     """Return the contestants that have *transport*: this project, and mostly the original."""
     return CORE if transport != "unix" else CORE[:1]
@@ -229,6 +236,7 @@ def cases(*, quick: bool, table: str = "main") -> list[Case]:
         *_under_load(),
         *_dask(),
         *_workloads(),
+        *_memory_of_workers(),
     ]
     return [_for_quick_run(case) for case in every if case.quick] if quick else every
 

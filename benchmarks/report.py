@@ -31,7 +31,7 @@ MEASURES = {
     "server work": ("time of the server before send", "µs", 1e6),
     "server sending": ("time of the server in send", "µs", 1e6),
     "seconds": ("time", "ms", 1e3),
-    "added": ("memory that the import adds", "MB", 1e-6),
+    "added": ("memory that it adds", "MB", 1e-6),
     "total": ("memory in total", "MB", 1e-6),
     "both": ("memory of both sides, each", "kB", 1e-3),
     "server": ("memory of the server, each", "kB", 1e-3),

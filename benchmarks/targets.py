@@ -99,12 +99,21 @@ def _all() -> Iterator[Target]:
             f"first {size[:-2]} MB array on a connection", f"cold/array {size}/tcp", 1.0
         )
     yield _to_original("BatchedSend messages/s", "batched/tcp", 1.5)
+    for count in (1, 10, 100, 1_000):
+        streams = f"{count:,} stream{'s' * (count > 1)}"
+        title = f"messages/s over {streams} at once, 5 of each per iteration"
+        yield _to_original(title, f"batched/{count} at once/tcp", 1.0)
+    yield _to_original(
+        "1,000 calls/s beside 100 MB of lz4, p99", "small calls beside 100MB of lz4/tcp", 0.5, "p99"
+    )
     streamed, called = Series("streamed/tcp", "ours"), Series("sequential/tcp", "ours")
     yield Target("small items of a stream/s", streamed, called, 5.0)
     yield _to_original("new connections/s", "connections/1 at once/tcp", 2.0)
-    yield _to_original(
-        "memory per idle connection, both sides", "memory/per idle connection/tcp", 1.0, "both"
-    )
+    for transport in ("tcp", "ws", "inproc"):
+        title = "memory per idle connection, both sides"
+        if transport != "tcp":
+            title += f", {transport}"
+        yield _to_original(title, f"memory/per idle connection/{transport}", 1.0, "both")
     yield _to_original("import distributed.core, time", "import/distributed.core", 0.35, "seconds")
     yield _to_original("import distributed.core, memory", "import/distributed.core", 0.6, "added")
     yield from _of_dask()
@@ -138,6 +147,15 @@ def _of_dask() -> Iterator[Target]:
             series = Series(f"workloads/{case}", name)
             full_title = f"{title},{how}" if how else title
             yield Target(full_title, series, Series(series.case, released), bound)
+
+    held = "memory/256 MB array on 4 workers"
+    shared = Series(held, "dask on core shared", "added")
+    for other, bound in ((released, 0.4), ("ray", 1.1)):
+        title = "256 MB array on 4 workers, memory that it adds"
+        yield Target(title, shared, replace(shared, contestant=other), bound, at_most=True)
+    total = replace(shared, measure="total")
+    title = "256 MB array on 4 workers, memory in total"
+    yield Target(title, total, replace(total, contestant="ray"), 1.0, at_most=True)
 
 
 def _of_libraries() -> Iterator[Target]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.contestants import workloads
 from benchmarks.contestants.channel import Channel, Result
-from benchmarks.contestants.workloads import increment, seconds_of
+from benchmarks.contestants.workloads import HOLDERS, increment, seconds_of, sum_of_pages
 from distributed import Client, LocalCluster, wait
 
 #: Number of arrays in which data is sent from one worker to the other.
@@ -75,6 +75,33 @@ def run(program: str, size: int, seconds: float, address: str) -> Result:
         return workloads.repeat(getattr(Programs(client), program), size, seconds)
 
 
+def hold(size: int, seconds: float, address: str) -> Result:
+    """Scatter an array of *size* bytes to all workers, and return the memory that this takes."""
+    cluster = LocalCluster(
+        n_workers=HOLDERS,
+        threads_per_worker=1,
+        protocol=options.protocol or address,
+        dashboard_address=None,
+        memory_limit=0,
+    )
+    with cluster, Client(cluster) as client:
+        client.wait_for_workers(HOLDERS)
+        workers = list(client.scheduler_info()["workers"])
+
+        def scatter(number: int) -> Any:
+            array = np.ones(number)
+            if options.shared:
+                array = importlib.import_module("distributed.shared").copy(array)
+            future = client.scatter(array, broadcast=True)
+            for worker in workers:
+                client.submit(sum_of_pages, future, workers=[worker], pure=False).result()
+            return array, future
+
+        # What the workers import at first use does not count.
+        scatter(1000)
+        return workloads.memory_added_by(lambda: scatter(size // 8))
+
+
 def share_memory() -> None:
     """Let this process and its workers send large buffers in shared memory.
 
@@ -101,4 +128,4 @@ if __name__ == "__main__":
     if options.shared:
         share_memory()
     channel.write({})
-    channel.answer({"run": run})
+    channel.answer({"run": run, "hold": hold})

@@ -103,6 +103,30 @@ def run(program: str, size: int, seconds: float, address: str) -> Result:
     return workloads.repeat(getattr(Programs(), program), size, seconds)
 
 
+class Holder:
+    def read(self, array: Any) -> float:
+        self.array = array
+        return workloads.sum_of_pages(array)
+
+
+def hold(size: int, seconds: float, address: str) -> Result:
+    """Put an array of *size* bytes into the object store, and let all workers read it."""
+    import numpy as np
+
+    start(workloads.HOLDERS, object_store_memory=STORE)
+    holders = [ray.remote(Holder).remote() for _ in range(workloads.HOLDERS)]
+
+    def put(number: int) -> Any:
+        array = np.ones(number)
+        reference = ray.put(array)
+        ray.get([holder.read.remote(reference) for holder in holders])
+        return array, reference
+
+    # What the workers import at first use does not count.
+    put(1000)
+    return workloads.memory_added_by(lambda: put(size // 8))
+
+
 def call() -> None:
     channel = Channel()
     actors: list[Any] = []
@@ -116,7 +140,7 @@ def call() -> None:
         return repeat(lambda: ray.get(add.remote(1, 2)), seconds)
 
     channel.write({})
-    channel.answer({"sequential": sequential, "run": run, "close_all": dict})
+    channel.answer({"sequential": sequential, "run": run, "hold": hold, "close_all": dict})
     if ray.is_initialized():
         ray.shutdown()
 

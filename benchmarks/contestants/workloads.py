@@ -7,8 +7,11 @@ imported where they are used, so that a worker which imports this module starts 
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +37,50 @@ KEYS = 10_000
 #: Share of a program's size for its warm-up, which is not measured.
 WARM_UP = 0.1
 
+#: Number of worker processes that hold the same array.
+HOLDERS = 4
+
 
 def seconds_of(call: Callable[[], Any]) -> float:
     begin = perf_counter()
     call()
     return perf_counter() - begin
+
+
+def memory_of_family() -> int:
+    """Return the memory of this process and its descendants in bytes.
+
+    It is the sum of their proportional set sizes (PSS): memory that several processes share counts
+    once.
+    """
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            # The name of the program, in parentheses, may contain anything.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= found
+    total = 0
+    for pid in family:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += 1024 * int(rollup.partition("\nPss:")[2].split()[0])
+    return total
+
+
+def memory_added_by(give: Callable[[], Any]) -> Result:
+    """Return the memory of this process and its descendants, and what *give* adds, in bytes."""
+    before = memory_of_family()
+    given = give()
+    total = memory_of_family()
+    del given
+    return {"added": total - before, "total": total}
+
+
+def sum_of_pages(array: np.ndarray) -> float:
+    """Read each page of an array, so that it is resident."""
+    return float(array[:: 4096 // array.itemsize].sum())
 
 
 def repeat(execute: Callable[[int], float], size: int, seconds: float) -> Result:

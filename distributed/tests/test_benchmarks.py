@@ -149,7 +149,9 @@ def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python, name, w
     cases = [
         case
         for case in benchmarks.cases.cases(quick=False)
-        if name in case.contestants and case.name.startswith(which)
+        if name in case.contestants
+        and case.command["command"] == "run"
+        and case.name.startswith(which)
     ]
     assert cases
     contestant = replace(benchmarks.lineup.contestants()[name], make=lambda: grafted_python)
@@ -159,6 +161,25 @@ def test_each_dask_program_runs_on_this_core(benchmarks, grafted_python, name, w
         (each,) = entries[name]["rounds"]
         assert each["count"] > 0
         assert 0 < each["seconds"] < 60
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs shared memory")
+def test_an_array_in_shared_memory_is_held_once_by_four_workers(benchmarks, grafted_python):
+    name = "dask on core shared"
+    (case,) = (
+        case
+        for case in benchmarks.cases.cases(quick=False)
+        if name in case.contestants and case.command["command"] == "hold"
+    )
+    contestant = replace(benchmarks.lineup.contestants()[name], make=lambda: grafted_python)
+    pace = 4.0
+    run = benchmarks.rounds.Run([case], {name: contestant}, 1, pace, lambda text: None)
+    (each,) = run.measure()[case.name][name]["rounds"]
+    size = case.command["size"] / pace
+    # Without sharing, there are five copies.
+    assert size * 0.9 < each["added"] < size * 2
+    assert each["total"] > each["added"]
 
 
 def test_a_contestant_that_fails_skips_that_case_only(measure):

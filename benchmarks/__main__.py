@@ -73,7 +73,11 @@ def arguments() -> argparse.Namespace:
         help="continue an interrupted run with the same arguments and code, if there is one",
     )
     parser.add_argument(
-        "--show", type=Path, metavar="RESULTS", help="show an earlier run instead of measuring"
+        "--show",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS",
+        help="show an earlier run instead of measuring; cases of further runs are added to it",
     )
     parser.add_argument(
         "--after",
@@ -226,7 +230,7 @@ def main() -> int:
     if options.list or not selected:
         print("\n".join(case.name for case in selected) or f"no case begins with {options.only}")
         return not selected
-    results = Results.read(options.show) if options.show else measured(options, selected)
+    results = Results.read(*options.show) if options.show else measured(options, selected)
     if options.after:
         before = [targets.ratios(Results.read(path)) for path in options.after]
         results = Results({**results.record, "before": before})

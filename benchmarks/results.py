@@ -55,8 +55,13 @@ class Results:
         self.before: Sequence[Mapping[str, float]] = self.record.get("before", [])
 
     @classmethod
-    def read(cls, path: Path) -> Results:
-        return cls(json.loads(path.read_text()))
+    def read(cls, path: Path, *others: Path) -> Results:
+        """Return the results of a run, with the cases of other runs in addition or instead."""
+        record, *more = (json.loads(each.read_text()) for each in (path, *others))
+        for other in more:
+            record["cases"] |= other["cases"]
+            record["contestants"] |= other["contestants"]
+        return cls(record)
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,10 @@ When a batch waits for the interval
     A batch of one message takes about 40 µs of CPU time (sender and receiver together), but a
     message in a large batch only 3 µs.  This matters if writing small batches is most of what an
     event loop does.  Therefore the streams of an event loop share a budget: the time in which they
-    write may be half of the time that passes, and a fifth for a single stream
-    (:mod:`distributed.base.budget`).  While one of the two is used up, a stream writes at most one
-    batch per interval.  A stream that sends less often than once per interval still does not wait,
-    since its batches would not grow.
+    write may be half of the time that passes.  Each stream also has a budget of its own, a fifth of
+    the time (:mod:`distributed.base.budget`).  While one of the two is used up, a stream writes at
+    most one batch per interval.  A stream that sends less often than once per interval still does
+    not wait, since its batches would not grow.
 
 No message is skipped: the messages that the peer has read are always a prefix of the messages that
 were sent.
@@ -44,7 +44,7 @@ from weakref import WeakMethod
 
 from distributed.base import config
 from distributed.base.arguments import check_duration
-from distributed.base.budget import STREAM_SHARE, Account, Budget, budget_of
+from distributed.base.budget import Account, Budget, budget_of
 from distributed.base.callables import call_alive
 from distributed.base.event_loop import asyncio_loop_of
 from distributed.base.logs import get_logger
@@ -61,7 +61,7 @@ __all__ = ["BatchedSend", "Budget", "rough_size"]
 
 logger = get_logger(__name__)
 
-#: Minimum number of bytes of a batch whose time the budget ignores: its content takes the time.
+#: Minimum number of bytes of a batch whose time no budget counts: its content takes the time.
 LARGE_BATCH_BYTES = 65_536
 
 #: Maximum number of bytes of a batch that is kept in the log of recent messages.
@@ -75,9 +75,9 @@ class BatchedSend:
     """Sender of messages on a comm, in batches.
 
     A message is written at the end of the current event-loop iteration, in one batch with all
-    others sent in this iteration.  It waits while a write is in progress and, if the streams of
-    this event loop spend most of the time on small batches, at most for the interval; the
-    module's docstring gives the rule.
+    others sent in this iteration.  It waits while a write is in progress and, if this stream or the
+    streams of this event loop spend much of the time on small batches, at most for the interval;
+    the module's docstring gives the rule.
 
     Messages sent before `start` wait in ``buffer``.  If the comm breaks, the undelivered messages
     are in ``buffer``, in order; a `start` with another comm sends them first.
@@ -189,8 +189,8 @@ class BatchedSend:
         self._asyncio_loop: asyncio.AbstractEventLoop | None = None
         # Shared by the streams of `_asyncio_loop`.
         self._budget = Budget()
-        # What this stream may take of it.
-        self._account = Account(STREAM_SHARE)
+        # The time in which this stream may write without waiting; replaced by start().
+        self._account = Account(1)
         # The task that writes batches, running or done.
         self._writer: asyncio.Task[None] | None = None
         # Whether start() was called and `_writer` is not running, so that send() must start it.
@@ -243,7 +243,7 @@ class BatchedSend:
             asyncio.get_running_loop() if self.loop is None else asyncio_loop_of(self.loop)
         )
         self._budget = budget_of(self._asyncio_loop)
-        self._budget.add(self)
+        self._account = self._budget.add(self)
         if comm is not self.comm:
             self._take_back()
             self._must_open = True
@@ -455,7 +455,7 @@ class BatchedSend:
                     deadline is not None
                     and now < deadline
                     and not self.please_stop
-                    and (self._account.is_empty(now) or self._budget.is_empty(now))
+                    and self._account.is_empty(now)
                 ):
                     await self._wait_until(deadline)
                     if not self._has_work():
@@ -477,9 +477,7 @@ class BatchedSend:
                 written = self.byte_count
                 await self._deliver(batch, size, self.comm)
                 if self.byte_count - written < LARGE_BATCH_BYTES:
-                    end = loop.time()
-                    self._account.take(now, end)
-                    self._budget.take(now, end)
+                    self._account.take(now, loop.time())
         finally:
             self._idle = True
 

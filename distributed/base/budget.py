@@ -1,4 +1,4 @@
-"""What the streams of one event loop share: a budget of time, and counts.
+"""The time in which the streams of an event loop may write without waiting, and what they count.
 
 See :mod:`distributed.batched`.
 """
@@ -9,51 +9,71 @@ import asyncio
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-__all__ = ["STREAM_SHARE", "Account", "Budget", "budget_of"]
+__all__ = ["Account", "Budget", "budget_of"]
 
-#: Share of an event loop's time in which its streams write batches without waiting.
+#: Maximum share of an event loop's time in which its streams write batches without waiting.
 WRITING_SHARE = 0.5
 
-#: Share of that time in which one stream does.
+#: Maximum share of an event loop's time in which one stream writes batches without waiting.
 STREAM_SHARE = 0.2
 
 #: Maximum time that counts as passed without a write, in seconds: the length of a burst of batches.
 SAVED_SECONDS = 0.01
 
+#: Maximum time that has to pass for one write, in seconds.
+MAX_COST = SAVED_SECONDS / 2
+
 
 class Account:
     """Time in which batches may be written without waiting.
 
-    It grows by *share* of the time that passes, up to `SAVED_SECONDS` of passed time.
+    It grows by a share of the time that passes, up to that of `SAVED_SECONDS`.
+
+    Parameters
+    ----------
+    share
+        The share, between 0 and 1.
+    whole
+        An account of which this one is a part, or None.
 
     Examples
     --------
     >>> account = Account(share=0.5)
-    >>> account.take(begin=1.0, end=1.05)
-    >>> account.is_empty(now=1.05), account.is_empty(now=1.1)
+    >>> for begin in (1.0, 1.0005, 1.001, 1.0015):
+    ...     account.take(begin, end=begin + 0.005)
+    >>> account.is_empty(now=1.002), account.is_empty(now=1.02)
     (True, False)
     """
 
     # The time at which the account is full again: the generic cell rate algorithm (ITU-T I.371),
     # which needs one number instead of an amount and the time of its last update.
-    __slots__ = ("_full_at", "_share")
+    __slots__ = ("_full_at", "_share", "_whole")
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, whole: Account | None = None) -> None:
         self._share = share
+        self._whole = whole
         self._full_at = 0.0
 
     def is_empty(self, now: float) -> bool:
         """Return whether batches have to wait at this time, in seconds on the loop's clock."""
-        return self._full_at - now > SAVED_SECONDS
+        if self._full_at - now > SAVED_SECONDS:
+            return True
+        return self._whole is not None and self._whole.is_empty(now)
 
     def take(self, begin: float, end: float) -> None:
-        """Subtract the time of a write."""
-        full_at = max(self._full_at, begin) + (end - begin) / self._share
-        # Limit the debt, since a write may wait for a slow peer while the loop does other work.
+        """Subtract the time of a write, in seconds on the loop's clock.
+
+        A single write does not empty a full account: it took long because the peer is slow, or
+        because other tasks or processes have run.
+        """
+        full_at = max(self._full_at, begin) + min((end - begin) / self._share, MAX_COST)
+        # The debt is limited, too: all streams together may write more than their share.
         self._full_at = min(full_at, end + 2 * SAVED_SECONDS)
+        if self._whole is not None:
+            self._whole.take(begin, end)
 
 
-class Budget(Account):
+class Budget:
     """The time in which the streams of one event loop may write without waiting.
 
     Attributes
@@ -64,18 +84,19 @@ class Budget(Account):
         Number of batches that they have written, and of messages in these.
     """
 
-    __slots__ = ("__weakref__", "batches", "messages", "streams")
+    __slots__ = ("__weakref__", "_account", "batches", "messages", "streams")
 
     def __init__(self) -> None:
-        super().__init__(WRITING_SHARE)
+        self._account = Account(WRITING_SHARE)
         self.streams: WeakSet[Any] | tuple[()] = ()
         self.batches = self.messages = 0
 
-    def add(self, stream: Any) -> None:
-        """Note that *stream* shares this budget."""
+    def add(self, stream: Any) -> Account:
+        """Note that *stream* shares this budget, and return an account for it."""
         if not isinstance(self.streams, WeakSet):
             self.streams = WeakSet()
         self.streams.add(stream)
+        return Account(STREAM_SHARE, self._account)
 
 
 #: event loop → the budget of its streams

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import random
 import threading
 from array import array
@@ -18,7 +19,7 @@ from tornado.ioloop import IOLoop
 from distributed import batched
 from distributed.base import budget, config
 from distributed.base.budget import SAVED_SECONDS, STREAM_SHARE, WRITING_SHARE, Account
-from distributed.batched import BatchedSend, Budget, rough_size
+from distributed.batched import BatchedSend, rough_size
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol import Serialize, Serialized, ToPickle, to_serialize
@@ -208,6 +209,7 @@ async def test_messages_gather_into_one_batch_while_a_write_is_in_progress():
 def small_budget(monkeypatch):
     """Let the streams of an event loop write one batch without waiting, and no more for an hour."""
     monkeypatch.setattr(budget, "SAVED_SECONDS", 3600)
+    monkeypatch.setattr(budget, "MAX_COST", math.inf)
     monkeypatch.setattr(budget, "WRITING_SHARE", 1e-12)
 
 
@@ -246,16 +248,19 @@ async def test_the_streams_of_an_event_loop_share_a_budget(small_budget):
 @gen_test()
 async def test_a_stream_that_has_used_up_its_share_waits_and_others_do_not(monkeypatch):
     monkeypatch.setattr(budget, "SAVED_SECONDS", 3600)
-    monkeypatch.setattr(batched, "STREAM_SHARE", 1e-12)
-    busy, busy_comm = scripted(interval="1 hour")
+    monkeypatch.setattr(budget, "MAX_COST", math.inf)
     other, other_comm = scripted(interval="1 hour")
+    monkeypatch.setattr(budget, "STREAM_SHARE", 1e-12)
+    busy, busy_comm = scripted(interval="1 hour")
     busy.send(1)
     await busy_comm.has(1)
     busy.send(2)
     await asyncio.sleep(0)
     assert busy.buffer == [2]
-    other.send(1)
-    await other_comm.has(1)
+    for i in range(10):
+        other.send(i)
+        await other_comm.has(i + 1)
+    assert busy.buffer == [2]
     await busy.close()
     await other.close()
     assert busy_comm.batches == [[1], [2]]
@@ -294,20 +299,48 @@ def test_a_busy_event_loop_writes_a_share_of_the_time_on_a_slow_machine_too(slow
     assert writing == pytest.approx(10 * share, rel=0.02)
 
 
-def test_an_event_loop_that_writes_less_than_half_of_the_time_never_waits():
-    budget = Budget()
+@pytest.mark.parametrize("share", [WRITING_SHARE, STREAM_SHARE])
+def test_streams_that_write_less_than_their_share_never_wait(share):
+    account = Account(share)
     now = 100.0
     for _ in range(100_000):
-        assert not budget.is_empty(now)
-        budget.take(now, now + 20e-6)
-        now += 50e-6
+        assert not account.is_empty(now)
+        account.take(now, now + 20e-6)
+        now += 25e-6 / share
 
 
-def test_a_write_that_waited_for_a_slow_peer_leaves_a_small_debt():
-    budget = Budget()
-    budget.take(100, 200)
-    assert budget.is_empty(200)
-    assert not budget.is_empty(200 + 1.01 * SAVED_SECONDS)
+def test_an_account_is_a_part_of_another_one():
+    whole = Account(0.5)
+    parts = [Account(0.4, whole) for _ in range(2)]
+    now = 100.0
+    while not any(part.is_empty(now) for part in parts):
+        for part in parts:
+            part.take(now, now + 0.001)
+            now += 0.001
+    # Each part has taken half of the time, and both together all of it.
+    assert all(part.is_empty(now) for part in parts)
+    assert whole.is_empty(now)
+    # The debt of the whole is paid first at half of the time.
+    assert not whole.is_empty(now + 0.03)
+    assert not any(part.is_empty(now + 0.03) for part in parts)
+
+
+@pytest.mark.parametrize("share", [WRITING_SHARE, STREAM_SHARE])
+@pytest.mark.parametrize("seconds", [0.0026, 100])
+def test_a_write_that_waited_for_a_slow_peer_does_not_let_the_next_batch_wait(share, seconds):
+    account = Account(share)
+    account.take(100, 100 + seconds)
+    assert not account.is_empty(100 + seconds)
+
+
+def test_writes_above_the_share_leave_a_small_debt():
+    account = Account(0.1)
+    now = 100.0
+    for _ in range(1000):
+        account.take(now, now + 0.001)
+        now += 0.001
+    assert account.is_empty(now)
+    assert not account.is_empty(now + 1.01 * SAVED_SECONDS)
 
 
 @pytest.mark.parametrize(

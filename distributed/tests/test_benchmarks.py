@@ -285,6 +285,22 @@ def test_a_contestant_that_cannot_be_installed_fails_with_the_reason(
     assert entry["failed"].startswith("could not be installed: ")
 
 
+def test_cases_of_further_runs_are_added_to_a_run(benchmarks, tmp_path):
+    def written(name, **rates):
+        cases = {
+            case: {"ours": {"rounds": [{"round": 0, "rate": rate}]}} for case, rate in rates.items()
+        }
+        record = {"about": {"run": name}, "contestants": {"ours": "this project"}, "cases": cases}
+        benchmarks.results.Results(record).write(tmp_path / name)
+        return tmp_path / name
+
+    paths = written("one", a=1.0, b=2.0), written("two", b=3.0, c=4.0)
+    results = benchmarks.results.Results.read(*paths)
+    assert results.record["about"] == {"run": "one"}
+    rates = {case: each["ours"]["rounds"][0]["rate"] for case, each in results.cases.items()}
+    assert rates == {"a": 1.0, "b": 3.0, "c": 4.0}
+
+
 def test_a_ratio_is_computed_within_rounds(benchmarks):
     def entry(*rates):
         return {"rounds": [{"round": i, "rate": rate} for i, rate in enumerate(rates)]}

@@ -74,7 +74,7 @@ class Comm(WatchfulComm, CountedComm, ABC):
     Attributes
     ----------
     configured
-        The settings of the configuration when the connection was made.
+        The settings of the configuration when the connection was made; see `CommSettings`.
     name
         The purpose of the connection, for debugging.
     allow_offload

@@ -14,11 +14,10 @@ from __future__ import annotations
 import array
 import errno
 import socket
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from distributed.base.short_queue import LONG, AnyQueue, ShortQueue
+from distributed.base.short_queue import AnyQueue, ShortQueue, grown
 from distributed.protocol.exceptions import FramingError
 from distributed.protocol.framing import Buffer
 from distributed.protocol.shared_frames import Descriptors
@@ -74,8 +73,7 @@ class DescriptorSocket(socket.socket):
             Number of bytes that wait to be sent before.
         """
         self._attached.append(_Attached(self._sent + after, descriptors, owner))
-        if len(self._attached) == LONG:
-            self._attached = deque(self._attached)
+        self._attached = grown(self._attached)
 
     def send_with(self, buffers: Sequence[Buffer], descriptors: Sequence[int]) -> int:
         """Send bytes, and descriptors with the first of them; return the number of bytes.

@@ -206,6 +206,7 @@ class FramedComm(Comm):
         The value's bytes end early, so bytes of the message were lost.
         """
         if isinstance(exc, EOFError) or isinstance(exc.__cause__, EOFError):
+            # No variable refers to the new error, whose traceback refers to this frame.
             text = f"in {self!r}: aborted stream on truncated data: {shown(exc)}"
             self.abort()
             raise CommClosedError(text) from exc

@@ -46,7 +46,9 @@ __all__ = [
     "register_feature",
 ]
 
+#: The version of Python, as in the handshake.
 _PYTHON = tuple(sys.version_info)[:3]
+
 #: Maximum number of characters of the peer's map or refusal that an error quotes.
 _QUOTED = 200
 
@@ -108,7 +110,8 @@ class Feature(NamedTuple):
         Return the parameter that both sides use, from the one that this side offered and the one
         that the peer offered; or None to do without the feature.  Both sides must come to the same
         result.  The peer's parameter may be any plain value; the function raises a `ValueError`,
-        which ends the handshake, if no honest peer sends it.
+        which ends the handshake, if no honest peer sends it.  The result depends on the arguments
+        alone, and is not changed: connections with the same arguments may share it.
     """
 
     offer: Callable[[Endpoint], Any]
@@ -118,8 +121,10 @@ class Feature(NamedTuple):
 # name → feature; see `register_feature`
 _features: dict[str, Feature] = {}
 
-#: The features that the two sides of the latest connection have offered, and the agreed ones.
-_latest: tuple[Any, Any, Mapping[str, Any]] = (None, None, NO_FEATURES)
+#: What the two sides of the latest connection have offered, as text, and what they have agreed on.
+_latest: tuple[str, Mapping[str, Any]] = ("", NO_FEATURES)
+#: Maximum number of characters of that text.
+_LONGEST_OFFERS = 1000
 
 
 def register_feature(
@@ -150,7 +155,7 @@ def register_feature(
     if name in _features:
         raise ValueError(f"the feature {name!r} is registered already")
     _features[name] = Feature(offer, agree)
-    _latest = None, None, NO_FEATURES
+    _latest = "", NO_FEATURES
 
 
 def offered_features(comm: Endpoint) -> dict[str, Any]:
@@ -173,18 +178,25 @@ def agreed_features(local: Mapping[str, Any], remote: Mapping[str, Any]) -> Mapp
     """
     global _latest
     ours, theirs = local.get("features"), remote.get("features")
-    latest_ours, latest_theirs, latest = _latest
-    # Most connections of a process agree on the same.
-    if ours == latest_ours and theirs == latest_theirs:
+    if theirs is None:
+        return NO_FEATURES
+    # Most connections of a process agree on the same.  The offers are compared as text, in which
+    # True, 1 and 1.0 differ.
+    try:
+        offers = repr((ours, theirs))
+    except RecursionError:
+        offers = ""
+    latest_offers, latest = _latest
+    if offers and offers == latest_offers:
         return latest
     agreed = _agreed_features(ours, theirs)
-    _latest = ours, theirs, agreed
+    if len(offers) <= _LONGEST_OFFERS:
+        _latest = offers, agreed
     return agreed
 
 
 def _agreed_features(ours: Any, theirs: Any) -> Mapping[str, Any]:
-    if theirs is None:
-        return NO_FEATURES
+    """Return what `agreed_features` does, and raise its errors."""
     if not isinstance(theirs, dict) or not set(map(type, theirs)) <= {str}:
         raise ValueError(f"its 'features' are not a map of names: {str(theirs)[:_QUOTED]}")
     if len(theirs) > MAX_FEATURES:

@@ -218,7 +218,7 @@ class InProc(Comm):
         self._read_q.on_finish = callback and (asyncio.get_running_loop(), callback)
 
     async def _let_others_run(self) -> None:
-        """Suspend, after `_UNINTERRUPTED` calls: with many messages, nothing else would."""
+        """Let other tasks run, which reads and writes that never wait would prevent."""
         self._served = 0
         await asyncio.sleep(0)
 
@@ -247,7 +247,7 @@ def _finish(*queues: Queue) -> None:
 def _close_dangling(read_q: Queue, write_q: Queue, local: str, peer: str) -> None:
     """Close the connection of a comm that was garbage-collected while open."""
     if not read_q.finished:
-        logger.warning("Closing dangling queue in <InProc  local=%s remote=%s>", local, peer)
+        logger.warning("Closing dangling queue of the connection from %s to %s", local, peer)
     _finish(read_q, write_q)
 
 

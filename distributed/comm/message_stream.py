@@ -26,7 +26,6 @@ with reasons, in ``tests/test_tornado_names.py``.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from distributed.base.event_loop import asyncio_loop_of
-from distributed.base.short_queue import LONG, ShortQueue
+from distributed.base.short_queue import ShortQueue, grown
 from distributed.comm.control import (
     CONTROLS_AT_ONCE,
     MAX_CONTROL_SIZE,
@@ -352,7 +351,7 @@ class MessageStream(IOStream):
         return nbytes
 
     def _set_queues(self, futures: Any, buffers: Any) -> None:
-        """Set what waits to be written, and the futures of the calls that have written it."""
+        """Set the queues of unfinished writes: their futures, and their buffers."""
         self._write_futures = futures
         self._write_buffer._buffers = buffers
 
@@ -360,9 +359,8 @@ class MessageStream(IOStream):
 
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         written = super().write(data)
-        if len(self._write_futures) == LONG and not self._closed:
-            # The buffer has at most as many items: each was written by a call of its own.
-            self._set_queues(deque(self._write_futures), deque(self._write_buffer._buffers))
+        if not self._closed:
+            self._set_queues(grown(self._write_futures), grown(self._write_buffer._buffers))
         return written
 
     def reading(self) -> bool:

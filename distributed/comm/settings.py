@@ -30,7 +30,7 @@ _SCHEME: Final = "distributed.comm.default-scheme"
 class CommSettings:
     """The settings below ``distributed.comm``, each of them parsed at its first use.
 
-    Do not keep this object: a setting that is first used later would have a later value.
+    If this object is kept, a setting that was not used before has the value of that later time.
     """
 
     @cached_property

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from tornado.iostream import StreamClosedError
 
-from distributed.base.short_queue import LONG, AnyQueue, ShortQueue
+from distributed.base.short_queue import AnyQueue, ShortQueue, grown
 from distributed.base.text import shown
 from distributed.comm.control import Controls, control_content
 from distributed.comm.websocket_rules import Violation
@@ -59,8 +58,8 @@ class Inbox:
 
     @cached_property
     def gone(self) -> asyncio.Event:
-        """Set once Tornado has released the connection."""
-        # Made when it is needed: it takes 0.8 kB.
+        """The event that is set once Tornado has released the connection."""
+        # It takes 0.8 kB, so it is made at the first use.
         return asyncio.Event()
 
     def __len__(self) -> int:
@@ -73,8 +72,7 @@ class Inbox:
         if isinstance(message, str) and self.controls and self.controls.receive_early(message):
             return None
         self._messages.append(message)
-        if len(self._messages) == LONG:
-            self._messages = deque(self._messages)
+        self._messages = grown(self._messages)
         self._size += len(message) + _OVERHEAD
         if type(message) is str:
             self._texts += 1

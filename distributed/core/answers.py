@@ -419,7 +419,7 @@ class ItemSender:
                     await _end(producer)
             finally:
                 self._close()
-                # An error of the task refers to this frame, so this frame must not to the task.
+                # The task refers to its error, and that to this frame: a cycle with this variable.
                 del producer
 
     def _close(self) -> None:

@@ -24,6 +24,7 @@ def features(monkeypatch):
     """Let the tests start without features; return name → feature."""
     features = {}
     monkeypatch.setattr(handshake, "_features", features)
+    monkeypatch.setattr(handshake, "_latest", ("", handshake.NO_FEATURES))
     return features
 
 
@@ -69,6 +70,58 @@ async def test_an_offer_may_depend_on_the_comm(transport):
     register_feature("address", lambda comm: len(comm.local_address), lambda ours, theirs: theirs)
     async with transport.pair() as (client, server):
         assert client.features == {"address": len(server.local_address)}
+
+
+def agreed(ours, theirs):
+    return agreed_features({"features": ours}, {"features": theirs})
+
+
+def test_connections_that_offer_the_same_share_what_they_agree_on():
+    register_feature("window", lambda comm: 10, smaller)
+    ours = {"window": 10}
+    first = agreed(ours, {"window": 7})
+    assert agreed(ours, {"window": 7}) is first
+    assert agreed(ours, {"window": 8}) == {"window": 8}
+    assert agreed({"window": 6}, {"window": 8}) == {"window": 6}
+    # The offers themselves may change.
+    theirs = {"window": 5}
+    assert agreed(ours, theirs) == {"window": 5}
+    theirs.clear()
+    assert agreed(ours, theirs) == {}
+    assert agreed_features({"features": ours}, {}) == {}
+
+
+def test_a_wrong_offer_that_equals_a_valid_one_is_an_error():
+    def version(ours, theirs):
+        if type(theirs) is not int:
+            raise ValueError(f"{theirs!r} is not a version")
+        return theirs
+
+    register_feature("acks", lambda comm: 1, version)
+    for _ in range(2):
+        assert agreed({"acks": 1}, {"acks": 1}) == {"acks": 1}
+        for theirs in (True, 1.0):
+            with pytest.raises(ValueError, match="is not a version"):
+                agreed({"acks": 1}, {"acks": theirs})
+
+
+def test_a_feature_that_is_registered_later_counts():
+    ours, theirs = {"window": 10}, {"window": 7}
+    assert agreed(ours, theirs) == {}
+    register_feature("window", lambda comm: 10, smaller)
+    assert agreed(ours, theirs) == {"window": 7}
+
+
+def test_large_and_deep_offers_are_not_kept():
+    register_feature("window", lambda comm: 10, smaller)
+    deep = ()
+    for _ in range(10_000):
+        deep = (deep,)
+    large = bytearray(2000)
+    agreed({"window": 10}, {"other": deep})
+    agreed({"window": 10}, {"other": deep})
+    agreed({"window": 10}, {"window": 7, "other": bytes(large)})
+    assert len(handshake._latest[0]) < 1000
 
 
 HOSTILE = {

@@ -199,6 +199,17 @@ async def test_the_containers_of_a_message_are_not_shared() -> None:
 
 
 @gen_test()
+async def test_a_message_of_plain_values_is_not_shared() -> None:
+    message: dict[str, Any] = {"op": "x", "n": 1, "b": b"x", "none": None}
+    async with INPROC.pair() as (client, server):
+        await client.write(message)
+        received = await server.read()
+        assert received == message
+        received["op"] = "y"
+    assert message["op"] == "x"
+
+
+@gen_test()
 async def test_a_write_has_no_size_in_bytes() -> None:
     async with INPROC.pair() as (client, _):
         assert await client.write({"x": bytes(1000)}) == 1
@@ -338,7 +349,7 @@ async def test_a_garbage_collected_comm_is_closed_and_logged() -> None:
         client = await connect(listener.contact_address)
         await client.write(1)
         server = accepted.pop()
-        name = repr(client)
+        name = f"from {client.local_address} to {client.peer_address}"
         assert await server.read() == 1
         reading = asyncio.create_task(server.read())
         await asyncio.sleep(0)

@@ -271,7 +271,7 @@ async def test_the_queues_of_an_idle_stream_take_little_memory():
 
 @pytest.mark.parametrize("size", [1, 5000])
 @gen_test()
-async def test_many_writes_are_done_in_order_and_in_time_linear_in_their_number(size):
+async def test_many_writes_are_done_in_order_and_wait_in_a_deque(size):
     async with stream_and_peer() as (stream, peer):
         loop = asyncio.get_running_loop()
         whole = bytes(2**20)
@@ -281,8 +281,9 @@ async def test_many_writes_are_done_in_order_and_in_time_linear_in_their_number(
             written = stream.write(bytes([i % 251]) * size)
             written.add_done_callback(lambda _, i=i: done.append(i))
         # Removing the first item of a list takes time in proportion to its length.
-        queues = stream._write_futures, stream._write_buffer._buffers
-        assert {type(queue) for queue in queues} == {deque}
+        assert type(stream._write_futures) is deque
+        # Tornado joins small writes in its buffer.
+        assert size == 1 or type(stream._write_buffer._buffers) is deque
         received = bytearray()
         while len(received) < len(whole) + 1000 * size:
             received += await loop.sock_recv(peer, 2**20)

@@ -117,10 +117,10 @@ def hold(size: int, seconds: float, address: str) -> Result:
     holders = [ray.remote(Holder).remote() for _ in range(workloads.HOLDERS)]
 
     def put(number: int) -> Any:
-        array = np.ones(number)
-        reference = ray.put(array)
+        # The object store has the only copy, like the shared memory of dask's client.
+        reference = ray.put(np.ones(number))
         ray.get([holder.read.remote(reference) for holder in holders])
-        return array, reference
+        return reference
 
     # What the workers import at first use does not count.
     put(1000)

@@ -51,7 +51,8 @@ class Programs:
     def transfer(self, size: int) -> float:
         """Send *size* bytes from one worker to the other."""
         client = self.client
-        source, target = client.scheduler_info()["workers"]
+        # Not `scheduler_info`: a periodic update of the client may replace its workers by none.
+        source, target = client.nthreads()
         each = size // ARRAYS // 8
         data = [client.submit(np.ones, each, workers=source, pure=False) for _ in range(ARRAYS)]
         wait(data)
@@ -86,7 +87,7 @@ def hold(size: int, seconds: float, address: str) -> Result:
     )
     with cluster, Client(cluster) as client:
         client.wait_for_workers(HOLDERS)
-        workers = list(client.scheduler_info()["workers"])
+        workers = list(client.nthreads())
 
         def scatter(number: int) -> Any:
             array = np.ones(number)

@@ -104,7 +104,10 @@ class Tab:
         while (text := await self._connection.read_message()) is not None:
             message = json.loads(text)
             if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
+                answer = self._answers.pop(message["id"])
+                # The wait for it may have been cancelled, or timed out.
+                if not answer.done():
+                    answer.set_result(message)
             elif message["method"] in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.messages.append(json.dumps(message["params"])[:2000])
 

@@ -1,4 +1,4 @@
-"""An error that was answered, or caught, keeps nothing in memory: there are no reference cycles."""
+"""Nothing stays in memory because of an error that was answered or caught: it is in no cycle."""
 
 from __future__ import annotations
 
@@ -110,6 +110,17 @@ def without_collections():
         root.handlers = handlers
 
 
+@contextlib.asynccontextmanager
+async def calling(address, handlers):
+    """Run a server with these handlers; yield an `rpc` that is connected.  Collect no garbage."""
+    async with Server(handlers) as server:
+        await server.listen(address)
+        async with rpc(server.address) as remote:
+            await remote.identity()
+            with without_collections():
+                yield remote
+
+
 async def call_and_fail(server, op, held, error=Exception, match=None, **kwargs):
     """Make a call that fails, while a variable of the caller refers to an object."""
     memory = Memory()
@@ -124,16 +135,12 @@ async def call_and_fail(server, op, held, error=Exception, match=None, **kwargs)
 async def test_an_error_of_a_handler(address, op):
     handlers = Handlers()
     callers = []
-    async with Server(handlers.table()) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await call_and_fail(remote, op, callers, match="Memory|cancelled")
-                # The server forgets a request at the latest when it waits for the next one.
-                await remote.identity()
-                assert [ref() for ref in (*handlers.held, *callers)] == [None] * 4
+    async with calling(address, handlers.table()) as remote:
+        for _ in range(2):
+            await call_and_fail(remote, op, callers, match="Memory|cancelled")
+        # The server forgets a request at the latest when it waits for the next one.
+        await remote.identity()
+        assert [ref() for ref in (*handlers.held, *callers)] == [None] * 4
 
 
 @pytest.mark.parametrize("address", TRANSPORTS)
@@ -149,33 +156,25 @@ async def test_an_error_of_a_stream(address):
             async for _ in remote.stream.stream():
                 pass
 
-    async with Server(handlers.table()) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await iterate(remote)
-                await remote.identity()
-                assert [ref() for ref in (*handlers.held, *callers)] == [None] * 4
+    async with calling(address, handlers.table()) as remote:
+        for _ in range(2):
+            await iterate(remote)
+        await remote.identity()
+        assert [ref() for ref in (*handlers.held, *callers)] == [None] * 4
 
 
 @pytest.mark.parametrize("address", [a for a in TRANSPORTS if not a.startswith("inproc")])
 @gen_test()
 async def test_a_request_that_cannot_be_read(address):
     arrived.clear()
-    async with Server({"plain": Handlers().plain}) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await call_and_fail(
-                        remote, "plain", [], match="arrive", x=to_serialize(FailsToArrive())
-                    )
-                await remote.identity()
-                assert len(arrived) == 2
-                assert [ref() for ref in arrived] == [None] * 2
+    async with calling(address, {"plain": Handlers().plain}) as remote:
+        for _ in range(2):
+            await call_and_fail(
+                remote, "plain", [], match="arrive", x=to_serialize(FailsToArrive())
+            )
+        await remote.identity()
+        assert len(arrived) == 2
+        assert [ref() for ref in arrived] == [None] * 2
 
 
 async def abort(comm):
@@ -197,30 +196,22 @@ async def truncated(comm):
 @gen_test()
 async def test_a_peer_that_leaves(address):
     callers = []
-    async with Server({"abort": abort}) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await call_and_fail(remote, "abort", callers, CommClosedError)
-                await remote.identity()
-                assert [ref() for ref in callers] == [None] * 2
+    async with calling(address, {"abort": abort}) as remote:
+        for _ in range(2):
+            await call_and_fail(remote, "abort", callers, CommClosedError)
+        await remote.identity()
+        assert [ref() for ref in callers] == [None] * 2
 
 
 @pytest.mark.parametrize("address", TRANSPORTS)
 @gen_test()
 async def test_an_answer_that_comes_too_late(address):
     callers = []
-    async with Server({"wait": wait}) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await call_and_fail(remote.within(0.01), "wait", callers, TimeoutError)
-                await remote.identity()
-                assert [ref() for ref in callers] == [None] * 2
+    async with calling(address, {"wait": wait}) as remote:
+        for _ in range(2):
+            await call_and_fail(remote.within(0.01), "wait", callers, TimeoutError)
+        await remote.identity()
+        assert [ref() for ref in callers] == [None] * 2
 
 
 @pytest.mark.parametrize("address", TRANSPORTS)
@@ -284,12 +275,8 @@ async def test_a_connection_of_its_own_that_fails(address):
 @gen_test()
 async def test_an_answer_that_is_truncated(address):
     callers = []
-    async with Server({"truncated": truncated}) as server:
-        await server.listen(address)
-        async with rpc(server.address) as remote:
-            await remote.identity()
-            with without_collections():
-                for _ in range(2):
-                    await call_and_fail(remote, "truncated", callers, CommClosedError)
-                await remote.identity()
-                assert [ref() for ref in callers] == [None] * 2
+    async with calling(address, {"truncated": truncated}) as remote:
+        for _ in range(2):
+            await call_and_fail(remote, "truncated", callers, CommClosedError)
+        await remote.identity()
+        assert [ref() for ref in callers] == [None] * 2

@@ -1,4 +1,4 @@
-"""The time in which the streams of an event loop may write without waiting, and what they count.
+"""The time in which the streams of an event loop may write without waiting, and their counts.
 
 See :mod:`distributed.batched`.
 """

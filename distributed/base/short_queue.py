@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeVar
 
-__all__ = ["LONG", "AnyQueue", "ShortQueue", "grown"]
+__all__ = ["AnyQueue", "ShortQueue", "grown"]
 
 T = TypeVar("T")
 
 #: Length from which a queue is a deque.
-LONG = 64
+_LONG = 64
 
 
 class ShortQueue(list[T]):
@@ -38,4 +38,4 @@ def grown(queue: AnyQueue[T]) -> AnyQueue[T]:
     >>> grown(ShortQueue([1])), type(grown(ShortQueue(range(1000))))
     ([1], <class 'collections.deque'>)
     """
-    return deque(queue) if len(queue) >= LONG and isinstance(queue, ShortQueue) else queue
+    return deque(queue) if len(queue) >= _LONG and isinstance(queue, ShortQueue) else queue

@@ -49,7 +49,7 @@ class Inbox:
         self._ended = False
         #: The control messages of the comm; None if the peer sends none.
         self.controls: Controls | None = None
-        # The reader waits for it while there are no messages.
+        # The reader waits for it while the inbox is empty.
         self._reader: asyncio.Future[None] | None = None
         # Tornado waits for it, and does not receive, while there are too many messages.
         self._paused: asyncio.Future[None] | None = None

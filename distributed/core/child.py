@@ -111,7 +111,7 @@ class ChildProcess:
         """Wait until the program has ended and is not started again; return its exit code.
 
         This is so after a code of *final*, and after :meth:`close`.  The exit code is negative
-        after a signal, and None if there is no process.
+        after a signal, and None if no process was started.
         """
         await self._over.wait()
         return None if self.process is None else self.process.returncode

@@ -553,7 +553,7 @@ class Requests:
 
     def abort_comms(self) -> None:
         """Close all comms, except that whose handler called close(): it still gets an answer."""
-        called_by_handler = asyncio.current_task() in self._tasks
+        called_by_handler = self.runs_here()
         for comm, op in list(self._server._comms.items()):
             if op is None or not called_by_handler:
                 comm.abort()

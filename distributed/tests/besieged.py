@@ -406,6 +406,9 @@ async def besieged(
         ``timeouts__handshake="1s"``.
     """
     env = {f"DASK_DISTRIBUTED__COMM__{key.upper()}": str(value) for key, value in settings.items()}
+    if address.startswith(("tls:", "wss:")):
+        # Server and client find the certificate of this process; each would make its own otherwise.
+        tls_security()
     with running("serve", address, env=env | ALLOCATOR) as server:
         contact = (await server.next_report())["address"]
         descriptors = server.descriptors()
